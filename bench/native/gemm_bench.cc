@@ -1,0 +1,225 @@
+// GFLOP/s of the matrix product at training and decoding shapes, beside oneDNN where the build found it. Rivals take
+// turns within every repetition and the best repetition counts. One-thread rows use the CPU time of the thread, so that
+// a shared machine disturbs them less; rows with more threads use the wall clock.
+//   gemm_bench [--isa avx2] [--threads 1] [--repeat 7] [--only 512x]
+#include <time.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/gemm.h"
+#include "test/native/test_device.h"
+
+#ifdef CARAVAN_BENCH_ONEDNN
+#include <oneapi/dnnl/dnnl.hpp>
+extern "C" void omp_set_num_threads(int);
+#endif
+
+using namespace caravan;
+
+#define DECLARE_ISA(isa) \
+  namespace caravan::isa { void gemm(const GemmArgs&, Device&, ThreadPool&); }
+DECLARE_ISA(avx2)
+DECLARE_ISA(avx512)
+DECLARE_ISA(avx512bf16)
+
+namespace {
+
+using GemmFunction = void (*)(const GemmArgs&, Device&, ThreadPool&);
+
+struct IsaChoice {
+  const char* name;
+  bool supported;
+  GemmFunction gemm;
+};
+
+const IsaChoice kIsas[] = {
+    {"portable", true, portable::gemm},
+    {"avx2", bool(__builtin_cpu_supports("avx2")) && bool(__builtin_cpu_supports("fma")), avx2::gemm},
+    {"avx512", bool(__builtin_cpu_supports("avx512dq")), avx512::gemm},
+    {"avx512bf16", bool(__builtin_cpu_supports("avx512bf16")), avx512bf16::gemm},
+};
+
+struct Options {
+  std::string isa, only;
+  int threads = 1, repeat = 7;
+};
+
+Options g_options;
+
+double seconds() {
+  timespec now;
+  clock_gettime(g_options.threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+struct Shape {
+  int64_t M, K, N;
+};
+
+enum class Layout { kNT, kNN, kTN };
+const char* const kLayoutNames[] = {"NT", "NN", "TN"};
+
+struct Buffers {
+  std::vector<char> a, b, c;
+};
+
+/** Small values in both types; the bit patterns matter only in being neither NaN nor denormal. */
+std::vector<char> filled(int64_t count, DType dtype) {
+  std::vector<char> bytes(static_cast<size_t>(count) * size_of(dtype));
+  uint64_t state = 88172645463325252ull;
+  for (int64_t i = 0; i < count; i++) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    float value = static_cast<float>(static_cast<int64_t>(state >> 40) - (1 << 23)) / (1 << 23);
+    if (dtype == DType::kF32) reinterpret_cast<float*>(bytes.data())[i] = value;
+    if (dtype == DType::kBF16) reinterpret_cast<bf16*>(bytes.data())[i] = to_bf16(value);
+  }
+  return bytes;
+}
+
+GemmArgs arguments(const Shape& s, Layout layout, DType dtype, Buffers& buffers) {
+  GemmArgs g{};
+  g.M = s.M;
+  g.N = s.N;
+  g.K = s.K;
+  bool a_transposed = layout == Layout::kTN, b_transposed = layout == Layout::kNT;
+  g.a = {buffers.a.data(), dtype, a_transposed ? 1 : s.K, a_transposed ? s.M : 1};
+  g.b = {buffers.b.data(), dtype, b_transposed ? 1 : s.N, b_transposed ? s.K : 1};
+  g.c = buffers.c.data();
+  // Weight gradients are f32 whatever the operands are.
+  g.c_dtype = layout == Layout::kTN ? DType::kF32 : dtype;
+  g.c_row_stride = s.N;
+  return g;
+}
+
+#ifdef CARAVAN_BENCH_ONEDNN
+/** A oneDNN matmul, made once per shape as a framework would cache it. */
+class Rival {
+ public:
+  Rival(const GemmArgs& g) : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {
+    omp_set_num_threads(g_options.threads);
+    auto type = [](DType d) { return d == DType::kBF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32; };
+    dnnl::memory::desc a({g.M, g.K}, type(g.a.dtype), {g.a.row_stride, g.a.column_stride});
+    dnnl::memory::desc b({g.K, g.N}, type(g.b.dtype), {g.b.row_stride, g.b.column_stride});
+    dnnl::memory::desc c({g.M, g.N}, type(g.c_dtype), {g.c_row_stride, 1});
+    try {
+      dnnl::matmul::desc description(a, b, c);
+      primitive_.reset(new dnnl::matmul({description, engine_}));
+    } catch (const dnnl::error&) {
+      return;  // this processor has no such kernel
+    }
+    arguments_ = {{DNNL_ARG_SRC, dnnl::memory(a, engine_, const_cast<void*>(g.a.data))},
+                  {DNNL_ARG_WEIGHTS, dnnl::memory(b, engine_, const_cast<void*>(g.b.data))},
+                  {DNNL_ARG_DST, dnnl::memory(c, engine_, g.c)}};
+  }
+  bool available() const { return primitive_ != nullptr; }
+  void run() {
+    primitive_->execute(stream_, arguments_);
+    stream_.wait();
+  }
+
+ private:
+  dnnl::engine engine_;
+  dnnl::stream stream_;
+  std::unique_ptr<dnnl::matmul> primitive_;
+  std::unordered_map<int, dnnl::memory> arguments_;
+};
+#else
+struct Rival {
+  explicit Rival(const GemmArgs&) {}
+  bool available() const { return false; }
+  void run() {}
+};
+#endif
+
+template <typename Body>
+double time_of(int calls, const Body& body) {
+  double begin = seconds();
+  for (int i = 0; i < calls; i++) body();
+  return (seconds() - begin) / calls;
+}
+
+struct Rates {
+  double ours = 0, rival = 0;
+};
+
+Rates measure(const Shape& s, Layout layout, DType dtype, GemmFunction gemm, TestDevice& device, ThreadPool& pool) {
+  Buffers buffers{filled(s.M * s.K, dtype), filled(s.K * s.N, dtype), std::vector<char>(s.M * s.N * 4)};
+  GemmArgs g = arguments(s, layout, dtype, buffers);
+  Rival rival(g);
+  double flops = 2.0 * double(s.M) * double(s.N) * double(s.K);
+  int calls = static_cast<int>(4e8 / flops) + 1;
+  auto ours = [&] { gemm(g, device, pool); };
+  ours();
+  if (rival.available()) rival.run();
+  double best_ours = 1e30, best_rival = 1e30;
+  for (int i = 0; i < g_options.repeat; i++) {
+    best_ours = std::min(best_ours, time_of(calls, ours));
+    if (rival.available()) best_rival = std::min(best_rival, time_of(calls, [&] { rival.run(); }));
+  }
+  return {flops / best_ours / 1e9, rival.available() ? flops / best_rival / 1e9 : 0};
+}
+
+void parse(int argc, char** argv) {
+  for (int i = 1; i + 1 < argc; i += 2) {
+    std::string key = argv[i];
+    if (key == "--isa") g_options.isa = argv[i + 1];
+    if (key == "--only") g_options.only = argv[i + 1];
+    if (key == "--threads") g_options.threads = std::atoi(argv[i + 1]);
+    if (key == "--repeat") g_options.repeat = std::atoi(argv[i + 1]);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  parse(argc, argv);
+  const IsaChoice* choice = nullptr;
+  for (const IsaChoice& isa : kIsas) {
+    if (isa.supported && (g_options.isa.empty() || g_options.isa == isa.name)) choice = &isa;
+  }
+  if (choice == nullptr) {
+    std::fprintf(stderr, "gemm_bench: this processor or this build has no instruction set '%s'\n", g_options.isa.c_str());
+    return 1;
+  }
+  double load[1] = {0};
+  getloadavg(load, 1);
+  std::printf("isa %s, %d thread(s), best of %d, load %.1f; GFLOP/s ours / oneDNN (- = not available)\n", choice->name,
+              g_options.threads, g_options.repeat, load[0]);
+  const Shape shapes[] = {{512, 512, 512},   {1024, 1024, 1024}, {2048, 2048, 2048}, {256, 768, 768},
+                          {512, 768, 3072},  {1024, 64, 64},     {4096, 64, 64},     {4096, 256, 256},
+                          {2048, 256, 1024}, {256, 4096, 4096},  {512, 256, 32000},  {128, 4096, 128},
+                          {128, 64, 128},    {64, 64, 64},       {32, 32, 32},       {16, 16, 16},
+                          {1, 2048, 2048},   {4, 2048, 2048},    {8, 2048, 2048},    {16, 2048, 2048}};
+  TestDevice device;
+  ThreadPool pool(g_options.threads);
+  for (const Shape& s : shapes) {
+    char name[64];
+    std::snprintf(name, sizeof(name), "%ldx%ldx%ld", long(s.M), long(s.K), long(s.N));
+    if (!g_options.only.empty() && std::strncmp(name, g_options.only.c_str(), g_options.only.size()) != 0) continue;
+    std::printf("%-16s", name);
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      std::printf(" %s", dtype == DType::kF32 ? "f32" : " bf16");
+      for (Layout layout : {Layout::kNT, Layout::kNN, Layout::kTN}) {
+        Rates r = measure(s, layout, dtype, choice->gemm, device, pool);
+        std::printf("  %s %5.1f /", kLayoutNames[int(layout)], r.ours);
+        if (r.rival > 0) {
+          std::printf(" %5.1f", r.rival);
+        } else {
+          std::printf("     -");
+        }
+      }
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+  return 0;
+}

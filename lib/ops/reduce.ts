@@ -1,0 +1,60 @@
+// Reductions over one axis, which stays with size 1. The order of the sum is fixed.
+import type { DType } from '../base/dtype.js'
+import type { Shape } from '../base/shape.js'
+import { defineOp, type Tensor } from '../tensor/index.js'
+import { div, greater, mul, sub } from './elementwise.js'
+import { broadcastTo } from './movement.js'
+
+const primitive: readonly DType[] = ['f32', 'bf16', 'f64']
+
+function reducedShape({ x, axis }: { x: Tensor; axis: number }): { y: Shape } {
+  return { y: x.shape.map((size, i) => (i === axis ? 1 : size)) }
+}
+
+const samples = [
+  { shapes: { x: [3, 5, 17] }, axis: 2 },
+  { shapes: { x: [3, 5, 17] }, axis: 1 },
+  { shapes: { x: [9, 4] }, axis: 0 },
+  { shapes: { x: [1, 1] }, axis: 1 },
+  { shapes: { x: [2048, 1024] }, axis: 1, bench: true },
+]
+
+export const sumOp = defineOp({
+  name: 'sum',
+  signature: 'x[...] -> y[...] | axis',
+  shapes: reducedShape,
+  dtypes: primitive,
+  saved: ['x'],
+  backward: ({ y: dy }, { x }) => ({ x: broadcastTo(dy!, x.shape) }),
+  samples,
+})
+
+/** The gradient is shared equally by all elements that hold the maximum. */
+export const maxOp = defineOp({
+  name: 'max',
+  signature: 'x[...] -> y[...] | axis',
+  shapes: reducedShape,
+  dtypes: primitive,
+  saved: ['x', 'y'],
+  backward: ({ y: dy }, { x, y, axis }) => {
+    const below = greater(y, x)
+    const ones = div(y, y)
+    const atMax = sub(broadcastTo(ones, x.shape), below)
+    return { x: mul(broadcastTo(div(dy!, sum(atMax, axis)), x.shape), atMax) }
+  },
+  samples,
+})
+
+export const argmaxOp = defineOp({
+  name: 'argmax',
+  signature: 'x[*,V] -> index[*]:i32',
+  dtypes: primitive,
+  samples: [{ lead: [5], V: 33 }, { lead: [2, 3], V: 1 }],
+})
+
+/** Sum along `axis` (negative counts from the end); the axis stays with size 1. */
+export const sum = (x: Tensor, axis: number): Tensor => sumOp({ x, axis: axis < 0 ? x.shape.length + axis : axis }).y
+/** Largest along `axis`; the axis stays with size 1. */
+export const max = (x: Tensor, axis: number): Tensor => maxOp({ x, axis: axis < 0 ? x.shape.length + axis : axis }).y
+/** Index of the largest along the last axis; the lowest index wins a tie. */
+export const argmax = (x: Tensor): Tensor => argmaxOp({ x }).index

@@ -1,0 +1,64 @@
+// Loads the native addon: the only importer of the .node file. Nothing else in the library names a native function.
+import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { CaravanError } from '../base/errors.js'
+
+/** The functions of native/node/addon.cc. */
+export interface Addon {
+  isaLevels(): [name: string, supported: boolean][]
+  kernels(): [isa: string, op: string, device: string, signature: string][]
+  openCpu(
+    threads: number,
+    budgetBytes: number,
+    isa: string,
+    ops: string[],
+    onFinished: (ticket: number, error: NativeFailure | null) => void,
+  ): number
+  deviceInfo(device: number): { isa: string; threads: number }
+  submit(device: number, words: Int32Array, count: number): void
+  upload(device: number, tensor: number, array: ArrayBufferView): void
+  loadFile(device: number, tensor: number, path: string, byteOffset: number, dtype: number): void
+  fence(device: number, ticket: number): void
+  read(device: number, tensor: number, ticket: number, array: ArrayBufferView): void
+  stats(device: number, out: Float64Array): void
+  resetPeak(device: number): void
+  wait(device: number): void
+  close(device: number): void
+}
+
+/** An error as the queue reports it. */
+export interface NativeFailure extends Error {
+  code: string
+  op?: string
+  sequence?: number
+}
+
+let loaded: Addon | undefined
+
+/** The addon: CARAVAN_ADDON if set, else build/Release of this package. ERR_NATIVE_LOAD says what was tried. */
+export function loadAddon(): Addon {
+  if (loaded) return loaded
+  const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))))
+  const candidates = process.env.CARAVAN_ADDON
+    ? [process.env.CARAVAN_ADDON]
+    : [join(root, 'build/Release/caravan.node'), join(root, 'build/cmake/Release/caravan.node')]
+  const tried: string[] = []
+  for (const path of candidates) {
+    if (!existsSync(path)) {
+      tried.push(`${path}: no such file`)
+      continue
+    }
+    try {
+      loaded = createRequire(import.meta.url)(path) as Addon
+      return loaded
+    } catch (cause) {
+      tried.push(`${path}: ${(cause as Error).message}`)
+    }
+  }
+  throw new CaravanError('ERR_NATIVE_LOAD', `the native engine could not be loaded; tried ${tried.join('; ')}`, {
+    hint: 'run `npm run build` in the package folder (a C++20 compiler and CMake are needed)',
+    details: { tried, node: process.version, platform: `${process.platform}-${process.arch}` },
+  })
+}

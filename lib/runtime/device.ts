@@ -1,0 +1,301 @@
+// A device and its command stream. Calls write words into a buffer and return at once; a native thread drains them in
+// order. `idle()` and `read()` are the only waits. Tensors are integers here; lib/tensor gives them faces.
+import { availableParallelism, totalmem } from 'node:os'
+import { type DType, dtypeBytes, dtypeCode } from '../base/dtype.js'
+import { CaravanError, type ErrorCode, nearestName } from '../base/errors.js'
+import { countOf, type Shape } from '../base/shape.js'
+import { type Addon, loadAddon, type NativeFailure } from './addon.js'
+
+export interface DeviceOptions {
+  kind?: 'cpu' | 'cuda'
+  /** Threads that compute; default: the cores this process may use. Results do not depend on it. */
+  threads?: number
+  /** Most bytes of tensor memory; default 90 % of the machine's memory. */
+  memoryBudgetBytes?: number
+  /** portable, avx2, avx512 or avx512bf16; default CARAVAN_ISA, else the best this processor has. */
+  isa?: string
+}
+
+export interface DeviceStats {
+  liveTensors: number
+  liveBytes: number
+  /** Highest liveBytes since the device was opened or resetPeak() was called. */
+  peakBytes: number
+  /** Memory held from the system, free blocks included. */
+  reservedBytes: number
+  budgetBytes: number
+  commandsRun: number
+}
+
+const COMMAND = { op: 1, free: 2, view: 3, alloc: 4 }
+const BUFFER_WORDS = 1 << 14
+// Words after which the buffer is handed over although nobody waits: about 40 ops, so that the native thread starts
+// early and the cost of the call is spread thin.
+const EAGER_WORDS = 1 << 10
+
+interface Pending {
+  resolve: () => void
+  reject: (error: Error) => void
+}
+
+/** One device: memory, an ordered command stream, and kernels. */
+export class Device {
+  readonly kind: 'cpu' | 'cuda'
+  readonly isa: string
+  readonly threads: number
+  /** Where each op stands in the native table. */
+  readonly #opIndex: Map<string, number>
+  readonly #addon: Addon
+  readonly #index: number
+  readonly #words = new Int32Array(BUFFER_WORDS)
+  readonly #doubles = new Float64Array(1)
+  readonly #doubleWords = new Int32Array(this.#doubles.buffer)
+  readonly #statistics = new Float64Array(6)
+  readonly #pending = new Map<number, Pending>()
+  readonly #freeIds: number[] = []
+  readonly #synchronous = process.env.CARAVAN_SYNC === '1'
+  #nextId = 1
+  #nextTicket = 1
+  #length = 0
+  #closed = false
+
+  constructor(options: DeviceOptions = {}) {
+    this.kind = options.kind ?? 'cpu'
+    if (this.kind !== 'cpu') {
+      throw new CaravanError('ERR_DEVICE', `device '${this.kind}' is not available: this build has no CUDA backend`, {
+        hint: 'use --device cpu',
+      })
+    }
+    this.#addon = loadAddon()
+    const names = [...new Set(this.#addon.kernels().map(([, op]) => op))].sort()
+    this.#opIndex = new Map(names.map((name, i) => [name, i]))
+    const isa = options.isa ?? process.env.CARAVAN_ISA ?? ''
+    const threads = options.threads ?? availableParallelism()
+    const budget = options.memoryBudgetBytes ?? Math.floor(totalmem() * 0.9)
+    checkOptions(this.#addon, { threads, budget, isa })
+    this.#index = native(() =>
+      this.#addon.openCpu(threads, budget, isa, names, (ticket, error) => this.#finished(ticket, error)),
+    )
+    const info = this.#addon.deviceInfo(this.#index)
+    this.isa = info.isa
+    this.threads = info.threads
+  }
+
+  /** Index of a native op, or undefined when this device has no kernel of that name. */
+  opIndex(op: string): number | undefined {
+    return this.#opIndex.get(op)
+  }
+
+  newId(): number {
+    return this.#freeIds.pop() ?? this.#nextId++
+  }
+
+  /** Allocates memory for tensor `id`, contents undefined. */
+  alloc(id: number, dtype: DType, shape: Shape): void {
+    this.#begin(4 + shape.length)
+    this.#word(COMMAND.alloc)
+    this.#word(id)
+    this.#word(dtypeCode[dtype])
+    this.#shape(shape)
+    this.#end()
+  }
+
+  /** Makes `id` another view of the memory of `source`, from element `offset` on. */
+  view(id: number, source: number, options: { dtype: DType; offset: number; shape: Shape }): void {
+    this.#begin(7 + options.shape.length)
+    this.#word(COMMAND.view)
+    this.#word(id)
+    this.#word(source)
+    this.#word(dtypeCode[options.dtype])
+    this.#double(options.offset)
+    this.#shape(options.shape)
+    this.#end()
+  }
+
+  /** Drops tensor `id`; the id may be used again at once, the stream keeps the order. */
+  free(id: number): void {
+    if (this.#closed) return
+    this.#begin(2)
+    this.#word(COMMAND.free)
+    this.#word(id)
+    this.#end()
+    this.#freeIds.push(id)
+  }
+
+  /** Runs native op `index`. Ids of 0 are absent tensors; each output is allocated when the command runs. */
+  op(index: number, call: OpCall): void {
+    this.#begin(5 + call.inputs.length + call.outputs.length * 9 + call.attributes.length * 2)
+    this.#word(COMMAND.op)
+    this.#word(index)
+    this.#word(call.inputs.length)
+    this.#word(call.outputs.length)
+    this.#word(call.attributes.length)
+    for (const id of call.inputs) this.#word(id)
+    for (const output of call.outputs) {
+      this.#word(output.id)
+      this.#word(dtypeCode[output.dtype])
+      this.#shape(output.shape)
+    }
+    for (const value of call.attributes) this.#double(value)
+    this.#end()
+  }
+
+  /** Copies `array` into tensor `id`. */
+  upload(id: number, array: ArrayBufferView): void {
+    this.flush()
+    this.#addon.upload(this.#index, id, array)
+  }
+
+  /** Fills tensor `id` from elements of type `dtype` at `byteOffset` of a file; failures come at the next wait. */
+  loadFile(id: number, source: { path: string; byteOffset: number; dtype: DType }): void {
+    this.flush()
+    this.#addon.loadFile(this.#index, id, source.path, source.byteOffset, dtypeCode[source.dtype])
+  }
+
+  /** Copies tensor `id` into `array`, which must not be touched until the promise settles. */
+  read(id: number, array: ArrayBufferView): Promise<void> {
+    return this.#wait((ticket) => this.#addon.read(this.#index, id, ticket, array))
+  }
+
+  /** Settles when everything written so far has run; rejects with the first failure since the last wait. */
+  idle(): Promise<void> {
+    return this.#wait((ticket) => this.#addon.fence(this.#index, ticket))
+  }
+
+  /** Hands the buffered commands to the native thread. */
+  flush(): void {
+    this.#assertOpen()
+    if (this.#length === 0) return
+    this.#addon.submit(this.#index, this.#words, this.#length)
+    this.#length = 0
+  }
+
+  stats(): DeviceStats {
+    this.flush()
+    this.#addon.stats(this.#index, this.#statistics)
+    const [liveTensors, liveBytes, peakBytes, reservedBytes, budgetBytes, commandsRun] = this.#statistics
+    return {
+      liveTensors: liveTensors!,
+      liveBytes: liveBytes!,
+      peakBytes: peakBytes!,
+      reservedBytes: reservedBytes!,
+      budgetBytes: budgetBytes!,
+      commandsRun: commandsRun!,
+    }
+  }
+
+  resetPeak(): void {
+    this.flush()
+    this.#addon.resetPeak(this.#index)
+  }
+
+  /** Stops the stream and frees all memory of the device. Waiting promises reject with ERR_ABORTED. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    this.#addon.close(this.#index)
+    for (const { reject } of this.#pending.values()) {
+      reject(new CaravanError('ERR_ABORTED', 'the device was closed'))
+    }
+    this.#pending.clear()
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+
+  #wait(start: (ticket: number) => void): Promise<void> {
+    this.flush()
+    const ticket = this.#nextTicket++
+    return new Promise<void>((resolve, reject) => {
+      this.#pending.set(ticket, { resolve, reject })
+      native(() => start(ticket))
+    })
+  }
+
+  #finished(ticket: number, failure: NativeFailure | null): void {
+    const pending = this.#pending.get(ticket)
+    this.#pending.delete(ticket)
+    if (!pending) return
+    if (failure) pending.reject(toCaravanError(failure))
+    else pending.resolve()
+  }
+
+  #assertOpen(): void {
+    if (this.#closed) throw new CaravanError('ERR_DEVICE', 'this device has been closed')
+  }
+
+  #begin(words: number): void {
+    this.#assertOpen()
+    if (this.#length + words > BUFFER_WORDS) this.flush()
+  }
+
+  #end(): void {
+    if (this.#length >= EAGER_WORDS) this.flush()
+    if (this.#synchronous) {
+      this.flush()
+      native(() => this.#addon.wait(this.#index))
+    }
+  }
+
+  #word(value: number): void {
+    this.#words[this.#length++] = value
+  }
+
+  #double(value: number): void {
+    this.#doubles[0] = value
+    this.#words[this.#length++] = this.#doubleWords[0]!
+    this.#words[this.#length++] = this.#doubleWords[1]!
+  }
+
+  #shape(shape: Shape): void {
+    this.#words[this.#length++] = shape.length
+    for (const size of shape) this.#words[this.#length++] = size
+  }
+}
+
+export interface OpCall {
+  inputs: readonly number[]
+  outputs: readonly { id: number; dtype: DType; shape: Shape }[]
+  attributes: readonly number[]
+}
+
+/** Bytes that a tensor needs. */
+export function tensorBytes(dtype: DType, shape: Shape): number {
+  return countOf(shape) * dtypeBytes[dtype]
+}
+
+function checkOptions(addon: Addon, options: { threads: number; budget: number; isa: string }): void {
+  const { threads, budget, isa } = options
+  if (!Number.isInteger(threads) || threads < 1 || threads > 1024) {
+    throw new CaravanError('ERR_CONFIG', `threads must be an integer from 1 to 1024, got ${threads}`)
+  }
+  if (!(budget > 0)) throw new CaravanError('ERR_CONFIG', `the memory budget must be positive, got ${budget} bytes`)
+  const levels = addon.isaLevels()
+  if (isa !== '' && !levels.some(([name]) => name === isa)) {
+    const names = levels.map(([name]) => name)
+    const nearest = nearestName(isa, names)
+    throw new CaravanError('ERR_CONFIG', `unknown instruction set '${isa}'; known here: ${names.join(', ')}`, {
+      hint: nearest ? `did you mean '${nearest}'?` : 'unset CARAVAN_ISA to let the engine choose',
+    })
+  }
+}
+
+function toCaravanError(failure: NativeFailure): CaravanError {
+  return new CaravanError(failure.code as ErrorCode, failure.message, {
+    details: { op: failure.op, sequence: failure.sequence },
+    cause: failure,
+    hint:
+      failure.code === 'ERR_OOM'
+        ? 'use a smaller micro-batch, activation checkpointing, bf16, or raise the memory budget'
+        : undefined,
+  })
+}
+
+function native<T>(call: () => T): T {
+  try {
+    return call()
+  } catch (error) {
+    throw typeof (error as NativeFailure).code === 'string' ? toCaravanError(error as NativeFailure) : error
+  }
+}

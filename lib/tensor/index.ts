@@ -1,0 +1,14 @@
+// Tensors, scopes, the tape, and the way ops are declared.
+export {
+  type Call,
+  declaredOps,
+  defineOp,
+  type Op,
+  type OpDefinition,
+  runReference,
+  type Sample,
+  type SampleDraw,
+} from './op.js'
+export { checkpoint, Gradients, recordingTape, Tape, withoutTape } from './tape.js'
+export { keep, leaks, scope, Tensor, type TypedArray } from './tensor.js'
+export { reshape, rowsOf } from './view.js'

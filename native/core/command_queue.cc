@@ -1,0 +1,287 @@
+#include "core/command_queue.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "core/error.h"
+#include "core/file_load.h"
+
+namespace caravan {
+
+namespace {
+
+std::string shape_text(const View& view) {
+  std::string text = "[";
+  for (int i = 0; i < view.rank; i++) text += (i ? "," : "") + std::to_string(view.shape[i]);
+  return text + "]";
+}
+
+double read_f64(const int32_t* words) {
+  double value;
+  std::memcpy(&value, words, sizeof(value));
+  return value;
+}
+
+const int32_t* read_shape(const int32_t* word, int64_t* shape, int* rank) {
+  *rank = *word++;
+  for (int i = 0; i < *rank; i++) shape[i] = *word++;
+  return word;
+}
+
+}  // namespace
+
+CommandQueue::CommandQueue(std::unique_ptr<Device> device, std::vector<std::string> ops)
+    : device_(std::move(device)), ops_(std::move(ops)) {
+  for (const std::string& op : ops_) kernels_.push_back(device_->find_kernel(op));
+  thread_ = std::thread([this] { serve(); });
+}
+
+CommandQueue::~CommandQueue() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+    items_.clear();
+  }
+  device_->cancel();
+  arrived_.notify_all();
+  thread_.join();
+  for (Tensor& tensor : tensors_) {
+    if (tensor.storage != nullptr && --tensor.storage->references == 0) delete tensor.storage;
+  }
+}
+
+void CommandQueue::push(Item item) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    items_.push_back(std::move(item));
+  }
+  arrived_.notify_one();
+}
+
+void CommandQueue::serve() {
+  for (;;) {
+    Item item;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      arrived_.wait(lock, [&] { return stop_ || !items_.empty(); });
+      if (stop_) return;
+      item = std::move(items_.front());
+      items_.pop_front();
+    }
+    item();
+  }
+}
+
+void CommandQueue::submit(const int32_t* words, size_t count) {
+  push([this, copy = std::vector<int32_t>(words, words + count)] { execute(copy); });
+}
+
+void CommandQueue::upload(int32_t id, std::vector<uint8_t> bytes) {
+  push([this, id, data = std::move(bytes)] {
+    guarded("upload", [&] {
+      Tensor& tensor = slot(id);
+      if (tensor.storage != nullptr) device_->copy_in(tensor.view.data, data.data(), data.size());
+    });
+  });
+}
+
+void CommandQueue::load_file(int32_t id, std::string path, int64_t offset, DType source) {
+  push([this, id, path = std::move(path), offset, source] {
+    guarded("load_file", [&] {
+      Tensor& tensor = slot(id);
+      if (tensor.storage != nullptr) load_elements(*device_, tensor.view, path, offset, source);
+    });
+  });
+}
+
+void CommandQueue::read(int32_t id, void* target, size_t bytes, Completion done) {
+  push([this, id, target, bytes, done = std::move(done)] {
+    guarded("read", [&] {
+      Tensor& tensor = slot(id);
+      if (tensor.storage == nullptr) return;
+      device_->synchronize();
+      device_->copy_out(target, tensor.view.data, bytes);
+    });
+    complete(done);
+  });
+}
+
+void CommandQueue::fence(Completion done) {
+  push([this, done = std::move(done)] {
+    guarded("fence", [&] { device_->synchronize(); });
+    complete(done);
+  });
+}
+
+void CommandQueue::complete(const Completion& done) {
+  std::optional<QueueError> error = std::move(error_);
+  error_.reset();
+  done(error);
+}
+
+void CommandQueue::record(const std::string& code, const std::string& message, const std::string& op) {
+  if (!error_) error_ = QueueError{code, message, op, executed()};
+}
+
+void CommandQueue::guarded(const char* op, const Item& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    record(error.code(), error.what(), op);
+  } catch (const std::bad_alloc&) {
+    record("ERR_OOM", "the host has no memory left", op);
+  } catch (const std::exception& error) {
+    record("ERR_INTERNAL", error.what(), op);
+  }
+}
+
+void CommandQueue::execute(const std::vector<int32_t>& words) {
+  const int32_t* word = words.data();
+  const int32_t* end = word + words.size();
+  int64_t shape[kMaxRank];
+  int rank;
+  while (word < end) {
+    executed_.fetch_add(1, std::memory_order_relaxed);
+    switch (static_cast<Command>(*word++)) {
+      case Command::kOp:
+        word = run_op(word);
+        break;
+      case Command::kFree:
+        free_tensor(*word++);
+        break;
+      case Command::kView: {
+        int32_t id = word[0], source = word[1];
+        DType dtype = static_cast<DType>(word[2]);
+        int64_t offset = static_cast<int64_t>(read_f64(word + 3));
+        word = read_shape(word + 5, shape, &rank);
+        make_view(id, source, dtype, offset, shape, rank);
+        break;
+      }
+      case Command::kAlloc: {
+        int32_t id = word[0];
+        DType dtype = static_cast<DType>(word[1]);
+        word = read_shape(word + 2, shape, &rank);
+        guarded("alloc", [&] { make_tensor(id, dtype, shape, rank, "alloc"); });
+        break;
+      }
+      default:
+        record("ERR_INTERNAL", "the command stream is damaged", "");
+        return;
+    }
+  }
+}
+
+const int32_t* CommandQueue::run_op(const int32_t* word) {
+  constexpr int kMost = 32;
+  int32_t index = word[0];
+  int inputs = word[1], outputs = word[2], attrs = word[3];
+  word += 4;
+  const char* name = ops_[static_cast<size_t>(index)].c_str();
+  View in[kMost], out[kMost];
+  int32_t out_ids[kMost];
+  double attr[kMost];
+  bool ready = true;
+  for (int i = 0; i < inputs; i++) {
+    int32_t id = *word++;
+    if (id == 0) continue;
+    Tensor& tensor = slot(id);
+    // A missing input is the trace of an earlier failure, which is already recorded.
+    ready = ready && tensor.storage != nullptr;
+    in[i] = tensor.view;
+  }
+  for (int i = 0; i < outputs; i++) {
+    int64_t shape[kMaxRank];
+    int rank;
+    out_ids[i] = word[0];
+    DType dtype = static_cast<DType>(word[1]);
+    word = read_shape(word + 2, shape, &rank);
+    if (out_ids[i] == 0 || !ready) continue;
+    guarded(name, [&] { make_tensor(out_ids[i], dtype, shape, rank, name); });
+    Tensor& tensor = slot(out_ids[i]);
+    ready = ready && tensor.storage != nullptr;
+    out[i] = tensor.view;
+  }
+  for (int i = 0; i < attrs; i++, word += 2) attr[i] = read_f64(word);
+  if (!ready) return word;
+  guarded(name, [&] {
+    const KernelRow* kernel = kernels_[static_cast<size_t>(index)];
+    if (kernel == nullptr) fail("ERR_DEVICE", "op %s has no kernel on device %s", name, device_->kind());
+    try {
+      kernel->run(Args{*device_, in, inputs, out, outputs, attr, attrs});
+    } catch (const Error& error) {
+      std::string shapes;
+      for (int i = 0; i < inputs; i++) shapes += (i ? " " : "") + (in[i].present() ? shape_text(in[i]) : "-");
+      throw Error(error.code(), std::string(name) + " (inputs " + shapes + "): " + error.what());
+    }
+  });
+  return word;
+}
+
+CommandQueue::Tensor& CommandQueue::slot(int32_t id) {
+  size_t index = static_cast<size_t>(id);
+  if (index >= tensors_.size()) tensors_.resize(std::max(index + 1, tensors_.size() * 2));
+  return tensors_[index];
+}
+
+void CommandQueue::make_tensor(int32_t id, DType dtype, const int64_t* shape, int rank, const char* origin) {
+  View view;
+  view.dtype = dtype;
+  view.rank = rank;
+  std::copy(shape, shape + rank, view.shape);
+  size_t bytes = view.bytes();
+  Tensor& tensor = slot(id);
+  if (!tensor.used) live_tensors_.fetch_add(1, std::memory_order_relaxed);
+  tensor = Tensor{nullptr, view, true, origin};
+  void* data = device_->allocator().allocate(bytes);
+  if (data == nullptr) throw Error("ERR_OOM", out_of_memory(bytes, origin));
+  tensor.storage = new Storage{data, bytes, 1};
+  tensor.view.data = data;
+}
+
+void CommandQueue::make_view(int32_t id, int32_t source, DType dtype, int64_t offset, const int64_t* shape, int rank) {
+  slot(std::max(id, source));  // grow the table first: growing moves its entries
+  Tensor& view = slot(id);
+  Tensor& of = slot(source);
+  if (!view.used) live_tensors_.fetch_add(1, std::memory_order_relaxed);
+  Tensor made{of.storage, View{}, true, of.origin};
+  made.view.dtype = dtype;
+  made.view.rank = rank;
+  std::copy(shape, shape + rank, made.view.shape);
+  if (of.storage != nullptr) {
+    of.storage->references++;
+    made.view.data = static_cast<char*>(of.view.data) + static_cast<size_t>(offset) * size_of(of.view.dtype);
+  }
+  view = made;
+}
+
+void CommandQueue::free_tensor(int32_t id) {
+  Tensor& tensor = slot(id);
+  if (!tensor.used) return;
+  if (tensor.storage != nullptr && --tensor.storage->references == 0) {
+    device_->allocator().release(tensor.storage->data);
+    delete tensor.storage;
+  }
+  tensor = Tensor{};
+  live_tensors_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+std::string CommandQueue::out_of_memory(size_t wanted, const char* origin) {
+  std::vector<const Tensor*> largest;
+  for (const Tensor& tensor : tensors_) {
+    if (tensor.storage != nullptr) largest.push_back(&tensor);
+  }
+  size_t shown = std::min<size_t>(5, largest.size());
+  std::partial_sort(largest.begin(), largest.begin() + static_cast<std::ptrdiff_t>(shown), largest.end(),
+                    [](const Tensor* a, const Tensor* b) { return a->storage->bytes > b->storage->bytes; });
+  std::string text = std::string(origin) + " wants " + std::to_string(wanted) + " bytes; " +
+                     std::to_string(device_->allocator().live_bytes()) + " bytes are in use, the limit is " +
+                     std::to_string(device_->allocator().budget_bytes()) + ". Largest tensors:";
+  for (size_t i = 0; i < shown; i++) {
+    text += (i ? ", " : " ") + std::string(largest[i]->origin) + shape_text(largest[i]->view) + " " +
+            std::to_string(largest[i]->storage->bytes) + " bytes";
+  }
+  return text;
+}
+
+}  // namespace caravan

@@ -1,0 +1,106 @@
+// The stream of one device: a thread of its own drains commands in the order in which they were written.
+// Tensors are integer ids chosen by the writer; storage is allocated and freed here, in stream order, so memory that a
+// later command needs may be memory that an earlier one freed. A failure is kept, the commands that depend on it are
+// skipped, and the next completion reports it.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/device.h"
+#include "core/types.h"
+
+namespace caravan {
+
+/** The first failure since the last completion. */
+struct QueueError {
+  std::string code;
+  std::string message;
+  std::string op;
+  int64_t sequence = 0;  // number of the command since the device was opened
+};
+
+/** Opcodes of the command stream, one 32-bit word each. `shape` = rank, then the dims; `f64` = two words, low first. */
+enum class Command : int32_t {
+  kOp = 1,    // op index, inputs, outputs, attrs; input ids (0 = absent); outputs: id (0 = absent), dtype, shape; f64s
+  kFree = 2,  // id
+  kView = 3,  // id, source id, dtype, element offset (f64), shape
+  kAlloc = 4  // id, dtype, shape
+};
+
+class CommandQueue {
+ public:
+  using Completion = std::function<void(const std::optional<QueueError>&)>;
+
+  /** `ops[i]` names the op with index i. */
+  CommandQueue(std::unique_ptr<Device> device, std::vector<std::string> ops);
+  ~CommandQueue();
+  CommandQueue(const CommandQueue&) = delete;
+  CommandQueue& operator=(const CommandQueue&) = delete;
+
+  /** Appends encoded commands. */
+  void submit(const int32_t* words, size_t count);
+  /** Copies `bytes` (taken over) into tensor `id`. */
+  void upload(int32_t id, std::vector<uint8_t> bytes);
+  /** Reads the tensor's elements, stored as `source` at `offset` of a file, into tensor `id`, converting the type. */
+  void load_file(int32_t id, std::string path, int64_t offset, DType source);
+  /** Copies tensor `id` to `target` (`bytes` long, alive until then), then completes. */
+  void read(int32_t id, void* target, size_t bytes, Completion done);
+  /** Completes when everything before it has run. Called on the queue's thread. */
+  void fence(Completion done);
+
+  Device& device() { return *device_; }
+  int64_t live_tensors() const { return live_tensors_.load(std::memory_order_relaxed); }
+  int64_t executed() const { return executed_.load(std::memory_order_relaxed); }
+
+ private:
+  struct Storage {
+    void* data;
+    size_t bytes;
+    int32_t references;
+  };
+  struct Tensor {
+    Storage* storage = nullptr;
+    View view;
+    bool used = false;
+    const char* origin = "";
+  };
+  using Item = std::function<void()>;
+
+  void push(Item item);
+  void serve();
+  void execute(const std::vector<int32_t>& words);
+  const int32_t* run_op(const int32_t* word);
+  void make_tensor(int32_t id, DType dtype, const int64_t* shape, int rank, const char* origin);
+  void make_view(int32_t id, int32_t source, DType dtype, int64_t offset, const int64_t* shape, int rank);
+  void free_tensor(int32_t id);
+  Tensor& slot(int32_t id);
+  void record(const std::string& code, const std::string& message, const std::string& op);
+  void guarded(const char* op, const Item& body);
+  void complete(const Completion& done);
+  std::string out_of_memory(size_t wanted, const char* origin);
+
+  std::unique_ptr<Device> device_;
+  std::vector<std::string> ops_;
+  std::vector<const KernelRow*> kernels_;
+  std::vector<Tensor> tensors_;
+  std::optional<QueueError> error_;
+  std::atomic<int64_t> live_tensors_{0};
+  std::atomic<int64_t> executed_{0};
+
+  std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::deque<Item> items_;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace caravan

@@ -1,0 +1,323 @@
+// Drivers of the matrix product: which operand is packed, how K and C are cut, who computes which tile. None of these
+// choices can change a bit of the result: cuts of K continue the same chain from f32 sums, tiles partition C.
+#include "cpu/gemm.h"
+
+#include "core/device.h"
+#include "core/error.h"
+#include "cpu/gemm_f64.h"
+#include "cpu/gemm_tile.h"
+
+namespace caravan::CARAVAN_ISA {
+namespace {
+
+// Units of K in one pass: a panel of B then takes half of a 32 KiB L1 (and the sums are spilled once per pass).
+constexpr int64_t kPassUnits = kLanes >= 16 ? 256 : 256;
+// Passes of a product with so few rows that B is read once: short, so that each K row of B is a long sequential read.
+constexpr int64_t kStreamUnits = 16;
+// Packed columns of B that one task keeps in L2 while its rows go by.
+constexpr int64_t kBlockBytes = kLanes >= 16 ? 512 << 10 : 192 << 10;
+// Rows are taken in chunks whose packed A fits in L3 beside everything else.
+constexpr int64_t kChunkBytes = 4 << 20;
+constexpr int64_t kMaxChunkRows = 1024;
+// A task shorter than this costs more to hand out than it gains (about 20 microseconds).
+constexpr int64_t kTaskFlops = 2 << 20;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t aligned(int64_t floats) { return (floats + 15) & ~int64_t{15}; }
+
+/** Rows [row, row + rows) of C, cut into panels of nearly equal height (a last panel of one row would starve the FMAs). */
+struct RowPanels {
+  int64_t row, rows, count;
+  RowPanels(int64_t first_row, int64_t row_count)
+      : row(first_row), rows(row_count), count(ceil_div(row_count, kTileRows)) {}
+  int64_t start(int64_t panel) const { return rows / count * panel + min_of(panel, rows % count); }
+  int height(int64_t panel) const { return static_cast<int>(start(panel + 1) - start(panel)); }
+};
+
+/** The choices for one product, all of them functions of the sizes. */
+struct Plan {
+  const GemmArgs& g;
+  bool pairs;
+  int64_t units;       // of K
+  int64_t pass_units;  // of K in one pass
+  int64_t chunk_rows;
+  ASource a_source;
+  BSource b_source;    // kUnits: packed
+  bool b_direct;       // whole panels of B are read in place
+  int64_t block_columns;
+  int64_t row_splits;
+
+  int64_t a_floats() const { return a_source == ASource::kPanel ? aligned(chunk_rows * units) : 0; }
+  int64_t b_floats() const { return aligned(ceil_div(block_columns, kColumns) * kColumns * min_of(pass_units, units)); }
+  int64_t sums_floats() const {
+    if (units <= pass_units) return 0;
+    return ceil_div(chunk_rows, kTileRows) * kTileRows * ceil_div(block_columns, kColumns) * kColumns;
+  }
+  int64_t worker_floats() const { return b_floats() + sums_floats(); }
+};
+
+Plan make_plan(const GemmArgs& g, int threads) {
+  Plan p{g, false, 0, 0, 0, ASource::kPanel, BSource::kUnits, false, 0, 1};
+  p.pairs = kHasPairs && g.a.dtype == DType::kBF16 && g.b.dtype == DType::kBF16;
+  p.units = p.pairs ? ceil_div(g.K, 2) : g.K;
+  bool odd_pair = p.pairs && g.K % 2 != 0;  // the closing zero exists in packed panels only
+  bool one_panel = g.M <= kTileRows;
+  p.b_direct = one_panel && g.b.column_stride == 1 && !odd_pair;
+  if (p.b_direct && g.b.dtype == DType::kBF16) p.b_source = p.pairs ? BSource::kBf16Pairs : BSource::kBf16;
+  bool unit_rows = g.a.column_stride == 1 && (p.pairs ? !odd_pair : g.a.dtype == DType::kF32);
+  if (unit_rows && p.b_source == BSource::kUnits && (one_panel || g.N <= 4 * kColumns)) p.a_source = ASource::kRows;
+
+  int64_t passes = ceil_div(p.units, p.b_direct ? kStreamUnits : kPassUnits);
+  p.pass_units = max_of(ceil_div(p.units, max_of(passes, 1)), 1);
+  p.chunk_rows = min_of(g.M, kMaxChunkRows);
+  if (p.a_source == ASource::kPanel) {
+    p.chunk_rows = min_of(p.chunk_rows, max_of(kChunkBytes / 4 / max_of(p.units, 1), 8 * kTileRows));
+  }
+  p.chunk_rows = ceil_div(g.M, ceil_div(g.M, p.chunk_rows));
+
+  // Columns per task: as many as L2 holds, fewer where the threads would not all have work; then rows are split too.
+  int64_t column_panels = ceil_div(g.N, kColumns);
+  int64_t flops = 2 * p.chunk_rows * g.N * max_of(g.K, 1);
+  int64_t wanted = threads == 1 ? 1 : min_of(4 * threads, max_of(flops / kTaskFlops, 1));
+  int64_t panel_bytes = p.pass_units * kColumns * 4;
+  int64_t most = p.b_direct ? 1024 / kColumns : max_of(kBlockBytes / panel_bytes, 1);
+  int64_t block_panels = min_of(most, max_of(ceil_div(column_panels, wanted), min_of(4, column_panels)));
+  int64_t row_panels = ceil_div(p.chunk_rows, kTileRows);
+  int64_t tasks = ceil_div(column_panels, block_panels);
+  if (tasks < wanted) p.row_splits = max_of(min_of(ceil_div(wanted, tasks), row_panels / 8), 1);
+  if (tasks * p.row_splits < wanted) block_panels = max_of(block_panels * tasks * p.row_splits / wanted, 1);
+  p.block_columns = min_of(block_panels * kColumns, g.N);
+  return p;
+}
+
+/** Calls body with a value of the operand's element type. */
+template <typename Body>
+inline void with_type(DType dtype, const Body& body) {
+  if (dtype == DType::kBF16) {
+    body(bf16{});
+  } else {
+    body(0.0f);
+  }
+}
+
+/** The units of pass `pass`. */
+inline Units pass_of(const Plan& p, int64_t pass) {
+  int64_t begin = pass * p.pass_units;
+  return {begin, min_of(begin + p.pass_units, p.units), p.g.K};
+}
+
+/** Where the packed rows of a pass begin: pass after pass, panel after panel. */
+inline float* packed_panel(float* packed, const RowPanels& rows, int64_t panel, Units units) {
+  return packed + units.begin * rows.rows + rows.start(panel) * units.count();
+}
+
+void pack_a(const Plan& p, const RowPanels& rows, int64_t panel, float* packed) {
+  int64_t row = rows.row + rows.start(panel);
+  int height = rows.height(panel);
+  for (int64_t pass = 0; pass * p.pass_units < p.units; pass++) {
+    Units units = pass_of(p, pass);
+    float* out = packed_panel(packed, rows, panel, units);
+    if constexpr (kHasPairs) {
+      if (p.pairs) {
+        pack_a_panel<true, bf16>(p.g.a, units, row, height, p.g.M, out);
+        continue;
+      }
+    }
+    with_type(p.g.a.dtype, [&](auto element) {
+      pack_a_panel<false, decltype(element)>(p.g.a, units, row, height, p.g.M, out);
+    });
+  }
+}
+
+void pack_b(const Plan& p, Units units, int64_t column, int n, float* panel) {
+  if constexpr (kHasPairs) {
+    if (p.pairs) return pack_b_panel<true, bf16>(p.g.b, units, column, n, panel);
+  }
+  with_type(p.g.b.dtype, [&](auto element) {
+    pack_b_panel<false, decltype(element)>(p.g.b, units, column, n, panel);
+  });
+}
+
+inline TileFunction choose_tile(const Plan& p, BSource b_source, int height, int vectors) {
+  if constexpr (kHasPairs) {
+    if (p.pairs) return find_tile<true>(p.a_source, b_source, height, vectors);
+  }
+  return find_tile<false>(p.a_source, b_source, height, vectors);
+}
+
+/** A rectangle of C: panels of rows by columns. */
+struct Block {
+  int64_t first_panel, last_panel;
+  int64_t column, columns;
+};
+
+/** One pass over one panel of columns for all row panels of a block. */
+struct ColumnPanel {
+  const void* b;
+  BSource source;
+  int64_t unit_stride;
+  int64_t column;
+  int n;
+  Units units;
+  float* sums;  // spilled sums of this column panel, tile after tile
+};
+
+void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, const ColumnPanel& c, float* packed_a) {
+  const GemmArgs& g = p.g;
+  const bool first = c.units.begin == 0;
+  const bool last = c.units.end >= p.units;
+  const int vectors = c.n > kLanes ? kTileVectors : 1;
+  // Straight into C where nothing is left to do to the sums.
+  const bool plain = g.c_dtype == DType::kF32 && g.alpha == 1.0f && !g.accumulate && g.residual == nullptr &&
+                     g.bias == nullptr && c.n == vectors * kLanes;
+  alignas(64) float tile_sums[kTileRows * kColumns];
+  TileFunction run = nullptr;
+  int height = 0;
+  for (int64_t panel = block.first_panel; panel < block.last_panel; panel++) {
+    int64_t row = rows.row + rows.start(panel);
+    if (rows.height(panel) != height) {
+      height = rows.height(panel);
+      run = choose_tile(p, c.source, height, vectors);
+    }
+    float* spilled = c.sums == nullptr ? tile_sums : c.sums + (panel - block.first_panel) * kTileRows * kColumns;
+    TileArgs t{};
+    t.units = c.units.count();
+    if (p.a_source == ASource::kPanel) {
+      t.a = reinterpret_cast<const char*>(packed_panel(packed_a, rows, panel, c.units));
+    } else {
+      int64_t unit_bytes = static_cast<int64_t>(size_of(g.a.dtype));
+      t.a = static_cast<const char*>(g.a.data) + row * g.a.row_stride * unit_bytes + c.units.begin * 4;
+      t.a_row_bytes = g.a.row_stride * unit_bytes;
+    }
+    t.b = c.b;
+    t.b_unit_stride = c.unit_stride;
+    t.sums = first ? nullptr : spilled;
+    t.out = last && plain ? static_cast<float*>(g.c) + row * g.c_row_stride + c.column : spilled;
+    t.out_stride = last && plain ? g.c_row_stride : kColumns;
+    run(t);
+    if (last && !plain) finish_tile(g, spilled, row, height, c.column, c.n);
+  }
+}
+
+/** Computes a block of C. `buffers` are the caller's own: panels of B, then spilled sums. */
+void run_block(const Plan& p, const RowPanels& rows, const Block& block, float* packed_a, float* buffers) {
+  const GemmArgs& g = p.g;
+  float* b_panels = buffers;
+  float* sums = p.units > p.pass_units ? buffers + p.b_floats() : nullptr;
+  int64_t panel_sums = (block.last_panel - block.first_panel) * kTileRows * kColumns;
+  int64_t b_bytes = static_cast<int64_t>(size_of(g.b.dtype));
+  // K = 0 still makes one pass, over nothing: the epilogue is due.
+  for (int64_t pass = 0; pass == 0 || pass * p.pass_units < p.units; pass++) {
+    Units units = pass_of(p, pass);
+    for (int64_t column = block.column; column < block.column + block.columns; column += kColumns) {
+      int64_t index = (column - block.column) / kColumns;
+      ColumnPanel c{};
+      c.column = column;
+      c.n = static_cast<int>(min_of(kColumns, block.column + block.columns - column));
+      c.units = units;
+      c.sums = sums == nullptr ? nullptr : sums + index * panel_sums;
+      if (p.b_direct && c.n % kLanes == 0) {
+        int64_t k = units.begin * (p.pairs ? 2 : 1);
+        c.b = static_cast<const char*>(g.b.data) + (k * g.b.row_stride + column) * b_bytes;
+        c.source = p.b_source;
+        c.unit_stride = g.b.row_stride;
+      } else {
+        float* panel = b_panels + index * kColumns * units.count();
+        pack_b(p, units, column, c.n, panel);
+        c.b = panel;
+        c.source = BSource::kUnits;
+        c.unit_stride = kColumns;
+      }
+      run_column_panel(p, rows, block, c, packed_a);
+    }
+  }
+}
+
+void check_types(const GemmArgs& g) {
+  auto fast = [](DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; };
+  bool f64 = g.a.dtype == DType::kF64;
+  bool ok = f64 ? g.b.dtype == DType::kF64 && g.c_dtype == DType::kF64
+                : fast(g.a.dtype) && fast(g.b.dtype) && fast(g.c_dtype);
+  if (g.bias != nullptr) ok = ok && (f64 ? g.bias_dtype == DType::kF64 : fast(g.bias_dtype));
+  if (!ok) {
+    fail("ERR_DTYPE", "gemm: a, b, c and bias must be f32 or bf16, or all f64; got dtype codes %d, %d, %d, %d",
+         static_cast<int>(g.a.dtype), static_cast<int>(g.b.dtype), static_cast<int>(g.c_dtype),
+         static_cast<int>(g.bias_dtype));
+  }
+}
+
+}  // namespace
+
+void gemm(const GemmArgs& g, Device& device, ThreadPool& pool) {
+  check_types(g);
+  if (g.M == 0 || g.N == 0) return;
+  if (g.c_dtype == DType::kF64) {
+    parallel_for(pool, g.M, [&](int64_t row, int) { gemm_f64_row(g, row); });
+    return;
+  }
+  Plan p = make_plan(g, pool.threads());
+  int64_t column_blocks = ceil_div(g.N, p.block_columns);
+  int64_t workers = min_of(pool.threads(), column_blocks * p.row_splits);
+  Scratch scratch(device, static_cast<size_t>(p.a_floats() + workers * p.worker_floats()) * 4);
+  float* packed_a = scratch.as<float>();
+  float* worker_buffers = packed_a + p.a_floats();
+  for (int64_t row = 0; row < g.M; row += p.chunk_rows) {
+    RowPanels rows(row, min_of(p.chunk_rows, g.M - row));
+    if (p.a_source == ASource::kPanel) {
+      int64_t grain = max_of(1, (64 << 10) / max_of(p.units * kTileRows, 1));
+      parallel_ranges(pool, rows.count, grain, [&](int64_t begin, int64_t end, int) {
+        for (int64_t panel = begin; panel < end; panel++) pack_a(p, rows, panel, packed_a);
+      });
+    }
+    int64_t splits = min_of(p.row_splits, rows.count);
+    parallel_for(pool, column_blocks * splits, [&](int64_t task, int worker) {
+      int64_t split = task % splits;
+      int64_t column = task / splits * p.block_columns;
+      Block block{rows.count * split / splits, rows.count * (split + 1) / splits, column,
+                  min_of(p.block_columns, g.N - column)};
+      run_block(p, rows, block, packed_a, worker_buffers + worker * p.worker_floats());
+    });
+  }
+}
+
+size_t gemm_serial_workspace(int64_t M, int64_t N, int64_t K) {
+  // The largest over the types and directions of the operands, which the caller need not know yet.
+  int64_t most = 0;
+  for (int variant = 0; variant < 8; variant++) {
+    DType dtype = (variant & 1) != 0 ? DType::kBF16 : DType::kF32;
+    GemmArgs g{};
+    g.M = M;
+    g.N = N;
+    g.K = K;
+    g.a = {nullptr, dtype, 2, (variant & 2) != 0 ? 1 : 2};
+    g.b = {nullptr, dtype, 2, (variant & 4) != 0 ? 1 : 2};
+    Plan p = make_plan(g, 1);
+    most = max_of(most, p.a_floats() + p.worker_floats());
+  }
+  return static_cast<size_t>(most) * 4;
+}
+
+void gemm_serial(const GemmArgs& g, void* workspace) {
+  if (g.M == 0 || g.N == 0) return;
+  if (g.c_dtype == DType::kF64) {
+    for (int64_t row = 0; row < g.M; row++) gemm_f64_row(g, row);
+    return;
+  }
+  Plan p = make_plan(g, 1);
+  float* packed_a = static_cast<float*>(workspace);
+  float* buffers = packed_a + p.a_floats();
+  for (int64_t row = 0; row < g.M; row += p.chunk_rows) {
+    RowPanels rows(row, min_of(p.chunk_rows, g.M - row));
+    if (p.a_source == ASource::kPanel) {
+      for (int64_t panel = 0; panel < rows.count; panel++) pack_a(p, rows, panel, packed_a);
+    }
+    for (int64_t column = 0; column < g.N; column += p.block_columns) {
+      Block block{0, rows.count, column, min_of(p.block_columns, g.N - column)};
+      run_block(p, rows, block, packed_a, buffers);
+    }
+  }
+}
+
+}  // namespace caravan::CARAVAN_ISA

@@ -1,0 +1,164 @@
+// Panels: the layouts that the register tile reads. A panel of B is kColumns wide, a panel of A as high as its tile; both
+// hold one 4-byte unit of K after another. Sources that run along K are transposed in registers, the others are copied
+// row by row. bf16 is widened here, or kept as pairs where the processor multiplies pairs (`kPairs`).
+#pragma once
+#include "cpu/gemm.h"
+#include "cpu/gemm_vector.h"
+
+namespace caravan::CARAVAN_ISA {
+namespace {
+
+// 12 (AVX2) and 28 (AVX-512) accumulators: the registers that two vectors of B and one broadcast of A leave.
+#if CARAVAN_GEMM_LANES == 16 || (!defined(CARAVAN_SIMD_HEADER) && CARAVAN_ISA_LEVEL >= 3)
+constexpr int kTileRows = 14;
+constexpr int kTileVectors = 2;
+#elif CARAVAN_ISA_LEVEL == 2
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = 2;
+#else
+constexpr int kTileRows = 4;
+constexpr int kTileVectors = 1;
+#endif
+constexpr int kColumns = kTileVectors * kLanes;
+
+/** Units [begin, end) of a K range whose length in elements is K; a unit is one element, or two when kPairs. */
+struct Units {
+  int64_t begin, end, K;
+  int64_t count() const { return end - begin; }
+};
+
+template <typename T>
+inline F32 load_words(const T* p, int64_t elements) {
+  if (elements * static_cast<int64_t>(sizeof(T)) >= kLanes * 4) return load(reinterpret_cast<const float*>(p));
+  alignas(64) float words[kLanes] = {};
+  __builtin_memcpy(words, p, static_cast<size_t>(elements) * sizeof(T));
+  return load(words);
+}
+
+/** emit(offset from units.begin, vector) for each unit in order: lane r holds the unit of row min(r, count - 1), rows
+ *  lying `stride` elements apart and contiguous in K. */
+template <bool kPairs, typename T, typename Emit>
+inline void for_transposed_units(const T* rows, int64_t stride, int count, Units units, const Emit& emit) {
+  constexpr int64_t kPerWord = 4 / sizeof(T);
+  constexpr int64_t kStep = kLanes * kPerWord;
+  constexpr int64_t kPerUnit = kPairs ? 2 : 1;
+  const T* row[kLanes];
+  for (int r = 0; r < kLanes; r++) row[r] = rows + (r < count ? r : count - 1) * stride;
+  int64_t end = units.end * kPerUnit < units.K ? units.end * kPerUnit : units.K;
+  for (int64_t k = units.begin * kPerUnit, unit = 0; k < end; k += kStep, unit += kStep / kPerUnit) {
+    Floats v[kLanes];
+    bool whole = end - k >= kStep;
+    if (whole) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; r++) v[r] = (Floats)load(reinterpret_cast<const float*>(row[r] + k)).v;
+    } else {
+      for (int r = 0; r < kLanes; r++) v[r] = (Floats)load_words(row[r] + k, end - k).v;
+    }
+    transpose(v);
+    int64_t left = end - k;
+#pragma GCC unroll 16
+    for (int w = 0; w < kLanes; w++) {
+      F32 word = {v[w]};
+      if constexpr (kPairs || kPerWord == 1) {
+        if (whole || w * kPerWord < left) emit(unit + w, word);
+      } else {
+        if (whole || 2 * w < left) emit(unit + 2 * w, widen_first(word));
+        if (whole || 2 * w + 1 < left) emit(unit + 2 * w + 1, widen_second(word));
+      }
+    }
+  }
+}
+
+/** The unit vector of up to kLanes neighbours of one K row (or two, when kPairs); n < kLanes reads no further. */
+template <bool kPairs, typename T>
+inline F32 load_unit_row(const T* p, int64_t unit, int64_t k_stride, int64_t K, int n) {
+  if constexpr (kPairs) {
+    const T* first = p + 2 * unit * k_stride;
+    const T* second = 2 * unit + 1 < K ? first + k_stride : nullptr;
+    return n >= kLanes && second != nullptr ? zip(first, second) : zip_first(first, second, n < kLanes ? n : kLanes);
+  } else {
+    return n >= kLanes ? load(p + unit * k_stride) : load_first(p + unit * k_stride, n);
+  }
+}
+
+template <typename T>
+inline float element_as_f32(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    return to_f32(*p);
+  } else {
+    return *p;
+  }
+}
+
+/** One unit by its elements, for operands that are contiguous in neither direction. */
+template <bool kPairs, typename T>
+inline float gather_unit(const T* p, int64_t unit, int64_t k_stride, int64_t K) {
+  if constexpr (kPairs) {
+    bf16 pair[2] = {p[2 * unit * k_stride], {0}};
+    if (2 * unit + 1 < K) pair[1] = p[(2 * unit + 1) * k_stride];
+    float word;
+    __builtin_memcpy(&word, pair, 4);
+    return word;
+  } else {
+    return element_as_f32(p + unit * k_stride);
+  }
+}
+
+/** B[units, column .. column + n) -> panel[unit][kColumns]; lanes past n hold anything finite or not, and are never
+ *  stored. `columns` is the width of B. */
+template <bool kPairs, typename T>
+inline void pack_b_panel(const Matrix& b, Units units, int64_t column, int n, float* panel) {
+  const T* source = static_cast<const T*>(b.data) + column * b.column_stride;
+  if (b.row_stride == 1 && b.column_stride != 1) {
+    for (int first = 0; first < n; first += kLanes) {
+      float* out = panel + first;
+      for_transposed_units<kPairs>(source + first * b.column_stride, b.column_stride, n - first, units,
+                                   [&](int64_t unit, F32 lanes) { store(out + unit * kColumns, lanes); });
+    }
+  } else if (b.column_stride == 1) {
+    for (int64_t unit = units.begin; unit < units.end; unit++, panel += kColumns) {
+      for (int first = 0; first < n; first += kLanes) {
+        store(panel + first, load_unit_row<kPairs>(source + first, unit, b.row_stride, units.K, n - first));
+      }
+    }
+  } else {
+    for (int64_t unit = units.begin; unit < units.end; unit++, panel += kColumns) {
+      for (int j = 0; j < n; j++) {
+        panel[j] = gather_unit<kPairs>(source + j * b.column_stride, unit, b.row_stride, units.K);
+      }
+    }
+  }
+}
+
+/** A[row .. row + rows, units] -> panel[unit][rows], rows <= kTileRows <= kLanes. Vectors are stored one over the tail of
+ *  the other; only the last one is masked, so a panel never writes past its end. */
+template <bool kPairs, typename T>
+inline void pack_a_panel(const Matrix& a, Units units, int64_t row, int rows, int64_t matrix_rows, float* panel) {
+  const T* source = static_cast<const T*>(a.data) + row * a.row_stride;
+  // Vectors that end inside the panel may be stored whole.
+  int64_t whole = units.count() - (kLanes + rows - 1) / rows;
+  auto put = [&](int64_t unit, F32 lanes) {
+    if (unit <= whole) {
+      store(panel + unit * rows, lanes);
+    } else {
+      store_first(panel + unit * rows, lanes, rows);
+    }
+  };
+  if (a.column_stride == 1) {
+    for_transposed_units<kPairs>(source, a.row_stride, rows, units, put);
+  } else if (a.row_stride == 1) {
+    int n = matrix_rows - row >= kLanes ? kLanes : rows;
+    for (int64_t unit = units.begin; unit < units.end; unit++) {
+      put(unit - units.begin, load_unit_row<kPairs>(source, unit, a.column_stride, units.K, n));
+    }
+  } else {
+    for (int64_t unit = units.begin; unit < units.end; unit++, panel += rows) {
+      for (int r = 0; r < rows; r++) {
+        panel[r] = gather_unit<kPairs>(source + r * a.row_stride, unit, a.column_stride, units.K);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace caravan::CARAVAN_ISA

@@ -1,0 +1,264 @@
+// One vector of f32 lanes, spelt once for every instruction set. Kernels are written against this file and compiled per
+// ISA (CARAVAN_ISA names it), so they contain maths and no intrinsics. bf16 exists at the edges only: it is widened by
+// load and rounded to nearest even by store. Reductions use a fixed tree. Build with -ffp-contract=off: the only fused
+// multiply-adds are those written `fma`.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/types.h"
+
+#ifndef CARAVAN_ISA
+#error "compile kernel sources with -DCARAVAN_ISA=portable|avx2|avx512|avx512bf16"
+#endif
+
+// clang-format off
+#define CARAVAN_ISA_IS_portable 1
+#define CARAVAN_ISA_IS_avx2 2
+#define CARAVAN_ISA_IS_avx512 3
+#define CARAVAN_ISA_IS_avx512bf16 4
+#define CARAVAN_ISA_IS_(isa) CARAVAN_ISA_IS_##isa
+#define CARAVAN_ISA_IS(isa) CARAVAN_ISA_IS_(isa)
+#define CARAVAN_ISA_LEVEL CARAVAN_ISA_IS(CARAVAN_ISA)
+// clang-format on
+
+// Every ISA has its own namespace: the linker may not merge an AVX-512 copy of an inline function into the AVX2 code.
+namespace caravan::CARAVAN_ISA {
+
+#if CARAVAN_ISA_LEVEL >= 3
+
+struct F32 {
+  __m512 v;
+  static constexpr int kLanes = 16;
+};
+static inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+static inline F32 zero() { return {_mm512_setzero_ps()}; }
+static inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
+static inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline F32 load_first(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+static inline void store_first(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
+static inline F32 widen_bf16(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
+static inline F32 load(const bf16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+static inline F32 load_first(const bf16* p, int n) {
+  alignas(32) bf16 lanes[16] = {};
+  __builtin_memcpy(lanes, p, static_cast<size_t>(n) * 2);
+  return load(lanes);
+}
+static inline __m256i narrow_bf16(F32 a) {
+  __m512i wide = _mm512_castps_si512(a.v);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(wide, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(wide, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  __m512i quiet = _mm512_or_si512(wide, _mm512_set1_epi32(0x400000));
+  __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+static inline void store(bf16* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(a)); }
+static inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+/** a * b + c, rounded once. */
+static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
+static inline F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+/** 2^n for integral lanes, -126 <= n <= 127. */
+static inline F32 exp2_integer(F32 n) {
+  __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
+  return {_mm512_castsi512_ps(bits)};
+}
+/** Lane by lane: a > b ? yes : no. */
+static inline F32 select_greater(F32 a, F32 b, F32 yes, F32 no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
+}
+/** Lane by lane: x where x is NaN, else y. */
+static inline F32 keep_nan(F32 x, F32 y) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), y.v, x.v)};
+}
+
+#elif CARAVAN_ISA_LEVEL == 2
+
+struct F32 {
+  __m256 v;
+  static constexpr int kLanes = 8;
+};
+alignas(32) static constexpr int32_t kFirstLanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+static inline __m256i first_lanes(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirstLanes + 8 - n)); }
+static inline F32 zero() { return {_mm256_setzero_ps()}; }
+static inline F32 set1(float x) { return {_mm256_set1_ps(x)}; }
+static inline F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+static inline F32 load_first(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
+static inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v); }
+static inline void store_first(float* p, F32 a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
+static inline F32 widen_bf16(__m128i h) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))}; }
+static inline F32 load(const bf16* p) { return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+static inline F32 load_first(const bf16* p, int n) {
+  alignas(16) bf16 lanes[8] = {};
+  __builtin_memcpy(lanes, p, static_cast<size_t>(n) * 2);
+  return load(lanes);
+}
+static inline __m128i narrow_bf16(F32 a) {
+  __m256i wide = _mm256_castps_si256(a.v);
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(wide, 16), _mm256_set1_epi32(1));
+  __m256i rounded = _mm256_add_epi32(wide, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  __m256i quiet = _mm256_or_si256(wide, _mm256_set1_epi32(0x400000));
+  __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+static inline void store(bf16* p, F32 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16(a)); }
+static inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+static inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+static inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+static inline F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+static inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+static inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
+static inline F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.v)}; }
+static inline F32 round_even(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline F32 exp2_integer(F32 n) {
+  __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
+  return {_mm256_castsi256_ps(bits)};
+}
+static inline F32 select_greater(F32 a, F32 b, F32 yes, F32 no) {
+  return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
+}
+static inline F32 keep_nan(F32 x, F32 y) { return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))}; }
+
+#else  // portable: GCC/Clang vectors, which become SSE2 or NEON; fma is two roundings where the machine has no FMA
+
+typedef float PortableFloats __attribute__((vector_size(32)));
+typedef int32_t PortableInts __attribute__((vector_size(32)));
+struct F32 {
+  PortableFloats v;
+  static constexpr int kLanes = 8;
+};
+static inline F32 zero() { return {PortableFloats{}}; }
+static inline F32 set1(float x) { return {PortableFloats{x, x, x, x, x, x, x, x}}; }
+static inline F32 load(const float* p) {
+  F32 a;
+  __builtin_memcpy(&a.v, p, 32);
+  return a;
+}
+static inline F32 load_first(const float* p, int n) {
+  F32 a = zero();
+  for (int i = 0; i < n; i++) a.v[i] = p[i];
+  return a;
+}
+static inline void store(float* p, F32 a) { __builtin_memcpy(p, &a.v, 32); }
+static inline void store_first(float* p, F32 a, int n) {
+  for (int i = 0; i < n; i++) p[i] = a.v[i];
+}
+static inline F32 load(const bf16* p) {
+  F32 a;
+  for (int i = 0; i < 8; i++) a.v[i] = to_f32(p[i]);
+  return a;
+}
+static inline F32 load_first(const bf16* p, int n) {
+  F32 a = zero();
+  for (int i = 0; i < n; i++) a.v[i] = to_f32(p[i]);
+  return a;
+}
+static inline void store(bf16* p, F32 a) {
+  for (int i = 0; i < 8; i++) p[i] = to_bf16(a.v[i]);
+}
+static inline F32 operator+(F32 a, F32 b) { return {a.v + b.v}; }
+static inline F32 operator-(F32 a, F32 b) { return {a.v - b.v}; }
+static inline F32 operator*(F32 a, F32 b) { return {a.v * b.v}; }
+static inline F32 operator/(F32 a, F32 b) { return {a.v / b.v}; }
+static inline F32 fma(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
+// Like the x86 instructions: the second operand when either is NaN.
+static inline F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
+static inline F32 min(F32 a, F32 b) { return {a.v < b.v ? a.v : b.v}; }
+static inline F32 sqrt(F32 a) {
+  for (int i = 0; i < 8; i++) a.v[i] = __builtin_sqrtf(a.v[i]);
+  return a;
+}
+static inline F32 round_even(F32 a) {
+  // Adding 1.5 * 2^23 pushes the fraction out under the default rounding mode; callers keep |a| below 2^22.
+  PortableFloats magic = set1(12582912.0f).v;
+  return {(a.v + magic) - magic};
+}
+static inline F32 exp2_integer(F32 n) {
+  PortableInts bits = (__builtin_convertvector(n.v, PortableInts) + 127) << 23;
+  F32 a;
+  __builtin_memcpy(&a.v, &bits, 32);
+  return a;
+}
+static inline F32 select_greater(F32 a, F32 b, F32 yes, F32 no) { return {a.v > b.v ? yes.v : no.v}; }
+static inline F32 keep_nan(F32 x, F32 y) { return {x.v == x.v ? y.v : x.v}; }
+
+#endif
+
+static inline void store_first(bf16* p, F32 a, int n) {
+  bf16 lanes[F32::kLanes];
+  store(lanes, a);
+  __builtin_memcpy(p, lanes, static_cast<size_t>(n) * 2);
+}
+
+// ---- the same for every instruction set -----------------------------------------------------------------------------
+
+static inline F32 operator-(F32 a) { return zero() - a; }
+
+/** e^x with a relative error below 2e-7 for x in [-87, 88]; smaller x give 0, larger give +inf, NaN stays NaN.
+ *  x = n ln2 + r, |r| <= ln2 / 2; e^r by a polynomial of degree 7 (Taylor, whose tail is below 1e-8 on the interval). */
+static inline F32 exp(F32 x) {
+  const F32 low = set1(-87.3f);
+  const F32 high = set1(88.7f);
+  F32 clamped = min(max(x, low), high);
+  F32 n = round_even(clamped * set1(1.44269504088896341f));
+  n = min(max(n, set1(-126.0f)), set1(127.0f));
+  F32 r = fma(n, set1(-0.693145751953125f), clamped);
+  r = fma(n, set1(-1.42860682030941723e-6f), r);
+  F32 p = set1(1.98412698e-4f);
+  p = fma(p, r, set1(1.38888889e-3f));
+  p = fma(p, r, set1(8.33333333e-3f));
+  p = fma(p, r, set1(4.16666667e-2f));
+  p = fma(p, r, set1(1.66666667e-1f));
+  p = fma(p, r, set1(0.5f));
+  p = fma(p, r, set1(1.0f));
+  p = fma(p, r, set1(1.0f));
+  F32 y = p * exp2_integer(n);
+  y = select_greater(low, x, zero(), y);
+  y = select_greater(x, high, set1(__builtin_inff()), y);
+  return keep_nan(x, y);
+}
+
+/** 1 / (1 + e^-x). */
+static inline F32 sigmoid(F32 x) { return set1(1.0f) / (set1(1.0f) + exp(-x)); }
+
+/** Sum of the lanes in a fixed tree: lane i with lane i + half, halving. */
+static inline float reduce_sum(F32 a) {
+  float lanes[F32::kLanes];
+  store(lanes, a);
+  for (int half = F32::kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+/** Largest lane. */
+static inline float reduce_max(F32 a) {
+  float lanes[F32::kLanes];
+  store(lanes, a);
+  for (int half = F32::kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+  }
+  return lanes[0];
+}
+
+/** body(offset, n) over [0, count) in whole vectors, then once for the rest with n < kLanes (use the *_first forms). */
+template <typename Whole, typename Rest>
+static inline void for_lanes(int64_t count, const Whole& whole, const Rest& rest) {
+  int64_t i = 0;
+  for (; i + F32::kLanes <= count; i += F32::kLanes) whole(i);
+  if (i < count) rest(i, static_cast<int>(count - i));
+}
+
+}  // namespace caravan::CARAVAN_ISA

@@ -1,0 +1,210 @@
+// o = softmax(scale q k^T + mask) v for sequences that lie end to end; lse = log sum e^score. Causal, aligned at the end
+// of a segment, optional sliding window, grouped heads: query head h reads key/value head h / (H / K).
+//
+// A task is (segment, key/value head, tile of about 96 query rows); rows are positions x the heads of the group, so one
+// packed block of 64 keys serves them all. Scores exist for one strip (6 or 12 rows x 64 keys) at a time, in L1; the
+// softmax is online. Saved for backward: o and lse. Memory traffic: q and o once, k and v once per tile; a decode step
+// (one query) reads k and v once, which is its cost. f32 throughout, bf16 is widened on the way in and rounded at o.
+//
+// Bits: blocks are counted from the first key of the segment, a masked score becomes an exact zero and a block without
+// keys for a row is not visited, so o and lse of a query are the same in training, chunked prefill and decode.
+#include <math.h>
+
+#include "core/kernel_registry.h"
+#include "kernels/attention_tile.h"
+#include "kernels/dispatch.h"
+
+namespace caravan::CARAVAN_ISA {
+namespace {
+namespace attention_file {
+
+using namespace attention_detail;
+
+constexpr float kMinusInfinity = -__builtin_inff();
+
+struct Shapes {
+  int64_t H, K, C, group, width, window;
+  float scale;
+};
+
+/** The workspace of one thread, in floats. */
+struct Workspace {
+  float* q;       // [rows][width], scaled
+  float* o;       // [rows][width], relative to the running maximum
+  float* max;     // [rows]
+  float* sum;     // [rows]
+  float* keys;    // [width][kBlockKeys]
+  float* values;  // [kBlockKeys][width]
+  float* scores;  // [kStripRows][kBlockKeys]
+
+  static int64_t layout(int64_t rows, int64_t width, float* base, Workspace* out) {
+    Layout layout;
+    const int64_t q = layout.add(rows * width), o = layout.add(rows * width);
+    const int64_t max = layout.add(rows), sum = layout.add(rows);
+    const int64_t keys = layout.add(width * kBlockKeys), values = layout.add(kBlockKeys * width);
+    const int64_t scores = layout.add(kStripRows * kBlockKeys);
+    if (out != nullptr) *out = {base + q, base + o, base + max, base + sum, base + keys, base + values, base + scores};
+    return layout.size();
+  }
+};
+
+/** Scores of a row -> e^(score - new maximum) in [first, end), zero elsewhere in [0, columns). Returns the factor by
+ *  which what was summed before must shrink. */
+float softmax_row(float* scores, int64_t columns, Columns valid, float* max_so_far, float* sum_so_far) {
+  for (int64_t j = 0; j < valid.first; j++) scores[j] = kMinusInfinity;
+  for (int64_t j = valid.end; j < columns; j++) scores[j] = kMinusInfinity;
+  F32 top = set1(kMinusInfinity);
+  for (int64_t j = 0; j < columns; j += F32::kLanes) top = max(load(scores + j), top);
+  const float block_max = reduce_max(top);
+  const float peak = block_max > *max_so_far ? block_max : *max_so_far;
+  const F32 shift = set1(peak);
+  F32 total = zero();
+  for (int64_t j = 0; j < columns; j += F32::kLanes) {
+    F32 e = exp(load(scores + j) - shift);
+    store(scores + j, e);
+    total = total + e;
+  }
+  float lanes[F32::kLanes];
+  store(lanes, exp(set1(*max_so_far - peak)));
+  *sum_so_far = *sum_so_far * lanes[0] + reduce_sum(total);
+  *max_so_far = peak;
+  return lanes[0];
+}
+
+struct Tile {
+  Segment segment;
+  int64_t kv_head, position, positions;
+  int64_t rows(const Shapes& s) const { return positions * s.group; }
+};
+
+/** One strip of query rows [row, row + rows) against the packed block that starts at key `block`. */
+void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, int64_t row, int64_t rows, int64_t block,
+                  int64_t keys) {
+  const int64_t first_position = tile.position + row / s.group;
+  const int64_t last_position = tile.position + (row + rows - 1) / s.group;
+  const Columns strip = {columns_of(tile.segment, s.window, first_position, block, keys).first,
+                         columns_of(tile.segment, s.window, last_position, block, keys).end};
+  if (strip.empty()) return;
+  const int64_t begin = strip.first / F32::kLanes * F32::kLanes;
+  const int64_t columns = round_up(strip.end, F32::kLanes) - begin;
+  product({w.q + row * s.width, s.width, 1, w.keys + begin, kBlockKeys, w.scores, kBlockKeys, s.C}, rows, columns);
+  float keep[kStripRows];
+  for (int64_t r = 0; r < rows; r++) {
+    float* scores = w.scores + r * kBlockKeys;
+    Columns valid = columns_of(tile.segment, s.window, tile.position + (row + r) / s.group, block, keys);
+    if (valid.empty()) {
+      __builtin_memset(scores, 0, static_cast<size_t>(columns) * sizeof(float));
+      keep[r] = 1.0f;
+    } else {
+      valid = {valid.first - begin, valid.end - begin};
+      keep[r] = softmax_row(scores, columns, valid, w.max + row + r, w.sum + row + r);
+    }
+  }
+  const int64_t skip = strip.first - begin;
+  product({w.scores + skip, kBlockKeys, 1, w.values + strip.first * s.width, s.width, w.o + row * s.width, s.width,
+           strip.end - strip.first, Start::kRescale, keep},
+          rows, s.width);
+}
+
+template <typename T>
+void load_queries(const Shapes& s, const Tile& tile, const Workspace& w, const T* q) {
+  for (int64_t p = 0, row = 0; p < tile.positions; p++) {
+    const int64_t n = tile.segment.q_begin + tile.position + p;
+    const T* from = q + (n * s.H + tile.kv_head * s.group) * s.C;
+    for (int64_t h = 0; h < s.group; h++, row++) {
+      widen_row(from + h * s.C, s.C, s.scale, w.q + row * s.width);
+      w.max[row] = kMinusInfinity;
+      w.sum[row] = 0.0f;
+    }
+  }
+  __builtin_memset(w.o, 0, static_cast<size_t>(tile.rows(s) * s.width) * sizeof(float));
+}
+
+template <typename T>
+void store_outputs(const Shapes& s, const Tile& tile, const Workspace& w, T* o, float* lse) {
+  for (int64_t p = 0, row = 0; p < tile.positions; p++) {
+    const int64_t n = tile.segment.q_begin + tile.position + p;
+    const int64_t first_head = n * s.H + tile.kv_head * s.group;
+    for (int64_t h = 0; h < s.group; h++, row++) {
+      const bool any = w.max[row] != kMinusInfinity || w.sum[row] != 0.0f;
+      narrow_row(w.o + row * s.width, s.C, any ? 1.0f / w.sum[row] : 0.0f, o + (first_head + h) * s.C);
+      lse[first_head + h] = any ? w.max[row] + logf(w.sum[row]) : kMinusInfinity;
+    }
+  }
+}
+
+template <typename T>
+void attend_tile(const Args& a, const Shapes& s, const Tile& tile, const Workspace& w) {
+  const Segment& segment = tile.segment;
+  load_queries(s, tile, w, a.in[0].as<T>());
+  const int64_t first = segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
+  const int64_t end = segment.end_key(tile.position + tile.positions - 1);
+  for (int64_t block = first; block < end; block += kBlockKeys) {
+    const int64_t keys = smaller(kBlockKeys, end - block);
+    const int64_t offset = ((segment.k_begin + block) * s.K + tile.kv_head) * s.C;
+    transpose_block(a.in[1].as<T>() + offset, s.K * s.C, keys, s.C, w.keys);
+    for (int64_t j = 0; j < keys; j++) {
+      widen_row(a.in[2].as<T>() + offset + j * s.K * s.C, s.C, 1.0f, w.values + j * s.width);
+    }
+    const int64_t rows = tile.rows(s);
+    for (int64_t row = 0; row < rows; row += kStripRows) {
+      attend_strip(s, tile, w, row, smaller(kStripRows, rows - row), block, keys);
+    }
+  }
+  store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
+}
+
+void clear_gaps(const Args& a, const Shapes& s) {
+  const size_t row_bytes = static_cast<size_t>(s.H * s.C) * size_of(a.out[0].dtype);
+  for_gaps(a.in[3], 0, a.in[0].shape[0], [&](int64_t begin, int64_t end) {
+    __builtin_memset(a.out[0].as<char>() + static_cast<size_t>(begin) * row_bytes, 0,
+                     static_cast<size_t>(end - begin) * row_bytes);
+    for (int64_t i = begin * s.H; i < end * s.H; i++) a.out[1].as<float>()[i] = kMinusInfinity;
+  });
+}
+
+template <typename T>
+void attention(const Args& a) {
+  const View& q = a.in[0];
+  const View& segments = a.in[3];
+  const int64_t count = segments.shape[0];
+  const int64_t H = q.shape[1], K = a.in[1].shape[1], C = q.shape[2];
+  const Shapes s = {H, K, C, heads_per_group("attention", H, K), round_up(C, F32::kLanes),
+                    static_cast<int64_t>(a.attrs[1]), static_cast<float>(a.attrs[0])};
+  check_segments("attention", segments, q.shape[0], a.in[1].shape[0], false);
+  clear_gaps(a, s);
+  if (count == 0 || H == 0) return;
+
+  Scratch ends_memory(a.device, static_cast<size_t>(count) * sizeof(int64_t));
+  int64_t* task_ends = ends_memory.as<int64_t>();
+  int64_t tasks = 0, most_rows = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t queries = segment_at(segments, i).queries;
+    const int64_t positions = tile_positions(queries, s.group);
+    task_ends[i] = tasks += ceil_div(queries, positions) * s.K;
+    most_rows = larger(most_rows, positions * s.group);
+  }
+  const int64_t floats = Workspace::layout(most_rows, s.width, nullptr, nullptr);
+  ThreadPool& pool = pool_of(a);
+  Scratch work_memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
+  parallel_for(pool, tasks, [&](int64_t task, int worker) {
+    const int64_t index = segment_of_task(task_ends, count, task);
+    const Segment segment = segment_at(segments, index);
+    const int64_t positions = tile_positions(segment.queries, s.group);
+    // The last tile of a segment sees most keys: longest tasks first.
+    const int64_t from_end = task_ends[index] - 1 - task;
+    const int64_t position = from_end / s.K * positions;
+    Workspace w;
+    Workspace::layout(most_rows, s.width, work_memory.as<float>() + floats * worker, &w);
+    attend_tile<T>(a, s, {segment, from_end % s.K, position, smaller(positions, segment.queries - position)}, w);
+  });
+}
+
+CARAVAN_KERNEL(attention, cpu,
+               "q[N,H,C] k[M,K,C] v[M,K,C] segments[S,4]:i32 -> o[N,H,C] lse[N,H]:f32 | scale window") {
+  with_f32_or_bf16("attention", a.in[0].dtype, [&](auto type) { attention<decltype(type)>(a); });
+}
+
+}  // namespace attention_file
+}  // namespace
+}  // namespace caravan::CARAVAN_ISA

@@ -1,0 +1,412 @@
+// Backward of attention.cc. With s = scale q k^T, p = e^(s - lse) inside the mask and delta = sum_c do o (per query):
+//   dv = p^T do     ds = p (do v^T - delta)     dq = scale ds k     dk = scale ds^T q
+// p is recomputed from the saved lse, 96 query rows x 64 keys at a time in L2; no T x T matrix exists. All f32, bf16 is
+// widened on the way in and rounded at the end.
+//
+// Two schedules, one result. Every element of dq is a chain over increasing keys, every element of dk and dv a chain
+// over increasing queries, so the order of the tiles does not change a bit:
+//   kTogether: task = (segment, key/value head), keys outside, queries inside; 5 products; dq of the task stays in f32.
+//   kApart:    first dk and dv by (segment, head, block of keys), then dq by (segment, head, tile): 7 products, but as
+//              many tasks as there are blocks.
+// The first is taken when its tasks fill the threads well enough (see apart_is_faster) and its dq fits kTogetherBytes.
+#include <math.h>
+
+#include "core/kernel_registry.h"
+#include "kernels/attention_tile.h"
+#include "kernels/dispatch.h"
+
+namespace caravan::CARAVAN_ISA {
+namespace {
+namespace attention_backward_file {
+
+using namespace attention_detail;
+
+constexpr int64_t kTogetherBytes = int64_t{64} << 20;
+
+struct Shapes {
+  int64_t N, H, K, C, group, width, window;
+  float scale;
+  int64_t positions_per_tile(const Segment& segment) const { return tile_positions(segment.queries, group); }
+};
+
+struct Tensors {
+  const View& d_o;
+  const View& q;
+  const View& k;
+  const View& v;
+  const View& o;
+  const View& lse;
+  const View& segments;
+  const View& dq;
+  const View& dk;
+  const View& dv;
+  float* delta;  // [N,H]
+};
+
+/** The workspace of one thread, in floats. */
+struct Workspace {
+  float* q;             // [rows][width], scaled
+  float* d_o;           // [rows][width]
+  float* lse;           // [rows]
+  float* delta;         // [rows]
+  float* p;             // [rows][kBlockKeys]
+  float* ds;            // [rows][kBlockKeys]
+  float* keys;          // [kBlockKeys][width]
+  float* keys_t;        // [width][kBlockKeys]
+  float* values_t;      // [width][kBlockKeys]
+  float* dk;            // [kBlockKeys][width]
+  float* dv;            // [kBlockKeys][width]
+  float* dq;            // [dq_rows][width]
+
+  static int64_t layout(int64_t rows, int64_t width, int64_t dq_rows, float* base, Workspace* out) {
+    Layout layout;
+    const int64_t block = kBlockKeys * width;
+    const int64_t q = layout.add(rows * width), d_o = layout.add(rows * width);
+    const int64_t lse = layout.add(rows), delta = layout.add(rows);
+    const int64_t p = layout.add(rows * kBlockKeys), ds = layout.add(rows * kBlockKeys);
+    const int64_t keys = layout.add(block), keys_t = layout.add(block), values_t = layout.add(block);
+    const int64_t dk = layout.add(block), dv = layout.add(block), dq = layout.add(dq_rows * width);
+    if (out != nullptr) {
+      *out = {base + q, base + d_o, base + lse, base + delta, base + p, base + ds,
+              base + keys, base + keys_t, base + values_t, base + dk, base + dv, base + dq};
+    }
+    return layout.size();
+  }
+};
+
+struct Head {
+  Segment segment;
+  int64_t kv_head;
+};
+
+struct Block {
+  int64_t begin, keys;
+};
+
+struct Tile {
+  int64_t position, positions;
+};
+
+struct Wanted {
+  bool queries, keys;  // dq; dk and dv
+};
+
+// ---- loads and stores -----------------------------------------------------------------------------------------------
+
+template <typename T>
+void compute_delta(const Tensors& t, const Shapes& s, ThreadPool& pool) {
+  parallel_ranges(pool, s.N * s.H, larger(1, 8192 / larger(1, s.C)), [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; row++) {
+      const T* d_o = t.d_o.as<T>() + row * s.C;
+      const T* o = t.o.as<T>() + row * s.C;
+      F32 sum = zero();
+      for_lanes(
+          s.C, [&](int64_t i) { sum = fma(load(d_o + i), load(o + i), sum); },
+          [&](int64_t i, int n) { sum = fma(load_first(d_o + i, n), load_first(o + i, n), sum); });
+      t.delta[row] = reduce_sum(sum);
+    }
+  });
+}
+
+template <typename T>
+void load_block(const Tensors& t, const Shapes& s, const Head& head, const Block& block, const Workspace& w) {
+  const int64_t stride = s.K * s.C;
+  const int64_t offset = (head.segment.k_begin + block.begin) * stride + head.kv_head * s.C;
+  transpose_block(t.k.as<T>() + offset, stride, block.keys, s.C, w.keys_t);
+  transpose_block(t.v.as<T>() + offset, stride, block.keys, s.C, w.values_t);
+  for (int64_t j = 0; j < block.keys; j++) {
+    widen_row(t.k.as<T>() + offset + j * stride, s.C, 1.0f, w.keys + j * s.width);
+  }
+}
+
+template <typename T>
+void store_block(const Tensors& t, const Shapes& s, const Head& head, const Block& block, const Workspace& w) {
+  const int64_t stride = s.K * s.C;
+  const int64_t offset = (head.segment.k_begin + block.begin) * stride + head.kv_head * s.C;
+  for (int64_t j = 0; j < block.keys; j++) {
+    narrow_row(w.dk + j * s.width, s.C, 1.0f, t.dk.as<T>() + offset + j * stride);
+    narrow_row(w.dv + j * s.width, s.C, 1.0f, t.dv.as<T>() + offset + j * stride);
+  }
+}
+
+/** body(row, index of (query, head) in [N,H]) for the rows of a tile. */
+template <typename Body>
+void for_rows(const Shapes& s, const Head& head, const Tile& tile, const Body& body) {
+  int64_t row = 0;
+  for (int64_t p = 0; p < tile.positions; p++) {
+    const int64_t first = (head.segment.q_begin + tile.position + p) * s.H + head.kv_head * s.group;
+    for (int64_t h = 0; h < s.group; h++, row++) body(row, first + h);
+  }
+}
+
+template <typename T>
+void load_tile(const Tensors& t, const Shapes& s, const Head& head, const Tile& tile, const Workspace& w) {
+  for_rows(s, head, tile, [&](int64_t row, int64_t index) {
+    widen_row(t.q.as<T>() + index * s.C, s.C, s.scale, w.q + row * s.width);
+    widen_row(t.d_o.as<T>() + index * s.C, s.C, 1.0f, w.d_o + row * s.width);
+    w.lse[row] = t.lse.as<float>()[index];
+    w.delta[row] = t.delta[index];
+  });
+}
+
+template <typename T>
+void store_queries(const Tensors& t, const Shapes& s, const Head& head, const Tile& tile, const float* dq) {
+  for_rows(s, head, tile, [&](int64_t row, int64_t index) {
+    narrow_row(dq + row * s.width, s.C, s.scale, t.dq.as<T>() + index * s.C);
+  });
+}
+
+// ---- one tile of queries against one block of keys ------------------------------------------------------------------
+
+/** p and ds of one row from its scores (in p) and do v^T (in ds): [begin, end) holds them, the mask allows `valid`. */
+void softmax_gradient_row(float* p, float* ds, int64_t begin, int64_t end, Columns valid, float lse, float delta) {
+  const F32 shift = set1(lse);
+  const F32 mean = set1(delta);
+  for (int64_t j = begin; j < end; j += F32::kLanes) {
+    F32 probability = exp(load(p + j) - shift);
+    store(p + j, probability);
+    store(ds + j, probability * (load(ds + j) - mean));
+  }
+  for (int64_t j = begin; j < smaller(valid.first, end); j++) p[j] = ds[j] = 0.0f;
+  for (int64_t j = larger(begin, valid.end); j < end; j++) p[j] = ds[j] = 0.0f;
+}
+
+/** p, ds and dq of the strip of rows [row, row + rows). */
+void strip_gradient(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w,
+                    int64_t row, int64_t rows, bool want_dq, float* dq) {
+  const auto columns = [&](int64_t r) {
+    return columns_of(head.segment, s.window, tile.position + (row + r) / s.group, block.begin, block.keys);
+  };
+  const Columns strip = {columns(0).first, columns(rows - 1).end};
+  float* p = w.p + row * kBlockKeys;
+  float* ds = w.ds + row * kBlockKeys;
+  const int64_t begin = strip.empty() ? 0 : strip.first / F32::kLanes * F32::kLanes;
+  const int64_t end = strip.empty() ? 0 : round_up(strip.end, F32::kLanes);
+  if (begin > 0 || end < kBlockKeys) {
+    __builtin_memset(p, 0, static_cast<size_t>(rows * kBlockKeys) * sizeof(float));
+    __builtin_memset(ds, 0, static_cast<size_t>(rows * kBlockKeys) * sizeof(float));
+  }
+  if (strip.empty()) return;
+  product({w.q + row * s.width, s.width, 1, w.keys_t + begin, kBlockKeys, p + begin, kBlockKeys, s.C}, rows, end - begin);
+  product({w.d_o + row * s.width, s.width, 1, w.values_t + begin, kBlockKeys, ds + begin, kBlockKeys, s.C}, rows,
+          end - begin);
+  for (int64_t r = 0; r < rows; r++) {
+    softmax_gradient_row(p + r * kBlockKeys, ds + r * kBlockKeys, begin, end, columns(r), w.lse[row + r],
+                         w.delta[row + r]);
+  }
+  if (!want_dq) return;
+  product({ds + strip.first, kBlockKeys, 1, w.keys + strip.first * s.width, s.width, dq + row * s.width, s.width,
+           strip.end - strip.first, Start::kContinue},
+          rows, s.width);
+}
+
+/** Adds the tile's part to dk and dv of the block, keys in strips, each over the queries that see one of its keys. */
+void add_key_gradient(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w) {
+  const Segment& segment = head.segment;
+  const int64_t shift = segment.keys - segment.queries;
+  for (int64_t j = 0; j < block.keys; j += kStripRows) {
+    const int64_t keys = smaller(kStripRows, block.keys - j);
+    const int64_t first_key = block.begin + j, last_key = first_key + keys - 1;
+    const int64_t from = larger(0, first_key - shift - tile.position);
+    const int64_t to = s.window > 0 ? smaller(tile.positions, last_key - shift + s.window - tile.position) : tile.positions;
+    if (from >= to) continue;
+    const int64_t row = from * s.group, rows = (to - from) * s.group;
+    product({w.p + row * kBlockKeys + j, 1, kBlockKeys, w.d_o + row * s.width, s.width, w.dv + j * s.width, s.width,
+             rows, Start::kContinue},
+            keys, s.width);
+    product({w.ds + row * kBlockKeys + j, 1, kBlockKeys, w.q + row * s.width, s.width, w.dk + j * s.width, s.width,
+             rows, Start::kContinue},
+            keys, s.width);
+  }
+}
+
+/** Whether no query of the tile sees a key of the block. */
+bool apart_from(const Shapes& s, const Segment& segment, const Tile& tile, const Block& block) {
+  const Columns all = {columns_of(segment, s.window, tile.position, block.begin, block.keys).first,
+                       columns_of(segment, s.window, tile.position + tile.positions - 1, block.begin, block.keys).end};
+  return all.empty();
+}
+
+void visit(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w, Wanted wanted,
+           float* dq) {
+  const int64_t rows = tile.positions * s.group;
+  for (int64_t row = 0; row < rows; row += kStripRows) {
+    strip_gradient(s, head, tile, block, w, row, smaller(kStripRows, rows - row), wanted.queries, dq);
+  }
+  if (wanted.keys) add_key_gradient(s, head, tile, block, w);
+}
+
+Tile tile_at(const Shapes& s, const Segment& segment, int64_t position) {
+  return {position, smaller(s.positions_per_tile(segment), segment.queries - position)};
+}
+
+Block block_at(const Segment& segment, int64_t key) { return {key, smaller(kBlockKeys, segment.keys - key)}; }
+
+// ---- tasks ----------------------------------------------------------------------------------------------------------
+
+/** dk and dv of one block over all queries; with wanted.queries also adds to `dq` [queries * group][width]. */
+template <typename T>
+void key_block(const Tensors& t, const Shapes& s, const Head& head, const Block& block, const Workspace& w,
+               Wanted wanted) {
+  load_block<T>(t, s, head, block, w);
+  __builtin_memset(w.dk, 0, static_cast<size_t>(block.keys * s.width) * sizeof(float));
+  __builtin_memset(w.dv, 0, static_cast<size_t>(block.keys * s.width) * sizeof(float));
+  const int64_t step = s.positions_per_tile(head.segment);
+  for (int64_t position = 0; position < head.segment.queries; position += step) {
+    const Tile tile = tile_at(s, head.segment, position);
+    if (apart_from(s, head.segment, tile, block)) continue;
+    load_tile<T>(t, s, head, tile, w);
+    visit(s, head, tile, block, w, wanted, w.dq + position * s.group * s.width);
+  }
+  store_block<T>(t, s, head, block, w);
+}
+
+template <typename T>
+void whole_head(const Tensors& t, const Shapes& s, const Head& head, const Workspace& w) {
+  const Segment& segment = head.segment;
+  __builtin_memset(w.dq, 0, static_cast<size_t>(segment.queries * s.group * s.width) * sizeof(float));
+  for (int64_t key = 0; key < segment.keys; key += kBlockKeys) {
+    key_block<T>(t, s, head, block_at(segment, key), w, {true, true});
+  }
+  store_queries<T>(t, s, head, {0, segment.queries}, w.dq);
+}
+
+template <typename T>
+void query_tile(const Tensors& t, const Shapes& s, const Head& head, const Tile& tile, const Workspace& w) {
+  const Segment& segment = head.segment;
+  load_tile<T>(t, s, head, tile, w);
+  __builtin_memset(w.dq, 0, static_cast<size_t>(tile.positions * s.group * s.width) * sizeof(float));
+  for (int64_t key = 0; key < segment.keys; key += kBlockKeys) {
+    const Block block = block_at(segment, key);
+    if (apart_from(s, segment, tile, block)) continue;
+    load_block<T>(t, s, head, block, w);
+    visit(s, head, tile, block, w, {true, false}, w.dq);
+  }
+  store_queries<T>(t, s, head, tile, w.dq);
+}
+
+// ---- schedules ------------------------------------------------------------------------------------------------------
+
+/** Number of (query, key) pairs, about: what the time of a segment is proportional to. */
+double pairs_of(const Segment& segment, int64_t window) {
+  const double queries = static_cast<double>(segment.queries), keys = static_cast<double>(segment.keys);
+  const double causal = queries * (keys - queries / 2);
+  const double windowed = window > 0 ? queries * static_cast<double>(window) : causal;
+  return (windowed < causal ? windowed : causal) + 1.0;
+}
+
+/** Plays the dynamic schedule of the kTogether tasks: 5 units a pair, against 7 spread evenly. `loads` is room for one
+ *  number a thread. */
+bool apart_is_faster(const Tensors& t, const Shapes& s, int threads, double* loads) {
+  double total = 0, longest = 0;
+  for (int i = 0; i < threads; i++) loads[i] = 0;
+  for (int64_t i = 0; i < t.segments.shape[0]; i++) {
+    const double cost = pairs_of(segment_at(t.segments, i), s.window);
+    for (int64_t head = 0; head < s.K; head++) {
+      double* least = loads;
+      for (int j = 1; j < threads; j++) least = loads[j] < *least ? loads + j : least;
+      *least += cost;
+      longest = *least > longest ? *least : longest;
+      total += cost;
+    }
+  }
+  return 5 * longest > 7 * total / threads;
+}
+
+template <typename T>
+void run_together(const Args& a, const Tensors& t, const Shapes& s, int64_t rows, int64_t dq_rows) {
+  ThreadPool& pool = pool_of(a);
+  const int64_t floats = Workspace::layout(rows, s.width, dq_rows, nullptr, nullptr);
+  Scratch memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
+  parallel_for(pool, t.segments.shape[0] * s.K, [&](int64_t task, int worker) {
+    Workspace w;
+    Workspace::layout(rows, s.width, dq_rows, memory.as<float>() + floats * worker, &w);
+    whole_head<T>(t, s, {segment_at(t.segments, task / s.K), task % s.K}, w);
+  });
+}
+
+/** One of the two passes of kApart: dk and dv by blocks of keys, or dq by tiles of queries. */
+template <typename T>
+void run_pass(const Args& a, const Tensors& t, const Shapes& s, int64_t rows, bool keys) {
+  ThreadPool& pool = pool_of(a);
+  const int64_t count = t.segments.shape[0];
+  const auto step_of = [&](const Segment& segment) { return keys ? kBlockKeys : s.positions_per_tile(segment); };
+  Scratch ends_memory(a.device, static_cast<size_t>(count) * sizeof(int64_t));
+  int64_t* task_ends = ends_memory.as<int64_t>();
+  int64_t tasks = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const Segment segment = segment_at(t.segments, i);
+    task_ends[i] = tasks += ceil_div(keys ? segment.keys : segment.queries, step_of(segment)) * s.K;
+  }
+  const int64_t floats = Workspace::layout(rows, s.width, rows, nullptr, nullptr);
+  Scratch memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
+  parallel_for(pool, tasks, [&](int64_t task, int worker) {
+    Workspace w;
+    Workspace::layout(rows, s.width, rows, memory.as<float>() + floats * worker, &w);
+    const int64_t index = segment_of_task(task_ends, count, task);
+    const Segment segment = segment_at(t.segments, index);
+    const int64_t begin = index == 0 ? 0 : task_ends[index - 1];
+    // Longest tasks first: the first keys are seen by most queries, the last queries see most keys.
+    const int64_t local = keys ? task - begin : task_ends[index] - 1 - task;
+    const Head head = {segment, local % s.K};
+    const int64_t at = local / s.K * step_of(segment);
+    if (keys) {
+      key_block<T>(t, s, head, block_at(segment, at), w, {false, true});
+    } else {
+      query_tile<T>(t, s, head, tile_at(s, segment, at), w);
+    }
+  });
+}
+
+void clear_gaps(const Tensors& t, const Shapes& s) {
+  const auto clear = [&](const View& x, int column, int64_t heads) {
+    const size_t row_bytes = static_cast<size_t>(heads * s.C) * size_of(x.dtype);
+    for_gaps(t.segments, column, x.shape[0], [&](int64_t begin, int64_t end) {
+      __builtin_memset(x.as<char>() + static_cast<size_t>(begin) * row_bytes, 0,
+                       static_cast<size_t>(end - begin) * row_bytes);
+    });
+  };
+  clear(t.dq, 0, s.H);
+  clear(t.dk, 2, s.K);
+  clear(t.dv, 2, s.K);
+}
+
+template <typename T>
+void attention_backward(const Args& a) {
+  const View& q = a.in[1];
+  const int64_t N = q.shape[0], H = q.shape[1], K = a.in[2].shape[1], C = q.shape[2];
+  const Shapes s = {N, H, K, C, heads_per_group("attention_backward", H, K), round_up(C, F32::kLanes),
+                    static_cast<int64_t>(a.attrs[1]), static_cast<float>(a.attrs[0])};
+  check_segments("attention_backward", a.in[6], N, a.in[2].shape[0], true);
+  Scratch delta_memory(a.device, static_cast<size_t>(N * H) * sizeof(float));
+  const Tensors t = {a.in[0], a.in[1], a.in[2], a.in[3],  a.in[4], a.in[5],
+                     a.in[6], a.out[0], a.out[1], a.out[2], delta_memory.as<float>()};
+  clear_gaps(t, s);
+  if (H == 0) return;
+  ThreadPool& pool = pool_of(a);
+  compute_delta<T>(t, s, pool);
+  int64_t rows = 0, dq_rows = 0;
+  for (int64_t i = 0; i < t.segments.shape[0]; i++) {
+    const Segment segment = segment_at(t.segments, i);
+    rows = larger(rows, s.positions_per_tile(segment) * s.group);
+    dq_rows = larger(dq_rows, segment.queries * s.group);
+  }
+  Scratch loads_memory(a.device, static_cast<size_t>(pool.threads()) * sizeof(double));
+  const bool fits = dq_rows * s.width * 4 * pool.threads() <= kTogetherBytes;
+  if (fits && !apart_is_faster(t, s, pool.threads(), loads_memory.as<double>())) {
+    run_together<T>(a, t, s, rows, dq_rows);
+  } else {
+    run_pass<T>(a, t, s, rows, true);
+    run_pass<T>(a, t, s, rows, false);
+  }
+}
+
+CARAVAN_KERNEL(attention_backward, cpu,
+               "do[N,H,C] q[N,H,C] k[M,K,C] v[M,K,C] o[N,H,C] lse[N,H]:f32 segments[S,4]:i32 -> "
+               "dq[N,H,C] dk[M,K,C] dv[M,K,C] | scale window") {
+  with_f32_or_bf16("attention_backward", a.in[1].dtype, [&](auto type) { attention_backward<decltype(type)>(a); });
+}
+
+}  // namespace attention_backward_file
+}  // namespace
+}  // namespace caravan::CARAVAN_ISA

@@ -1,0 +1,248 @@
+// What attention.cc and attention_backward.cc share: segments, the key range of a query, and small products in f32.
+// These products are not gemm_serial because a block of keys is packed once for a hundred query rows and strips on the
+// causal diagonal are cut to the keys that exist; a call of six rows by 64 keys must cost its arithmetic and no more.
+// Every sum is one chain of fused multiply-adds in increasing order of the summed index, so a masked or padded entry
+// (an exact zero) changes nothing and the bits of a row do not depend on the rows beside it.
+#pragma once
+#include "core/device.h"
+#include "core/error.h"
+#include "cpu/device.h"
+#include "cpu/gemm_vector.h"
+#include "cpu/simd.h"
+
+namespace caravan::CARAVAN_ISA {
+namespace attention_detail {
+
+inline constexpr int64_t kBlockKeys = 64;   // keys per step of the online softmax, counted from the segment's first key
+inline constexpr int64_t kTileTarget = 96;  // query rows (positions x heads of a group) that share a packed block
+
+// Rows of the register tile; with two vectors of columns this fills 16 (AVX2) or 32 (AVX-512) registers.
+inline constexpr int kStripRows = F32::kLanes == 16 ? 12 : (CARAVAN_ISA_LEVEL == 2 ? 6 : 4);
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// ---- segments and masks ---------------------------------------------------------------------------------------------
+
+/** One sequence: queries [q_begin, q_begin + queries) attend keys [k_begin, k_begin + keys), aligned at the end. */
+struct Segment {
+  int64_t q_begin, queries, k_begin, keys;
+
+  /** Keys [first, end) of query i, counted from k_begin. Both ends grow with i. */
+  int64_t first_key(int64_t i, int64_t window) const {
+    return window > 0 ? larger(0, end_key(i) - window) : 0;
+  }
+  int64_t end_key(int64_t i) const { return larger(0, i + 1 + keys - queries); }
+};
+
+static inline Segment segment_at(const View& segments, int64_t s) {
+  const int32_t* row = segments.as<int32_t>() + 4 * s;
+  return {row[0], row[1] - row[0], row[2], row[3] - row[2]};
+}
+
+/** Throws ERR_SHAPE for a segment outside the tensors, or for queries (with `own_keys` also keys) that are not in
+ *  ascending order: two segments may then not write the same row. */
+static inline void check_segments(const char* op, const View& segments, int64_t N, int64_t M, bool own_keys) {
+  int64_t q_end = 0, k_end = 0;
+  for (int64_t s = 0; s < segments.shape[0]; s++) {
+    const int32_t* row = segments.as<int32_t>() + 4 * s;
+    const bool inside = row[0] >= 0 && row[0] <= row[1] && row[1] <= N && row[2] >= 0 && row[2] <= row[3] && row[3] <= M;
+    const bool ascending = row[0] >= q_end && (!own_keys || row[2] >= k_end);
+    if (!inside || !ascending) {
+      fail("ERR_SHAPE", "%s: segments[%lld] = (%d, %d, %d, %d) must be ranges (q_begin, q_end, k_begin, k_end) in [0, N=%lld] "
+           "and [0, M=%lld]%s", op, static_cast<long long>(s), row[0], row[1], row[2], row[3],
+           static_cast<long long>(N), static_cast<long long>(M),
+           own_keys ? ", ascending and without overlap" : ", the queries ascending and without overlap");
+    }
+    q_end = row[1];
+    k_end = row[3];
+  }
+}
+
+/** Query heads that share a key/value head. Throws ERR_SHAPE when H is not a multiple of K. */
+static inline int64_t heads_per_group(const char* op, int64_t H, int64_t K) {
+  if (K < 1 || H % K != 0) {
+    fail("ERR_SHAPE", "%s: the query heads H=%lld must be a multiple of the key heads K=%lld", op,
+         static_cast<long long>(H), static_cast<long long>(K));
+  }
+  return H / K;
+}
+
+/** body(begin, end) for the rows of [0, count) outside all segments; `column` 0 looks at queries, 2 at keys. */
+template <typename Body>
+static inline void for_gaps(const View& segments, int column, int64_t count, const Body& body) {
+  int64_t end = 0;
+  for (int64_t s = 0; s < segments.shape[0]; s++) {
+    const int32_t* row = segments.as<int32_t>() + 4 * s;
+    if (row[column] > end) body(end, row[column]);
+    end = row[column + 1];
+  }
+  if (count > end) body(end, count);
+}
+
+/** Positions of a segment that make one tile: about kTileTarget rows, in tiles of nearly equal size. */
+static inline int64_t tile_positions(int64_t queries, int64_t group) {
+  const int64_t most = larger(1, kTileTarget / group);
+  return queries == 0 ? 1 : ceil_div(queries, ceil_div(queries, most));
+}
+
+/** The segment of a task when task_ends[s] tasks belong to the segments up to and including s. */
+static inline int64_t segment_of_task(const int64_t* task_ends, int64_t count, int64_t task) {
+  int64_t low = 0, high = count - 1;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (task_ends[middle] > task) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
+/** Valid columns [first, end) of a row of scores within a block, and those of a whole strip. */
+struct Columns {
+  int64_t first, end;
+  bool empty() const { return first >= end; }
+};
+
+/** The keys of query `position` inside the block of `keys` keys that starts at key `block`. */
+static inline Columns columns_of(const Segment& segment, int64_t window, int64_t position, int64_t block, int64_t keys) {
+  return {larger(0, segment.first_key(position, window) - block), smaller(keys, segment.end_key(position) - block)};
+}
+
+// ---- copies between tensors and tiles -------------------------------------------------------------------------------
+
+/** Floats of a workspace of several parts, each starting on a cache line. */
+class Layout {
+ public:
+  int64_t add(int64_t floats) {
+    const int64_t begin = size_;
+    size_ += round_up(floats, 16);
+    return begin;
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  int64_t size_ = 0;
+};
+
+/** to[r][0..width) = scale * from[r][0..C), zero beyond C; width is a multiple of kLanes. */
+template <typename T>
+static inline void widen_row(const T* from, int64_t C, float scale, float* to) {
+  const F32 factor = set1(scale);
+  for_lanes(
+      C, [&](int64_t i) { store(to + i, load(from + i) * factor); },
+      [&](int64_t i, int n) { store(to + i, load_first(from + i, n) * factor); });
+}
+
+template <typename T>
+static inline void narrow_row(const float* from, int64_t C, float scale, T* to) {
+  const F32 factor = set1(scale);
+  for_lanes(
+      C, [&](int64_t i) { store(to + i, load(from + i) * factor); },
+      [&](int64_t i, int n) { store_first(to + i, load(from + i) * factor, n); });
+}
+
+/** to[c][j] = from[j][c] for j < keys, c < C, rows of `to` being kBlockKeys wide; zero up to the next vector of keys.
+ *  `to` has room for round_up(C, kLanes) rows. */
+template <typename T>
+static inline void transpose_block(const T* from, int64_t row_stride, int64_t keys, int64_t C, float* to) {
+  constexpr int64_t kLanes = F32::kLanes;
+  for (int64_t j = 0; j < keys; j += kLanes) {
+    for (int64_t c = 0; c < C; c += kLanes) {
+      Floats rows[kLanes];
+      const int valid = static_cast<int>(smaller(kLanes, C - c));
+      const T* corner = from + j * row_stride + c;
+      if (valid == kLanes && j + kLanes <= keys) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; r++) rows[r] = (Floats)load(corner + r * row_stride).v;
+      } else {
+        for (int r = 0; r < kLanes; r++) {
+          rows[r] = (Floats)(j + r < keys ? load_first(corner + r * row_stride, valid) : zero()).v;
+        }
+      }
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; r++) store(to + (c + r) * kBlockKeys + j, F32{rows[r]});
+    }
+  }
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
+
+enum class Start { kZero, kContinue, kRescale };
+
+/** out[r][j] = start + sum over k of a[r][k] b[k][j]; the start is 0, out[r][j], or keep[r] * out[r][j]. */
+struct Product {
+  const float* a;
+  int64_t a_row_stride, a_k_stride;
+  const float* b;
+  int64_t b_k_stride;
+  float* out;
+  int64_t out_stride;
+  int64_t K;
+  Start start = Start::kZero;
+  const float* keep = nullptr;
+};
+
+template <int kRows, int kVectors>
+static void product_tile(const Product& p, int64_t column) {
+  constexpr int64_t kLanes = F32::kLanes;
+  F32 sum[kRows][kVectors];
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) {
+      if (p.start == Start::kZero) {
+        sum[r][v] = zero();
+      } else {
+        sum[r][v] = load(p.out + r * p.out_stride + column + v * kLanes);
+        if (p.start == Start::kRescale) sum[r][v] = sum[r][v] * set1(p.keep[r]);
+      }
+    }
+  }
+  const float* a = p.a;
+  const float* b = p.b + column;
+  const int64_t a_row = p.a_row_stride, a_k = p.a_k_stride, b_k = p.b_k_stride;
+  for (int64_t k = 0; k < p.K; k++, a += a_k, b += b_k) {
+    F32 lanes[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) lanes[v] = load(b + v * kLanes);
+#pragma GCC unroll 12
+    for (int r = 0; r < kRows; r++) {
+      const F32 factor = set1(a[r * a_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) sum[r][v] = fma(factor, lanes[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; r++) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) store(p.out + r * p.out_stride + column + v * kLanes, sum[r][v]);
+  }
+}
+
+/** The columns [0, columns) of a product of kRows rows; `columns` is a multiple of kLanes. One or two rows take four
+ *  vectors at a time: two chains alone would wait for the latency of the multiply-add. */
+template <int kRows>
+static void product_rows(const Product& p, int64_t columns) {
+  constexpr int kVectors = kRows <= 2 ? 4 : (CARAVAN_ISA_LEVEL == 1 ? 1 : 2);
+  constexpr int64_t kWide = kVectors * F32::kLanes;
+  int64_t column = 0;
+  for (; column + kWide <= columns; column += kWide) product_tile<kRows, kVectors>(p, column);
+  for (; column < columns; column += F32::kLanes) product_tile<kRows, 1>(p, column);
+}
+
+template <int kRows = kStripRows>
+static inline void product(const Product& p, int64_t rows, int64_t columns) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return product_rows<kRows>(p, columns);
+    return product<kRows - 1>(p, rows, columns);
+  }
+}
+
+}  // namespace attention_detail
+}  // namespace caravan::CARAVAN_ISA

@@ -1,0 +1,139 @@
+// loss = sum over rows with a target of (lse - logits[target] + z_loss lse^2), logits = hidden head^T, with its gradient
+// in the same pass: dlogits = p (1 + 2 z_loss lse) - [v = target], dhidden = dlogits head, dhead = dlogits^T hidden.
+// Every row has coefficient 1 (the caller scales by 1 / count later), so nothing is recomputed: 6 N D V flops.
+//
+// Rows with a target are processed in chunks of R whole rows, logits tile [R,V] f32 <= chunk_bytes. Bytes a logit from
+// memory: 16 D / R for head (read twice) and dhead (read and written) per chunk in f32 (12 D / R in bf16), and 20 for
+// the tile (written, summarised, scaled, read by two products), or none where the tile stays in L3. rows_per_chunk takes
+// whichever is less: a tile of 8 MiB when D / R is small there (small vocabularies), else the largest allowed.
+// A tile along V would move fewer bytes (linear_logprob.cc) but costs 2 N D V flops more: at V = 152k, D = 896,
+// R = 110 the head traffic is 130 bytes beside 5376 flops a logit, which is still cheaper.
+//
+// e^(logit - part maximum) is kept in the tile when a row is summarised, so the gradient is one multiplication a logit.
+// Sums are f32; the loss is summed in f64 in row order. dhead depends on N, V, D and chunk_bytes (the cut into chunks),
+// never on the number of threads; nll and dhidden of a row depend on that row alone.
+#include "core/kernel_registry.h"
+#include "kernels/dispatch.h"
+#include "kernels/linear_logprob_rows.h"
+
+namespace caravan::CARAVAN_ISA {
+namespace {
+namespace cross_entropy_file {
+
+using namespace linear_logprob_detail;
+
+constexpr int64_t kCacheBytes = int64_t{8} << 20;
+
+int64_t rows_per_chunk(int64_t count, int64_t vocabulary, int64_t D, int64_t chunk_bytes) {
+  const int64_t row_bytes = tile_stride(vocabulary) * 4;
+  const int64_t most = larger(1, chunk_bytes / row_bytes);
+  const int64_t cached = larger(1, smaller(chunk_bytes, kCacheBytes) / row_bytes);
+  const bool cached_moves_less = 16 * D * (most - cached) < 20 * cached * most;  // 16 D / cached < 20 + 16 D / most
+  const int64_t limit = cached_moves_less ? cached : most;
+  const int64_t chunks = ceil_div(count, limit);
+  return ceil_div(count, chunks);  // equal chunks: the last is never a sliver
+}
+
+struct Loss {
+  const View& hidden;
+  const View& head;
+  const View& target;
+  const View& loss;
+  const View& nll;
+  const View& dhidden;
+  const View& dhead;
+  float z_loss;
+  int64_t chunk_bytes;
+  bool add;  // to what dhead holds already
+};
+
+struct RowResult {
+  float nll;
+  float lse;
+};
+
+/** Logits of a row, in place, to the gradient of its loss. `part_max` is room for one number a part. */
+template <typename T>
+RowResult differentiate(float* row, int64_t vocabulary, int64_t target, float z_loss, float* part_max) {
+  const float target_logit = row[target];
+  const RowSummary summary = summarise<false, true>({}, true, row, vocabulary, part_max);
+  const float log_sum = logf(summary.sum);
+  const float lse = summary.log_sum_exp();
+  const float weight = 1.0f + 2.0f * z_loss * lse;
+  const float p_target = exp_scalar(target_logit - summary.max) / summary.sum;
+  for (int64_t begin = 0; begin < vocabulary; begin += kPartColumns) {
+    const F32 factor = set1(exp_scalar(part_max[begin / kPartColumns] - summary.max) / summary.sum * weight);
+    replace_row<T>(row, begin, smaller(begin + kPartColumns, vocabulary), [&](F32 e) { return e * factor; });
+  }
+  put_gradient<T>(row, target, p_target * weight - 1.0f);
+  return {log_sum - (target_logit - summary.max), lse};
+}
+
+template <typename T>
+void cross_entropy(const Args& a, const Loss& op) {
+  const int64_t N = op.hidden.shape[0], D = op.hidden.shape[1], V = op.head.shape[0];
+  ThreadPool& pool = pool_of(a);
+  Scratch index_memory(a.device, static_cast<size_t>(N) * sizeof(int64_t));
+  int64_t* index = index_memory.as<int64_t>();
+  const int64_t count = supervised_rows("cross_entropy", op.target, V, index);
+  fill_zero(pool, op.nll.data, op.nll.bytes());
+  if (count < N) fill_zero(pool, op.dhidden.data, op.dhidden.bytes());
+  op.loss.as<float>()[0] = 0.0f;
+  if (count == 0) {
+    if (!op.add) fill_zero(pool, op.dhead.data, op.dhead.bytes());
+    return;
+  }
+  const int64_t limit = rows_per_chunk(count, V, D, op.chunk_bytes);
+  const int64_t stride = tile_stride(V);
+  const int64_t parts = ceil_div(V, kPartColumns);
+  Scratch tile_memory(a.device, static_cast<size_t>(limit * stride) * sizeof(float));
+  Scratch copy_memory(a.device, static_cast<size_t>(limit * D) * sizeof(T));
+  Scratch dhidden_memory(a.device, static_cast<size_t>(limit * D) * sizeof(float));
+  Scratch result_memory(a.device, static_cast<size_t>(limit) * sizeof(RowResult));
+  Scratch part_memory(a.device, static_cast<size_t>(pool.threads() * parts) * sizeof(float));
+  float* tile = tile_memory.as<float>();
+  RowResult* results = result_memory.as<RowResult>();
+  double loss = 0;
+  for (int64_t row = 0; row < count; row += limit) {
+    const int64_t rows = smaller(limit, count - row);
+    const int64_t* chunk = index + row;
+    const T* x = gather_rows(pool, op.hidden.as<T>(), chunk, rows, D, copy_memory.as<T>());
+    logits_product(x, op.head.as<T>(), rows, V, D, tile, stride, a);
+    parallel_ranges(pool, rows, larger(1, 16384 / V), [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t r = begin; r < end; r++) {
+        results[r] = differentiate<T>(tile + r * stride, V, op.target.as<int32_t>()[chunk[r]], op.z_loss,
+                                      part_memory.as<float>() + worker * parts);
+      }
+    });
+    hidden_gradient_product(tile, stride, op.head.as<T>(), rows, V, D, dhidden_memory.as<float>(), false, a);
+    head_gradient_product(tile, stride, x, rows, V, D, op.dhead.as<float>(), op.add || row > 0, a);
+    scatter_rows(pool, dhidden_memory.as<float>(), chunk, rows, D, op.dhidden.as<T>());
+    for (int64_t r = 0; r < rows; r++) {
+      op.nll.as<float>()[chunk[r]] = results[r].nll;
+      loss += results[r].nll + static_cast<double>(op.z_loss) * results[r].lse * results[r].lse;
+    }
+  }
+  op.loss.as<float>()[0] = static_cast<float>(loss);
+}
+
+void cross_entropy_of_dtype(const Args& a, const Loss& op) {
+  with_f32_or_bf16("cross_entropy", op.hidden.dtype, [&](auto type) { cross_entropy<decltype(type)>(a, op); });
+}
+
+CARAVAN_KERNEL(cross_entropy, cpu,
+               "hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] dhead[V,D]:f32 | "
+               "z_loss chunk_bytes") {
+  cross_entropy_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.out[0], a.out[1], a.out[2], a.out[3],
+                             static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), false});
+}
+
+CARAVAN_KERNEL(cross_entropy_add, cpu,
+               "dhead[V,D]:f32! hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | "
+               "z_loss chunk_bytes") {
+  cross_entropy_of_dtype(a, {a.in[1], a.in[2], a.in[3], a.out[0], a.out[1], a.out[2], a.in[0],
+                             static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), true});
+}
+
+}  // namespace cross_entropy_file
+}  // namespace
+}  // namespace caravan::CARAVAN_ISA

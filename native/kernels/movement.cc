@@ -1,0 +1,222 @@
+// Ops that move elements and compute nothing: they work on elements of 1, 2, 4 or 8 bytes, whatever the dtype. A copy is
+// a walk over one contiguous side while the other advances by strides; a transpose whose rows are not contiguous goes by
+// tiles, so that both sides use whole cache lines. Traffic per element: one read and one write.
+#include "core/kernel_registry.h"
+#include "cpu/device.h"
+#include "kernels/broadcast.h"
+#include "kernels/dispatch.h"
+
+namespace caravan::CARAVAN_ISA {
+namespace {
+namespace movement_detail {
+
+/** Side of a transpose tile: 64 lines of L1 for 4-byte elements. */
+constexpr int64_t kTile = 32;
+
+/** Calls body(E{}) with an unsigned integer of the element's size. */
+template <typename Body>
+void with_element(DType dtype, const Body& body) {
+  switch (size_of(dtype)) {
+    case 1: return body(uint8_t{});
+    case 2: return body(uint16_t{});
+    case 4: return body(uint32_t{});
+    default: return body(uint64_t{});
+  }
+}
+
+/** to[i] = from[i * step]. */
+template <typename E>
+void read_row(E* to, const E* from, int64_t step, int64_t n) {
+  if (step == 1) {
+    __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(E));
+  } else if (step == 0) {
+    for (int64_t i = 0; i < n; i++) to[i] = *from;
+  } else {
+    for (int64_t i = 0; i < n; i++) to[i] = from[i * step];
+  }
+}
+
+/** y[i] = x at the plan's strides, in the order of y. */
+template <typename E>
+void read_strided(ThreadPool& pool, const BroadcastPlan<1>& plan, const E* x, const View& y) {
+  const int64_t step = plan.stride[0][plan.rank - 1];
+  parallel_ranges(pool, y.count(), rows_per_task(2 * sizeof(E)), [&](int64_t begin, int64_t end, int) {
+    walk_broadcast(plan, begin, end, [&](int64_t position, int64_t n, const int64_t* offsets) {
+      read_row(y.as<E>() + position, x + offsets[0], step, n);
+    });
+  });
+}
+
+/** y at the plan's strides = x[i], in the order of x. */
+template <typename E>
+void write_strided(ThreadPool& pool, const BroadcastPlan<1>& plan, const View& x, E* y) {
+  const int64_t step = plan.stride[0][plan.rank - 1];
+  parallel_ranges(pool, x.count(), rows_per_task(2 * sizeof(E)), [&](int64_t begin, int64_t end, int) {
+    walk_broadcast(plan, begin, end, [&](int64_t position, int64_t n, const int64_t* offsets) {
+      const E* from = x.as<E>() + position;
+      E* to = y + offsets[0];
+      if (step == 1) {
+        __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(E));
+      } else {
+        for (int64_t i = 0; i < n; i++) to[i * step] = from[i];
+      }
+    });
+  });
+}
+
+/** Transposes tiles of the plan's dimension `fast` (along which x is contiguous) and its last one (along which y is). */
+template <typename E>
+void transpose_tiles(ThreadPool& pool, const BroadcastPlan<1>& plan, int fast, const E* x, E* y) {
+  const int last = plan.rank - 1;
+  int64_t y_stride[kMaxRank];
+  int64_t next = 1;
+  int64_t outer = 1;
+  for (int i = last; i >= 0; i--) {
+    y_stride[i] = next;
+    next *= plan.shape[i];
+    if (i != last && i != fast) outer *= plan.shape[i];
+  }
+  const int64_t bands = (plan.shape[fast] + kTile - 1) / kTile;
+  const int64_t x_step = plan.stride[0][last];
+  parallel_ranges(
+      pool, outer * bands, rows_per_task(kTile * plan.row() * 2 * static_cast<int64_t>(sizeof(E))),
+      [&](int64_t begin, int64_t end, int) {
+        for (int64_t band = begin; band < end; band++) {
+          const int64_t first = band % bands * kTile;
+          const int64_t count = plan.shape[fast] - first < kTile ? plan.shape[fast] - first : kTile;
+          const E* from = x + first;
+          E* to = y + first * y_stride[fast];
+          int64_t left = band / bands;
+          for (int i = last - 1; i >= 0; i--) {
+            if (i == fast) continue;
+            from += left % plan.shape[i] * plan.stride[0][i];
+            to += left % plan.shape[i] * y_stride[i];
+            left /= plan.shape[i];
+          }
+          for (int64_t column = 0; column < plan.row(); column += kTile) {
+            const int64_t columns = plan.row() - column < kTile ? plan.row() - column : kTile;
+            for (int64_t i = 0; i < count; i++) {
+              E* row = to + i * y_stride[fast] + column;
+              for (int64_t j = 0; j < columns; j++) row[j] = from[i + (column + j) * x_step];
+            }
+          }
+        }
+      });
+}
+
+int axis_of(const View& x, double attribute) {
+  const int axis = static_cast<int>(attribute);
+  return axis < 0 ? axis + x.rank : axis;
+}
+
+/** Strides of a contiguous tensor, not set to 0 for sizes of 1. */
+void dense_strides(const View& x, int64_t (&stride)[kMaxRank]) {
+  int64_t next = 1;
+  for (int i = x.rank - 1; i >= 0; i--) {
+    stride[i] = next;
+    next *= x.shape[i];
+  }
+}
+
+/** Writes `part` into `whole` from place `start` of `axis`. */
+void place(const Args& a, const View& part, const View& whole, int axis, int64_t start) {
+  int64_t stride[1][kMaxRank] = {};
+  dense_strides(whole, stride[0]);
+  const int64_t offset = start * stride[0][axis];
+  const BroadcastPlan<1> plan = plan_strided(part, stride);
+  with_element(part.dtype,
+               [&]<typename E>(E) { write_strided<E>(pool_of(a), plan, part, whole.as<E>() + offset); });
+}
+
+/** ERR_KERNEL unless every index is below V. */
+void check_below(const char* op, const View& index, int64_t V) {
+  for (int64_t row = 0; row < index.count(); row++) {
+    if (index.as<int32_t>()[row] >= V) {
+      fail("ERR_KERNEL", "%s: index %d of row %lld is not below V = %lld", op, index.as<int32_t>()[row],
+           static_cast<long long>(row), static_cast<long long>(V));
+    }
+  }
+}
+
+}  // namespace movement_detail
+
+CARAVAN_KERNEL(broadcast_to, cpu, "x[...] -> y[...]") {
+  const BroadcastPlan<1> plan = plan_broadcast<1>(a.out[0], a.in);
+  movement_detail::with_element(a.in[0].dtype, [&]<typename E>(E) {
+    movement_detail::read_strided<E>(pool_of(a), plan, a.in[0].as<E>(), a.out[0]);
+  });
+}
+
+CARAVAN_KERNEL(transpose, cpu, "x[...] -> y[...] | p0 p1 p2 p3 p4 p5") {
+  const View& x = a.in[0];
+  const View& y = a.out[0];
+  if (y.count() == 0) return;
+  int64_t from[kMaxRank];
+  int64_t stride[1][kMaxRank] = {};
+  movement_detail::dense_strides(x, from);
+  for (int i = 0; i < y.rank; i++) stride[0][i] = from[static_cast<int>(a.attrs[i])];
+  const BroadcastPlan<1> plan = plan_strided(y, stride);
+  int fast = plan.rank - 1;
+  for (int i = 0; i < plan.rank; i++) {
+    if (plan.stride[0][i] == 1) fast = i;
+  }
+  movement_detail::with_element(x.dtype, [&]<typename E>(E) {
+    if (fast == plan.rank - 1) {
+      movement_detail::read_strided<E>(pool_of(a), plan, x.as<E>(), y);
+    } else {
+      movement_detail::transpose_tiles<E>(pool_of(a), plan, fast, x.as<E>(), y.as<E>());
+    }
+  });
+}
+
+CARAVAN_KERNEL(slice, cpu, "x[...] -> y[...] | axis start length") {
+  const View& x = a.in[0];
+  const int axis = movement_detail::axis_of(x, a.attrs[0]);
+  int64_t stride[1][kMaxRank] = {};
+  movement_detail::dense_strides(x, stride[0]);
+  const int64_t offset = static_cast<int64_t>(a.attrs[1]) * stride[0][axis];
+  const BroadcastPlan<1> plan = plan_strided(a.out[0], stride);
+  movement_detail::with_element(x.dtype, [&]<typename E>(E) {
+    movement_detail::read_strided<E>(pool_of(a), plan, x.as<E>() + offset, a.out[0]);
+  });
+}
+
+CARAVAN_KERNEL(concat, cpu, "a[...] b[...] -> c[...] | axis") {
+  const int axis = movement_detail::axis_of(a.out[0], a.attrs[0]);
+  movement_detail::place(a, a.in[0], a.out[0], axis, 0);
+  movement_detail::place(a, a.in[1], a.out[0], axis, a.in[0].shape[axis]);
+}
+
+CARAVAN_KERNEL(take, cpu, "x[*,V] index[*]:i32 -> y[*]") {
+  const View& x = a.in[0];
+  const int32_t* index = a.in[1].as<int32_t>();
+  const int64_t V = x.last();
+  movement_detail::check_below("take", a.in[1], V);
+  movement_detail::with_element(x.dtype, [&]<typename E>(E) {
+    // Each element read is a cache line of its own.
+    parallel_ranges(pool_of(a), x.rows(), rows_per_task(64), [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; row++) {
+        a.out[0].as<E>()[row] = index[row] < 0 ? E{0} : x.as<E>()[row * V + index[row]];
+      }
+    });
+  });
+}
+
+CARAVAN_KERNEL(put, cpu, "y[*] index[*]:i32 -> x[*,V] | V") {
+  const View& x = a.out[0];
+  const int32_t* index = a.in[1].as<int32_t>();
+  const int64_t V = x.last();
+  movement_detail::check_below("put", a.in[1], V);
+  movement_detail::with_element(x.dtype, [&]<typename E>(E) {
+    parallel_ranges(pool_of(a), x.rows(), rows_per_task(V * sizeof(E)), [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; row++) {
+        E* to = x.as<E>() + row * V;
+        __builtin_memset(to, 0, static_cast<size_t>(V) * sizeof(E));
+        if (index[row] >= 0) to[index[row]] = a.in[0].as<E>()[row];
+      }
+    });
+  });
+}
+
+}  // namespace
+}  // namespace caravan::CARAVAN_ISA

@@ -1,0 +1,325 @@
+// The engine as a Node addon: the only file that includes napi.h. Everything crosses as integers and typed arrays; all
+// state belongs to the environment (SetInstanceData), so it loads in worker threads, twice, and can be torn down at any
+// time.
+#include <napi.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/command_queue.h"
+#include "core/error.h"
+#include "core/kernel_registry.h"
+#include "cpu/device.h"
+
+namespace caravan {
+namespace {
+
+/** A finished fence or read on its way to JavaScript. */
+struct Finished {
+  uint32_t ticket;
+  std::optional<QueueError> error;
+};
+
+/** One opened device of one environment. */
+struct OpenDevice {
+  std::unique_ptr<CommandQueue> queue;
+  Napi::ThreadSafeFunction report;
+  uint32_t pending = 0;               // tickets not yet reported; the process stays alive while there are some
+  std::vector<std::pair<uint32_t, Napi::ObjectReference>> held;  // arrays that a pending read writes into
+  int64_t accounted_bytes = 0;        // what V8 has been told about memory outside its heap
+
+  void close() {
+    queue.reset();
+    held.clear();
+    if (report) report.Release();
+    report = Napi::ThreadSafeFunction();
+  }
+};
+
+struct Environment {
+  std::vector<std::unique_ptr<OpenDevice>> devices;
+};
+
+Napi::Error to_js(Napi::Env env, const std::string& code, const std::string& message) {
+  Napi::Error error = Napi::Error::New(env, message);
+  error.Value().Set("code", code);
+  return error;
+}
+
+/** Runs an entry point; nothing but a JavaScript exception may leave it. */
+template <typename Body>
+Napi::Value entry(const Napi::CallbackInfo& info, const Body& body) {
+  Napi::Env env = info.Env();
+  try {
+    return body(env);
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const Error& error) {
+    throw to_js(env, error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    throw to_js(env, "ERR_OOM", "the host has no memory left");
+  } catch (const std::exception& error) {
+    throw to_js(env, "ERR_INTERNAL", error.what());
+  }
+}
+
+OpenDevice& device_at(const Napi::CallbackInfo& info) {
+  Environment* environment = info.Env().GetInstanceData<Environment>();
+  if (!info[0].IsNumber()) throw Napi::TypeError::New(info.Env(), "device index expected");
+  uint32_t index = info[0].As<Napi::Number>().Uint32Value();
+  if (index >= environment->devices.size() || !environment->devices[index]->queue) {
+    throw to_js(info.Env(), "ERR_DEVICE", "this device has been closed");
+  }
+  return *environment->devices[index];
+}
+
+uint32_t number_at(const Napi::CallbackInfo& info, size_t i) {
+  if (!info[i].IsNumber()) throw Napi::TypeError::New(info.Env(), "number expected");
+  return info[i].As<Napi::Number>().Uint32Value();
+}
+
+Napi::TypedArray array_at(const Napi::CallbackInfo& info, size_t i) {
+  if (!info[i].IsTypedArray()) throw Napi::TypeError::New(info.Env(), "typed array expected");
+  return info[i].As<Napi::TypedArray>();
+}
+
+uint8_t* bytes_of(const Napi::TypedArray& array) {
+  return static_cast<uint8_t*>(array.ArrayBuffer().Data()) + array.ByteOffset();
+}
+
+/** isaLevels() -> [[name, supported], ...], weakest first. */
+Napi::Value isa_level_names(const Napi::CallbackInfo& info) {
+  return entry(info, [](Napi::Env env) -> Napi::Value {
+    Napi::Array names = Napi::Array::New(env);
+    for (const IsaLevel& level : isa_levels()) {
+      Napi::Array row = Napi::Array::New(env);
+      row.Set(0u, Napi::String::New(env, level.name));
+      row.Set(1u, Napi::Boolean::New(env, level.supported()));
+      names.Set(names.Length(), row);
+    }
+    return names;
+  });
+}
+
+/** kernels() -> [[isa, op, device, signature], ...] for every kernel of this build. */
+Napi::Value kernel_table(const Napi::CallbackInfo& info) {
+  return entry(info, [](Napi::Env env) -> Napi::Value {
+    Napi::Array table = Napi::Array::New(env);
+    for (const IsaLevel& level : isa_levels()) {
+      for (const KernelRow* kernel = level.kernels.begin; kernel != level.kernels.end; kernel++) {
+        Napi::Array row = Napi::Array::New(env);
+        row.Set(0u, Napi::String::New(env, level.name));
+        row.Set(1u, Napi::String::New(env, kernel->op));
+        row.Set(2u, Napi::String::New(env, kernel->device));
+        row.Set(3u, Napi::String::New(env, kernel->signature));
+        table.Set(table.Length(), row);
+      }
+    }
+    return table;
+  });
+}
+
+/** openCpu(threads, budgetBytes, isa, opNames, onFinished(ticket, error|null)) -> device index. */
+Napi::Value open_cpu(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    int threads = info[0].As<Napi::Number>().Int32Value();
+    double budget = info[1].As<Napi::Number>().DoubleValue();
+    std::string isa = info[2].As<Napi::String>().Utf8Value();
+    Napi::Array names = info[3].As<Napi::Array>();
+    std::vector<std::string> ops;
+    for (uint32_t i = 0; i < names.Length(); i++) ops.push_back(names.Get(i).As<Napi::String>().Utf8Value());
+    auto opened = std::make_unique<OpenDevice>();
+    auto device = std::make_unique<CpuDevice>(threads, static_cast<size_t>(budget), isa);
+    opened->queue = std::make_unique<CommandQueue>(std::move(device), std::move(ops));
+    opened->report = Napi::ThreadSafeFunction::New(env, info[4].As<Napi::Function>(), "caravan", 0, 1);
+    opened->report.Unref(env);
+    Environment* environment = env.GetInstanceData<Environment>();
+    environment->devices.push_back(std::move(opened));
+    return Napi::Number::New(env, static_cast<double>(environment->devices.size() - 1));
+  });
+}
+
+/** deviceInfo(device) -> {isa, threads}. */
+Napi::Value device_info(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    CpuDevice& device = static_cast<CpuDevice&>(device_at(info).queue->device());
+    Napi::Object object = Napi::Object::New(env);
+    object.Set("isa", device.isa());
+    object.Set("threads", device.pool().threads());
+    return object;
+  });
+}
+
+/** submit(device, words: Int32Array, count). */
+Napi::Value submit(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    OpenDevice& device = device_at(info);
+    Napi::TypedArray words = array_at(info, 1);
+    size_t count = number_at(info, 2);
+    if (words.TypedArrayType() != napi_int32_array || count > words.ElementLength()) {
+      throw Napi::TypeError::New(env, "Int32Array with at least `count` words expected");
+    }
+    device.queue->submit(reinterpret_cast<const int32_t*>(bytes_of(words)), count);
+    return env.Undefined();
+  });
+}
+
+/** upload(device, tensor id, typed array): the bytes are copied before this returns. */
+Napi::Value upload(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    OpenDevice& device = device_at(info);
+    Napi::TypedArray array = array_at(info, 2);
+    const uint8_t* bytes = bytes_of(array);
+    device.queue->upload(static_cast<int32_t>(number_at(info, 1)), std::vector<uint8_t>(bytes, bytes + array.ByteLength()));
+    return env.Undefined();
+  });
+}
+
+/** loadFile(device, tensor id, path, byte offset, dtype in the file). */
+Napi::Value load_file(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    OpenDevice& device = device_at(info);
+    device.queue->load_file(static_cast<int32_t>(number_at(info, 1)), info[2].As<Napi::String>().Utf8Value(),
+                            info[3].As<Napi::Number>().Int64Value(), static_cast<DType>(number_at(info, 4)));
+    return env.Undefined();
+  });
+}
+
+/** Delivers a finished ticket on the JavaScript thread. */
+void deliver(Napi::Env env, Napi::Function callback, OpenDevice* device, Finished finished) {
+  if (--device->pending == 0) device->report.Unref(env);
+  for (size_t i = 0; i < device->held.size(); i++) {
+    if (device->held[i].first != finished.ticket) continue;
+    device->held[i] = std::move(device->held.back());
+    device->held.pop_back();
+    break;
+  }
+  int64_t live = static_cast<int64_t>(device->queue->device().allocator().live_bytes());
+  Napi::MemoryManagement::AdjustExternalMemory(env, live - device->accounted_bytes);
+  device->accounted_bytes = live;
+  Napi::Value error = env.Null();
+  if (finished.error) {
+    error = to_js(env, finished.error->code, finished.error->message).Value();
+    error.As<Napi::Object>().Set("op", finished.error->op);
+    error.As<Napi::Object>().Set("sequence", Napi::Number::New(env, static_cast<double>(finished.error->sequence)));
+  }
+  callback.Call({Napi::Number::New(env, finished.ticket), error});
+}
+
+CommandQueue::Completion completion(Napi::Env env, OpenDevice& device, uint32_t ticket) {
+  if (device.pending++ == 0) device.report.Ref(env);
+  OpenDevice* target = &device;
+  return [target, ticket](const std::optional<QueueError>& error) {
+    target->report.NonBlockingCall([target, finished = Finished{ticket, error}](Napi::Env e, Napi::Function f) {
+      if (target->queue) deliver(e, f, target, finished);
+    });
+  };
+}
+
+/** fence(device, ticket). */
+Napi::Value fence(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    OpenDevice& device = device_at(info);
+    device.queue->fence(completion(env, device, number_at(info, 1)));
+    return env.Undefined();
+  });
+}
+
+/** read(device, tensor id, ticket, typed array): the array is written by the time the ticket is reported. */
+Napi::Value read(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    OpenDevice& device = device_at(info);
+    uint32_t ticket = number_at(info, 2);
+    Napi::TypedArray array = array_at(info, 3);
+    device.held.emplace_back(ticket, Napi::Persistent(array.As<Napi::Object>()));
+    device.queue->read(static_cast<int32_t>(number_at(info, 1)), bytes_of(array), array.ByteLength(),
+                       completion(env, device, ticket));
+    return env.Undefined();
+  });
+}
+
+/** stats(device, Float64Array(6)): live tensors, live, peak, reserved and budget bytes, commands run. */
+Napi::Value stats(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    OpenDevice& device = device_at(info);
+    Napi::TypedArray array = array_at(info, 1);
+    if (array.TypedArrayType() != napi_float64_array || array.ElementLength() < 6) {
+      throw Napi::TypeError::New(env, "Float64Array(6) expected");
+    }
+    CachingAllocator& memory = device.queue->device().allocator();
+    double values[6] = {static_cast<double>(device.queue->live_tensors()), static_cast<double>(memory.live_bytes()),
+                        static_cast<double>(memory.peak_bytes()),          static_cast<double>(memory.reserved_bytes()),
+                        static_cast<double>(memory.budget_bytes()),        static_cast<double>(device.queue->executed())};
+    std::memcpy(bytes_of(array), values, sizeof(values));
+    return env.Undefined();
+  });
+}
+
+/** resetPeak(device): the peak counter starts again at what is live now. */
+Napi::Value reset_peak(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    device_at(info).queue->device().allocator().reset_peak();
+    return env.Undefined();
+  });
+}
+
+/** wait(device): blocks until the queue is empty (CARAVAN_SYNC=1) and throws the first failure. */
+Napi::Value wait(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    std::mutex mutex;
+    std::condition_variable ready;
+    bool done = false;
+    std::optional<QueueError> failure;
+    device_at(info).queue->fence([&](const std::optional<QueueError>& error) {
+      std::lock_guard<std::mutex> lock(mutex);
+      failure = error;
+      done = true;
+      ready.notify_one();
+    });
+    std::unique_lock<std::mutex> lock(mutex);
+    ready.wait(lock, [&] { return done; });
+    if (failure) throw to_js(env, failure->code, failure->message);
+    return env.Undefined();
+  });
+}
+
+/** close(device): stops the queue, frees all memory of the device. Pending tickets are never reported. */
+Napi::Value close_device(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    OpenDevice& device = device_at(info);
+    Napi::MemoryManagement::AdjustExternalMemory(env, -device.accounted_bytes);
+    device.close();
+    return env.Undefined();
+  });
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  Environment* environment = new Environment;
+  env.SetInstanceData(environment);
+  // Before the environment goes away the queue threads must have stopped: they report into it.
+  env.AddCleanupHook([environment] {
+    for (auto& device : environment->devices) device->queue.reset();
+  });
+  exports.Set("isaLevels", Napi::Function::New(env, isa_level_names));
+  exports.Set("kernels", Napi::Function::New(env, kernel_table));
+  exports.Set("openCpu", Napi::Function::New(env, open_cpu));
+  exports.Set("deviceInfo", Napi::Function::New(env, device_info));
+  exports.Set("submit", Napi::Function::New(env, submit));
+  exports.Set("upload", Napi::Function::New(env, upload));
+  exports.Set("loadFile", Napi::Function::New(env, load_file));
+  exports.Set("fence", Napi::Function::New(env, fence));
+  exports.Set("read", Napi::Function::New(env, read));
+  exports.Set("stats", Napi::Function::New(env, stats));
+  exports.Set("resetPeak", Napi::Function::New(env, reset_peak));
+  exports.Set("wait", Napi::Function::New(env, wait));
+  exports.Set("close", Napi::Function::New(env, close_device));
+  return exports;
+}
+
+}  // namespace
+}  // namespace caravan
+
+static Napi::Object Init(Napi::Env env, Napi::Object exports) { return caravan::init(env, exports); }
+NODE_API_MODULE(caravan, Init)

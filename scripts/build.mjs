@@ -1,0 +1,55 @@
+// Builds the native engine (cmake-js) and the TypeScript (tsc).
+//   npm run build                  both
+//   npm run build -- --native      the addon only; --ts the TypeScript only
+//   npm run build -- --sanitize    the native tests under ASan + UBSan, then TSan, and runs them
+import { spawnSync } from 'node:child_process'
+import { copyFileSync, existsSync, mkdirSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)))
+const flags = new Set(process.argv.slice(2))
+
+function run(command, args) {
+  const env = { ...process.env }
+  // A surrounding make (node-gyp) would pass its job server to ours.
+  for (const name of ['MAKEFLAGS', 'MFLAGS', 'MAKELEVEL']) delete env[name]
+  const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', env })
+  if (error) {
+    console.error(`${command} could not be started: ${error.message}`)
+    process.exit(1)
+  }
+  if (status !== 0) process.exit(status ?? 1)
+}
+
+function bin(name) {
+  return join(root, 'node_modules', '.bin', name)
+}
+
+function buildNative() {
+  const jobs = String(availableParallelism())
+  run(bin('cmake-js'), ['compile', '--out', 'build/cmake', '--parallel', jobs, '--log-level', 'warn'])
+  mkdirSync(join(root, 'build/Release'), { recursive: true })
+  copyFileSync(join(root, 'build/cmake/Release/caravan.node'), join(root, 'build/Release/caravan.node'))
+  const commands = join(root, 'build/cmake/compile_commands.json')
+  if (existsSync(commands)) copyFileSync(commands, join(root, 'compile_commands.json'))
+}
+
+function nativeTests(sanitizer) {
+  const tree = `build/tests-${sanitizer || 'plain'}`
+  const generator = spawnSync('ninja', ['--version']).status === 0 ? ['-G', 'Ninja'] : []
+  const options = ['-DCARAVAN_ADDON=OFF', '-DCARAVAN_TESTS=ON', `-DCARAVAN_SANITIZE=${sanitizer}`]
+  run('cmake', ['-S', '.', '-B', tree, ...generator, ...options])
+  run('cmake', ['--build', tree, '--parallel', String(availableParallelism())])
+  run('ctest', ['--test-dir', tree, '--output-on-failure'])
+}
+
+if (flags.has('--sanitize')) {
+  for (const sanitizer of ['address', 'thread']) nativeTests(sanitizer)
+} else if (flags.has('--native-tests')) {
+  nativeTests('')
+} else {
+  if (!flags.has('--ts')) buildNative()
+  if (!flags.has('--native') && !flags.has('--from-gyp')) run(process.execPath, [bin('tsc'), '-p', 'tsconfig.json'])
+}
