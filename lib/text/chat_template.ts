@@ -85,8 +85,10 @@ export class ChatTemplate {
     for (const [row, messages] of conversations.entries()) checkMessages(messages, row)
     const builtIn = this.#builtIn
     if (builtIn !== undefined) {
-      return conversations.map((messages) => {
-        return builtIn.render(messages, this.#tokens, options.addGenerationPrompt ?? false)
+      const addGenerationPrompt = options.addGenerationPrompt ?? false
+      return conversations.map((messages, row) => {
+        if (builtIn.roles !== undefined) checkRoles(messages, builtIn.roles, row)
+        return builtIn.render(messages, this.#tokens, addGenerationPrompt)
       })
     }
     const rows = conversations.map((messages) => this.#variables(messages, options))
@@ -150,6 +152,16 @@ function checkMessages(messages: readonly ChatMessage[], row: number): void {
       },
     )
   }
+}
+
+function checkRoles(messages: readonly ChatMessage[], roles: readonly string[], row: number): void {
+  const odd = messages.findIndex(({ role }) => !roles.includes(role))
+  if (odd < 0) return
+  const message = `chat template: conversation ${row}, message ${odd}: the role must be ${roles.join(' or ')}`
+  throw new CaravanError('ERR_TEMPLATE', `${message}; got ${JSON.stringify(messages[odd]!.role)}`, {
+    details: { row, message: odd },
+    hint: 'Put the text of other roles into a user message, or use the tulu template.',
+  })
 }
 
 export type { CharSpan, ChatMessage, RenderedChat }

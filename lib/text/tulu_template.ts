@@ -23,6 +23,8 @@ export interface BuiltInTemplate {
   readonly name: string
   /** The Jinja source that transformers renders to the same bytes. */
   readonly source: string
+  /** The roles that it can render, when others are an error; undefined: others print nothing, as in the original. */
+  readonly roles?: readonly string[]
   render(messages: readonly ChatMessage[], tokens: TemplateTokens, addGenerationPrompt: boolean): RenderedChat
 }
 
@@ -54,7 +56,8 @@ const POCKET_SOURCE =
   "{{- '<|bos|>' -}}{%- for message in messages -%}" +
   "{%- if message['role'] == 'user' -%}{{- '<|user|>\\n' + message['content'] + '\\n' -}}" +
   "{%- elif message['role'] == 'assistant' -%}{{- '<|assistant|>\\n' -}}" +
-  "{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}{%- endif -%}" +
+  "{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}" +
+  "{%- else -%}{{- raise_exception('the roles are user and assistant') -}}{%- endif -%}" +
   "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"
 
 function renderTulu(
@@ -100,6 +103,7 @@ export const tuluBosTemplate: BuiltInTemplate = {
 export const pocketTemplate: BuiltInTemplate = {
   name: 'pocket',
   source: POCKET_SOURCE,
+  roles: ['user', 'assistant'],
   render: (messages, _tokens, addGenerationPrompt) => {
     let text = '<|bos|>'
     const spans: CharSpan[] = []

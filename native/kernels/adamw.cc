@@ -28,7 +28,7 @@ Constants constants_of(const Args& a) {
       .gradient_scale = set1(c.gradient_scale),
       // Kept as a small number to be subtracted: 1 - lr * wd in f32 would round a decay of 1e-7 to nothing or to double.
       .decay = set1(static_cast<float>(-lr * a.attrs[3])),
-      .step = set1(static_cast<float>(lr / c.bias1)),
+      .step = set1(static_cast<float>(-lr / c.bias1)),
       .root_bias2 = set1(static_cast<float>(__builtin_sqrt(static_cast<double>(c.bias2)))),
       .eps = set1(static_cast<float>(a.attrs[2])),
       .one_minus_beta1 = set1(static_cast<float>(1.0 - a.attrs[0])),
@@ -49,12 +49,12 @@ void update(const Args& a, S* truth, T* copy, int64_t count) {
     for_vectors(end - begin, [&](int64_t i, auto vector) {
       F32 gradient = vector.load(g + i) * k.gradient_scale;
       F32 weight = vector.load(p + i);
-      weight = fma(weight, k.decay, weight);
       F32 first = vector.load(m + i);
       first = fma(gradient - first, k.one_minus_beta1, first);
       F32 second = fma(gradient * gradient, k.one_minus_beta2, vector.load(v + i) * k.beta2);
       F32 denominator = sqrt(second) / k.root_bias2 + k.eps;
-      weight = weight - k.step * (first / denominator);
+      // Decay and step are added up before they meet the much larger weight: one rounding of it instead of two.
+      weight = weight + fma(weight, k.decay, k.step * (first / denominator));
       vector.store(m + i, first);
       vector.store(v + i, second);
       vector.store(p + i, weight);

@@ -39,6 +39,26 @@ describe('built-in templates', () => {
   })
 })
 
+describe('roles that a template has no form for', () => {
+  const withSystem = [{ role: 'system', content: 'Be kind.' }, ...conversation]
+
+  it('print nothing in the Tulu format', async () => {
+    const { text } = await new ChatTemplate('tulu').render([{ role: 'tool', content: 'x' }, ...conversation])
+    expect(text).toBe('<|user|>\nHi\n<|assistant|>\nHello')
+  })
+
+  it.each([
+    ['built in', ''],
+    ['interpreted', '{# #}'],
+  ])('are an error in the pocket format, %s', async (_kind, suffix) => {
+    const template = new ChatTemplate(builtInTemplates.get('pocket')!.source + suffix)
+    await expect(template.renderBatch([conversation, withSystem])).rejects.toMatchObject({
+      code: 'ERR_TEMPLATE',
+      details: { row: 1 },
+    })
+  })
+})
+
 describe('Jinja as transformers runs it', () => {
   const render = async (source: string, variables?: Record<string, unknown>) =>
     (await new ChatTemplate(source, { tokens }).render(conversation, { variables })).text

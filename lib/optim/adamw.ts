@@ -1,0 +1,104 @@
+// AdamW over a table of parameters. Norm, clip factor, finite flag and learning rate stay on the device, so a step is a
+// row of commands without a wait; the caller reads `control` when it wants the numbers.
+import { adamwOp, cast, clipControlOp, fill, squaredSumAddOp } from '../ops/index.js'
+import { type Gradients, keep, scope, Tensor } from '../tensor/index.js'
+
+export interface AdamWOptions {
+  beta1: number
+  beta2: number
+  eps: number
+  /** Decoupled decay, applied to matrices (two or more dimensions) only. */
+  weightDecay: number
+}
+
+export interface StepOptions {
+  lr: number
+  /** Factor of the collected gradients: 1 / count when they are gradients of a sum. */
+  scale: number
+  /** Largest gradient norm after scaling; 0 = no clipping. */
+  maxNorm: number
+}
+
+interface ParameterState {
+  parameter: Tensor
+  /** f32 copy of a bf16 parameter. */
+  master: Tensor | undefined
+  m: Tensor
+  v: Tensor
+}
+
+/** What a step did, once its control tensor has been read. */
+export interface StepResult {
+  /** Gradient norm after scaling, before clipping. */
+  gradientNorm: number
+  /** False when the norm was NaN or infinite: nothing has changed. */
+  finite: boolean
+}
+
+export class AdamW {
+  readonly #states = new Map<string, ParameterState>()
+  readonly #options: AdamWOptions
+  /** Updates made so far: the t of the bias correction. */
+  updates = 0
+
+  constructor(parameters: ReadonlyMap<string, Tensor>, options: AdamWOptions) {
+    this.#options = options
+    for (const [name, parameter] of parameters) this.#states.set(name, newState(parameter))
+  }
+
+  /** Applies one update from `gradients` and reports what happened. Parameters without a gradient stay as they are. */
+  async step(gradients: Gradients, options: StepOptions): Promise<StepResult> {
+    const control = this.#enqueue(gradients, options)
+    if (!control) return { gradientNorm: 0, finite: true }
+    try {
+      const [, , finite, , , gradientNorm] = await control.read()
+      if (finite === 1) this.updates++
+      return { gradientNorm: gradientNorm!, finite: finite === 1 }
+    } finally {
+      control.dispose()
+    }
+  }
+
+  #enqueue(gradients: Gradients, { lr, scale, maxNorm }: StepOptions): Tensor | undefined {
+    const { beta1, beta2, eps, weightDecay } = this.#options
+    const present = [...this.#states.values()].filter(({ parameter }) => gradients.get(parameter))
+    const device = present[0]?.parameter.device
+    if (!device) return undefined
+    return scope(() => {
+      const t = this.updates + 1
+      const numbers = new Float32Array([lr, 0, 0, 1 - beta1 ** t, 1 - beta2 ** t, 0, 0, 0])
+      const control = keep(Tensor.from(device, numbers, [8]))
+      const sum = fill(device, [1], { value: 0, dtype: 'f64' })
+      for (const { parameter } of present) squaredSumAddOp({ g: gradients.get(parameter)!, sum })
+      clipControlOp({ sum, control, scale, max_norm: maxNorm })
+      for (const { parameter, master, m, v } of present) {
+        const weight_decay = parameter.shape.length >= 2 ? weightDecay : 0
+        const g = gradients.get(parameter)!
+        adamwOp({ p: parameter, master, g, m, v, control, beta1, beta2, eps, weight_decay })
+      }
+      return control
+    })
+  }
+
+  /** The tensors to be saved, by name: `<parameter>.m`, `.v` and for bf16 parameters `.master`. */
+  tensors(): Map<string, Tensor> {
+    const table = new Map<string, Tensor>()
+    for (const [name, { master, m, v }] of this.#states) {
+      table.set(`${name}.m`, m)
+      table.set(`${name}.v`, v)
+      if (master) table.set(`${name}.master`, master)
+    }
+    return table
+  }
+
+  dispose(): void {
+    for (const tensor of this.tensors().values()) tensor.dispose()
+    this.#states.clear()
+  }
+}
+
+function newState(parameter: Tensor): ParameterState {
+  const { device, shape, dtype } = parameter
+  const zeros = () => keep(fill(device, shape, { value: 0, dtype: 'f32' }))
+  return { parameter, master: dtype === 'bf16' ? keep(cast(parameter, 'f32')) : undefined, m: zeros(), v: zeros() }
+}

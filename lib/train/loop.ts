@@ -1,0 +1,119 @@
+// The one training loop. It never asks which method runs.
+import { CaravanError, throwIfAborted } from '../base/errors.js'
+import type { Batch, Method } from '../methods/method.js'
+import { addInto, fill } from '../ops/index.js'
+import type { AdamW } from '../optim/adamw.js'
+import { type ScheduleOptions, scheduleFactor } from '../optim/schedule.js'
+import type { Device } from '../runtime/index.js'
+import { Gradients, keep, Tape, type Tensor } from '../tensor/index.js'
+
+export interface LoopOptions<Models, Micro> {
+  device: Device
+  method: Method<Models, Micro>
+  models: Models
+  optimizer: AdamW
+  lr: number
+  schedule: Omit<ScheduleOptions, 'totalSteps'>
+  /** Largest gradient norm; 0 = no clipping. */
+  maxNorm: number
+  /** Steps in a row whose gradients may be NaN or infinite before ERR_DIVERGED. */
+  maxSkippedInARow: number
+  /** Number of the first step, when continuing. */
+  firstStep: number
+  skippedInARow: number
+  signal?: AbortSignal
+}
+
+/** What one optimizer step did. */
+export interface Step {
+  /** From 1. */
+  step: number
+  totalSteps: number
+  /** Mean over the batch's count. */
+  loss: number
+  lr: number
+  gradientNorm: number
+  /** True when the gradients were not finite: no parameter and no moment has changed. */
+  skipped: boolean
+  skippedInARow: number
+  tokens: number
+  seconds: number
+  peakBytes: number
+}
+
+/** Runs the method to its end, one yielded step at a time; nothing runs while the consumer holds a step. */
+export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Micro>): AsyncGenerator<Step> {
+  const { device, method, models, optimizer, lr, schedule, maxNorm, maxSkippedInARow } = options
+  const { totalSteps } = method
+  let { firstStep: step, skippedInARow } = options
+  const seed = keep(fill(device, [1], { value: 1, dtype: 'f32' }))
+  seed.unit = true
+  using gradients = new Gradients()
+  try {
+    for await (const batch of method.batches(models)) {
+      const started = performance.now()
+      device.resetPeak()
+      const stepLr = lr * scheduleFactor(step, { ...schedule, totalSteps })
+      const lossSum = await accumulate(batch, { ...options, seed, gradients })
+      const scale = 1 / Math.max(1, batch.count)
+      const { gradientNorm, finite } = await optimizer.step(gradients, { lr: stepLr, scale, maxNorm })
+      const loss = (await lossSum.item()) * scale
+      lossSum.dispose()
+      gradients.dispose()
+      skippedInARow = finite ? 0 : skippedInARow + 1
+      yield {
+        step: ++step,
+        totalSteps,
+        loss,
+        lr: stepLr,
+        gradientNorm,
+        skipped: !finite,
+        skippedInARow,
+        tokens: batch.tokens,
+        seconds: (performance.now() - started) / 1000,
+        peakBytes: device.stats().peakBytes,
+      }
+      if (skippedInARow >= maxSkippedInARow) throw diverged(step, skippedInARow, loss)
+    }
+  } finally {
+    seed.dispose()
+  }
+}
+
+type Accumulation<Models, Micro> = LoopOptions<Models, Micro> & { seed: Tensor; gradients: Gradients }
+
+/** Adds up loss and gradients over the micro-batches of a step. At most two of them are in flight, so the command
+ *  stream stays short and the event loop gets its turn. */
+async function accumulate<Models, Micro>(
+  batch: Batch<Micro>,
+  { device, method, models, seed, gradients, signal }: Accumulation<Models, Micro>,
+): Promise<Tensor> {
+  const total = keep(fill(device, [1], { value: 0, dtype: 'f32' }))
+  let before: Promise<void> = Promise.resolve()
+  try {
+    for (const micro of batch.microBatches()) {
+      throwIfAborted(signal)
+      using tape = new Tape({ into: gradients, unitSeed: method.unitSeed })
+      const { sum } = tape.record(() => method.loss(models, micro))
+      tape.backward(sum, seed, gradients)
+      addInto(total, sum)
+      sum.dispose()
+      await before
+      before = device.idle()
+      before.catch(() => {}) // awaited in the next turn
+    }
+    await before
+    return total
+  } catch (error) {
+    total.dispose()
+    await before.catch(() => {})
+    throw error
+  }
+}
+
+function diverged(step: number, skipped: number, loss: number): CaravanError {
+  return new CaravanError('ERR_DIVERGED', `${skipped} steps in a row had gradients that are not finite (step ${step}, loss ${loss})`, {
+    details: { step, skipped, loss },
+    hint: 'lower the learning rate, lengthen the warm-up, or look at the data of these steps; the last checkpoint is from before',
+  })
+}
