@@ -1,7 +1,7 @@
 // Matrix products: the batched primitive, and the linear layer with its bias and residual added where the sum is stored.
 import type { DType } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
-import { shapeText } from '../base/shape.js'
+import { countOf, shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Tensor } from '../tensor/index.js'
 import { add } from './elementwise.js'
 import { sum } from './reduce.js'
@@ -103,15 +103,18 @@ export const linearBackwardBiasOp = defineOp({
   dtypes: withF64,
   reference: ({ dy }) => {
     const F = dy.shape.at(-1)!
-    return { db: reshape(sum(reshape(dy, [-1, F]), 0), [F]) }
+    return { db: reshape(sum(reshape(dy, [rowCount(dy), F]), 0), [F]) }
   },
   samples: [{ lead: [5], F: 3 }, { lead: [300], F: 17 }, { lead: [1], F: 1 }],
 })
 
+/** Rows of a tensor: all dimensions but the last, multiplied. Not count / width, as a width may be 0. */
+const rowCount = (x: Tensor) => countOf(x.shape.slice(0, -1))
+
 /** x [.., K] times w ([F,K] when `transposed`, else [K,F]) with all leading dimensions as rows. */
 function flatMatmul(x: Tensor, w: Tensor, transposed: boolean): Tensor {
   const K = x.shape.at(-1)!
-  const rows = x.count === 0 ? 0 : x.count / K
+  const rows = rowCount(x)
   const [m, n] = w.shape as [number, number]
   const c = matmul(reshape(x, [1, rows, K]), reshape(w, [1, m, n]), { transposeB: transposed })
   return reshape(c, [...x.shape.slice(0, -1), transposed ? m : n])
@@ -119,7 +122,7 @@ function flatMatmul(x: Tensor, w: Tensor, transposed: boolean): Tensor {
 
 function weightGradient(dy: Tensor, x: Tensor): Tensor {
   const [F, D] = [dy.shape.at(-1)!, x.shape.at(-1)!]
-  const rows = dy.shape.slice(0, -1).reduce((a, b) => a * b, 1)
+  const rows = rowCount(dy)
   return reshape(matmul(reshape(dy, [1, rows, F]), reshape(x, [1, rows, D]), { transposeA: true }), [F, D])
 }
 

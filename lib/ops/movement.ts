@@ -14,7 +14,12 @@ export const broadcastToOp = defineOp({
   dtypes: primitive,
   saved: ['x'],
   backward: ({ y: dy }, { x }) => ({ x: sumTo(dy!, x.shape) }),
-  samples: [],
+  samples: [
+    { shapes: { x: [3, 1], y: [3, 5] } },
+    { shapes: { x: [17], y: [2, 3, 17] } },
+    { shapes: { x: [2, 1, 4], y: [2, 7, 4] } },
+    { shapes: { x: [1], y: [0] } },
+  ],
 })
 
 export const transposeOp = defineOp({

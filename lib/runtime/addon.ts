@@ -1,7 +1,7 @@
 // Loads the native addon: the only importer of the .node file. Nothing else in the library names a native function.
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { CaravanError } from '../base/errors.js'
 
@@ -42,7 +42,7 @@ export function loadAddon(): Addon {
   if (loaded) return loaded
   const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))))
   const candidates = process.env.CARAVAN_ADDON
-    ? [process.env.CARAVAN_ADDON]
+    ? [resolve(process.env.CARAVAN_ADDON)]
     : [join(root, 'build/Release/caravan.node'), join(root, 'build/cmake/Release/caravan.node')]
   const tried: string[] = []
   for (const path of candidates) {

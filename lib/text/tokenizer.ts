@@ -6,6 +6,7 @@ import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import tokenizers from 'tokenizers'
 import { CaravanError, throwIfAborted } from '../base/errors.js'
+import { offsetsFromLengths, tokenByteLengths } from './byte_offsets.js'
 import { parseTokenizerConfig, type TokenizerConfig } from './tokenizer_config.js'
 import { MAX_TOKENIZER_BYTES, parseTokenizerFile, type TokenizerFile } from './tokenizer_file.js'
 
@@ -24,7 +25,7 @@ const CHUNK_UNITS = 16 * 1024
 export interface EncodeOptions {
   /** Run the post-processor, which adds beginning and end tokens. Default false: chat templates write their own. */
   addSpecialTokens?: boolean
-  /** Also give offsets, at about half again the time. Default true. */
+  /** Also give offsets. Default true. */
   offsets?: boolean
   signal?: AbortSignal
 }
@@ -59,6 +60,7 @@ export class Tokenizer {
   readonly #native: tokenizers.Tokenizer
   readonly #idOf: ReadonlyMap<string, number>
   readonly #tokenOf: ReadonlyMap<number, string>
+  readonly #byteLengths: Uint16Array | undefined
 
   private constructor(
     file: TokenizerFile,
@@ -69,6 +71,7 @@ export class Tokenizer {
   ) {
     this.#native = createNative(file, source)
     this.#idOf = file.idOf
+    this.#byteLengths = tokenByteLengths(file.json, file.idOf)
     this.#tokenOf = new Map(Array.from(file.idOf, ([token, id]) => [id, token]))
     this.vocabularySize = file.vocabularySize
     this.maximumTextUnits = file.maximumUnits
@@ -120,7 +123,7 @@ export class Tokenizer {
   async encode(text: string, options: EncodeOptions = {}): Promise<Encoded> {
     this.#checkText(text, undefined)
     const encoding = await this.#native.encode(text, null, { addSpecialTokens: options.addSpecialTokens ?? false })
-    return toTyped(encoding, text, options.offsets ?? true)
+    return this.#toTyped(encoding, text, options)
   }
 
   /** `encode` for many texts, on every core, in chunks small enough to leave the event loop free between them. */
@@ -141,7 +144,7 @@ export class Tokenizer {
       // The next chunk is encoded while this one's results are copied.
       running = from < texts.length ? start(from) : undefined
       for (const [i, encoding] of finished.entries()) {
-        results.push(toTyped(encoding, chunk[i]!, options.offsets ?? true))
+        results.push(this.#toTyped(encoding, chunk[i]!, options))
       }
     }
     return results
@@ -184,6 +187,14 @@ export class Tokenizer {
         cause,
       })
     }
+  }
+
+  #toTyped(encoding: tokenizers.Encoding, text: string, options: EncodeOptions): Encoded {
+    const ids = Int32Array.from(encoding.getIds())
+    if (options.offsets === false) return { ids, offsets: new Uint32Array(0) }
+    const lengths = options.addSpecialTokens ? undefined : this.#byteLengths
+    const offsets = lengths === undefined ? undefined : offsetsFromLengths(ids, text, lengths)
+    return { ids, offsets: offsets ?? nativeOffsets(encoding, text) }
   }
 
   #checkText(text: string, index: number | undefined): void {
@@ -263,11 +274,9 @@ function chunkEnd(texts: readonly string[], from: number): number {
   return to
 }
 
-function toTyped(encoding: tokenizers.Encoding, text: string, withOffsets: boolean): Encoded {
-  const ids = Int32Array.from(encoding.getIds())
-  if (!withOffsets) return { ids, offsets: new Uint32Array(0) }
-  const offsets = new Uint32Array(2 * ids.length)
+function nativeOffsets(encoding: tokenizers.Encoding, text: string): Uint32Array {
   const pairs = encoding.getOffsets()
+  const offsets = new Uint32Array(2 * pairs.length)
   const unitOf = codePointStarts(text)
   const last = unitOf === undefined ? text.length : unitOf.length - 1
   for (let i = 0; i < offsets.length; i++) {
@@ -275,7 +284,7 @@ function toTyped(encoding: tokenizers.Encoding, text: string, withOffsets: boole
     const position = Math.min(pairs[i >> 1]![i & 1]!, last)
     offsets[i] = unitOf === undefined ? position : unitOf[position]!
   }
-  return { ids, offsets }
+  return offsets
 }
 
 /** UTF-16 position of every code point and of the end, or undefined when both count alike. */

@@ -5,17 +5,27 @@
 #include "core/device.h"
 #include "core/error.h"
 #include "cpu/gemm_f64.h"
-#include "cpu/gemm_tile.h"
+#include "cpu/gemm_few_rows.h"
 
 namespace caravan::CARAVAN_ISA {
 namespace {
 
 // Units of K in one pass: a panel of B then takes half of a 32 KiB L1 (and the sums are spilled once per pass).
-constexpr int64_t kPassUnits = kLanes >= 16 ? 256 : 256;
+#ifndef KP
+#define KP 256
+#endif
+#ifndef KB
+#define KB 192
+#endif
+constexpr int64_t kPassUnits = KP;
 // Passes of a product with so few rows that B is read once: short, so that each K row of B is a long sequential read.
 constexpr int64_t kStreamUnits = 16;
+// Panels of rows up to which B is read in place where it is contiguous along N: packing would cost more than it saves.
+constexpr int64_t kDirectPanels = 4;
+// Columns of a product of few rows that one task computes at least.
+constexpr int64_t kFewRowsColumns = 64;
 // Packed columns of B that one task keeps in L2 while its rows go by.
-constexpr int64_t kBlockBytes = kLanes >= 16 ? 512 << 10 : 192 << 10;
+constexpr int64_t kBlockBytes = KB << 10;
 // Rows are taken in chunks whose packed A fits in L3 beside everything else.
 constexpr int64_t kChunkBytes = 4 << 20;
 constexpr int64_t kMaxChunkRows = 1024;
@@ -46,25 +56,33 @@ struct Plan {
   ASource a_source;
   BSource b_source;    // kUnits: packed
   bool b_direct;       // whole panels of B are read in place
+  bool few_rows;       // by gemm_few_rows.h: no panels of B at all
   int64_t block_columns;
   int64_t row_splits;
 
   int64_t a_floats() const { return a_source == ASource::kPanel ? aligned(chunk_rows * units) : 0; }
-  int64_t b_floats() const { return aligned(ceil_div(block_columns, kColumns) * kColumns * min_of(pass_units, units)); }
+  /** Floats between two packed panels of B: one cache line more than they hold, or the panels of a pass of 256 units would
+   *  all lie in the same sets of L1. */
+  static int64_t panel_floats(int64_t panel_units) { return panel_units * kColumns + 16; }
+  int64_t b_floats() const { return ceil_div(block_columns, kColumns) * panel_floats(min_of(pass_units, units)); }
   int64_t sums_floats() const {
     if (units <= pass_units) return 0;
     return ceil_div(chunk_rows, kTileRows) * kTileRows * ceil_div(block_columns, kColumns) * kColumns;
   }
-  int64_t worker_floats() const { return b_floats() + sums_floats(); }
+  int64_t worker_floats() const {
+    if (few_rows) return g.M * ceil_div(block_columns, kColumns) * kColumns;
+    return b_floats() + sums_floats();
+  }
 };
 
 Plan make_plan(const GemmArgs& g, int threads) {
-  Plan p{g, false, 0, 0, 0, ASource::kPanel, BSource::kUnits, false, 0, 1};
+  Plan p{g, false, 0, 0, 0, ASource::kPanel, BSource::kUnits, false, false, 0, 1};
   p.pairs = kHasPairs && g.a.dtype == DType::kBF16 && g.b.dtype == DType::kBF16;
   p.units = p.pairs ? ceil_div(g.K, 2) : g.K;
   bool odd_pair = p.pairs && g.K % 2 != 0;  // the closing zero exists in packed panels only
   bool one_panel = g.M <= kTileRows;
-  p.b_direct = one_panel && g.b.column_stride == 1 && !odd_pair;
+  p.few_rows = g.M <= kFewRows && (g.b.column_stride == 1 || g.b.row_stride == 1);
+  p.b_direct = !p.few_rows && g.M <= kDirectPanels * kTileRows && g.b.column_stride == 1 && !odd_pair;
   if (p.b_direct && g.b.dtype == DType::kBF16) p.b_source = p.pairs ? BSource::kBf16Pairs : BSource::kBf16;
   bool unit_rows = g.a.column_stride == 1 && (p.pairs ? !odd_pair : g.a.dtype == DType::kF32);
   if (unit_rows && p.b_source == BSource::kUnits && (one_panel || g.N <= 4 * kColumns)) p.a_source = ASource::kRows;
@@ -81,6 +99,12 @@ Plan make_plan(const GemmArgs& g, int threads) {
   int64_t column_panels = ceil_div(g.N, kColumns);
   int64_t flops = 2 * p.chunk_rows * g.N * max_of(g.K, 1);
   int64_t wanted = threads == 1 ? 1 : min_of(4 * threads, max_of(flops / kTaskFlops, 1));
+  if (p.few_rows) {
+    // Whole K rows of at most 4 KiB at a time where B is contiguous along N: longer sums would not stay in L1.
+    int64_t most = g.b.column_stride == 1 ? 1024 : g.N;
+    p.block_columns = ceil_div(max_of(min_of(most, ceil_div(g.N, wanted)), kFewRowsColumns), kColumns) * kColumns;
+    return p;
+  }
   int64_t panel_bytes = p.pass_units * kColumns * 4;
   int64_t most = p.b_direct ? 1024 / kColumns : max_of(kBlockBytes / panel_bytes, 1);
   int64_t block_panels = min_of(most, max_of(ceil_div(column_panels, wanted), min_of(4, column_panels)));
@@ -131,12 +155,21 @@ void pack_a(const Plan& p, const RowPanels& rows, int64_t panel, float* packed) 
   }
 }
 
-void pack_b(const Plan& p, Units units, int64_t column, int n, float* panel) {
+void pack_b_panel(const Plan& p, Units units, int64_t column, int n, float* panel) {
   if constexpr (kHasPairs) {
     if (p.pairs) return pack_b_panel<true, bf16>(p.g.b, units, column, n, panel);
   }
   with_type(p.g.b.dtype, [&](auto element) {
     pack_b_panel<false, decltype(element)>(p.g.b, units, column, n, panel);
+  });
+}
+
+void pack_b_rows(const Plan& p, Units units, int64_t column, int64_t columns, float* panels) {
+  if constexpr (kHasPairs) {
+    if (p.pairs) return pack_b_rows<true, bf16>(p.g.b, units, column, columns, {panels, Plan::panel_floats(units.count())});
+  }
+  with_type(p.g.b.dtype, [&](auto element) {
+    pack_b_rows<false, decltype(element)>(p.g.b, units, column, columns, {panels, Plan::panel_floats(units.count())});
   });
 }
 
@@ -197,7 +230,7 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
     t.out = last && plain ? static_cast<float*>(g.c) + row * g.c_row_stride + c.column : spilled;
     t.out_stride = last && plain ? g.c_row_stride : kColumns;
     run(t);
-    if (last && !plain) finish_tile(g, spilled, row, height, c.column, c.n);
+    if (last && !plain) finish(g, {spilled, kColumns}, {row, height, c.column, c.n});
   }
 }
 
@@ -211,6 +244,8 @@ void run_block(const Plan& p, const RowPanels& rows, const Block& block, float* 
   // K = 0 still makes one pass, over nothing: the epilogue is due.
   for (int64_t pass = 0; pass == 0 || pass * p.pass_units < p.units; pass++) {
     Units units = pass_of(p, pass);
+    const bool by_rows = !p.b_direct && g.b.column_stride == 1;
+    if (by_rows) pack_b_rows(p, units, block.column, block.columns, b_panels);
     for (int64_t column = block.column; column < block.column + block.columns; column += kColumns) {
       int64_t index = (column - block.column) / kColumns;
       ColumnPanel c{};
@@ -224,8 +259,9 @@ void run_block(const Plan& p, const RowPanels& rows, const Block& block, float* 
         c.source = p.b_source;
         c.unit_stride = g.b.row_stride;
       } else {
-        float* panel = b_panels + index * kColumns * units.count();
-        pack_b(p, units, column, c.n, panel);
+        float* panel = b_panels + index * Plan::panel_floats(units.count());
+        if (p.b_direct) pack_b_rows(p, units, column, c.n, panel);
+        if (!by_rows && !p.b_direct) pack_b_panel(p, units, column, c.n, panel);
         c.b = panel;
         c.source = BSource::kUnits;
         c.unit_stride = kColumns;
@@ -233,6 +269,30 @@ void run_block(const Plan& p, const RowPanels& rows, const Block& block, float* 
       run_column_panel(p, rows, block, c, packed_a);
     }
   }
+}
+
+/** Computes columns [column, column + columns) of a product of few rows. */
+void run_few_rows(const Plan& p, int64_t column, int64_t columns, float* packed_a, float* sums) {
+  const GemmArgs& g = p.g;
+  FewRows f{};
+  if (p.a_source == ASource::kPanel) {
+    f.a = {reinterpret_cast<const char*>(packed_a), 4, 4 * g.M};
+  } else {
+    f.a = {static_cast<const char*>(g.a.data), g.a.row_stride * static_cast<int64_t>(size_of(g.a.dtype)), 4};
+  }
+  f.b = g.b;
+  f.column = column;
+  f.columns = columns;
+  f.units = p.units;
+  f.K = g.K;
+  f.sums = sums;
+  f.stride = ceil_div(p.block_columns, kColumns) * kColumns;
+  if (kHasPairs && p.pairs) {
+    if constexpr (kHasPairs) sum_few_rows<true, bf16>(f, g.M);
+  } else {
+    with_type(g.b.dtype, [&](auto element) { sum_few_rows<false, decltype(element)>(f, g.M); });
+  }
+  finish(g, {sums, f.stride}, {0, g.M, column, columns});
 }
 
 void check_types(const GemmArgs& g) {
@@ -277,7 +337,12 @@ void gemm(const GemmArgs& g, Device& device, ThreadPool& pool) {
       int64_t column = task / splits * p.block_columns;
       Block block{rows.count * split / splits, rows.count * (split + 1) / splits, column,
                   min_of(p.block_columns, g.N - column)};
-      run_block(p, rows, block, packed_a, worker_buffers + worker * p.worker_floats());
+      float* buffers = worker_buffers + worker * p.worker_floats();
+      if (p.few_rows) {
+        run_few_rows(p, column, block.columns, packed_a, buffers);
+      } else {
+        run_block(p, rows, block, packed_a, buffers);
+      }
     });
   }
 }
@@ -315,7 +380,11 @@ void gemm_serial(const GemmArgs& g, void* workspace) {
     }
     for (int64_t column = 0; column < g.N; column += p.block_columns) {
       Block block{0, rows.count, column, min_of(p.block_columns, g.N - column)};
-      run_block(p, rows, block, packed_a, buffers);
+      if (p.few_rows) {
+        run_few_rows(p, column, block.columns, packed_a, buffers);
+      } else {
+        run_block(p, rows, block, packed_a, buffers);
+      }
     }
   }
 }

@@ -104,27 +104,46 @@ inline float gather_unit(const T* p, int64_t unit, int64_t k_stride, int64_t K) 
   }
 }
 
-/** B[units, column .. column + n) -> panel[unit][kColumns]; lanes past n hold anything finite or not, and are never
- *  stored. `columns` is the width of B. */
+/** B[units, column .. column + n) -> panel[unit][kColumns], from a B that is not contiguous along N. Lanes past n hold
+ *  copies of column n - 1 or what was there, and are never stored. */
 template <bool kPairs, typename T>
 inline void pack_b_panel(const Matrix& b, Units units, int64_t column, int n, float* panel) {
   const T* source = static_cast<const T*>(b.data) + column * b.column_stride;
-  if (b.row_stride == 1 && b.column_stride != 1) {
+  if (b.row_stride == 1) {
     for (int first = 0; first < n; first += kLanes) {
       float* out = panel + first;
       for_transposed_units<kPairs>(source + first * b.column_stride, b.column_stride, n - first, units,
                                    [&](int64_t unit, F32 lanes) { store(out + unit * kColumns, lanes); });
     }
-  } else if (b.column_stride == 1) {
-    for (int64_t unit = units.begin; unit < units.end; unit++, panel += kColumns) {
-      for (int first = 0; first < n; first += kLanes) {
-        store(panel + first, load_unit_row<kPairs>(source + first, unit, b.row_stride, units.K, n - first));
-      }
+    return;
+  }
+  for (int64_t unit = units.begin; unit < units.end; unit++, panel += kColumns) {
+    for (int j = 0; j < n; j++) {
+      panel[j] = gather_unit<kPairs>(source + j * b.column_stride, unit, b.row_stride, units.K);
     }
-  } else {
-    for (int64_t unit = units.begin; unit < units.end; unit++, panel += kColumns) {
-      for (int j = 0; j < n; j++) {
-        panel[j] = gather_unit<kPairs>(source + j * b.column_stride, unit, b.row_stride, units.K);
+  }
+}
+
+/** Packed panels of B, `stride` floats apart. */
+struct BPanels {
+  float* data;
+  int64_t stride;
+};
+
+/** B[units, column .. column + columns) -> panels, from a B that is contiguous along N. All panels of a block at once:
+ *  K row after K row, so that each is one sequential read. */
+template <bool kPairs, typename T>
+inline void pack_b_rows(const Matrix& b, Units units, int64_t column, int64_t columns, BPanels panels) {
+  const T* source = static_cast<const T*>(b.data) + column;
+  for (int64_t unit = units.begin; unit < units.end; unit++, panels.data += kColumns) {
+    float* panel = panels.data;
+    for (int64_t j = 0; j < columns; j += kColumns, panel += panels.stride) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kTileVectors; v++) {
+        int64_t left = columns - j - v * kLanes;
+        if (left <= 0) break;
+        int n = static_cast<int>(left < kLanes ? left : kLanes);
+        store(panel + v * kLanes, load_unit_row<kPairs>(source + j + v * kLanes, unit, b.row_stride, units.K, n));
       }
     }
   }

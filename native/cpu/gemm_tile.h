@@ -100,43 +100,56 @@ inline TileFunction find_tile(ASource a, BSource b, int rows, int vectors) {
 
 // ---- from finished sums to C ----------------------------------------------------------------------------------------
 
+/** A part of C. */
+struct Rectangle {
+  int64_t row, rows;
+  int64_t column, columns;
+};
+
+/** Sums of a rectangle, rows `stride` apart; whole vectors may be read past its last column. */
+struct Sums {
+  const float* data;
+  int64_t stride;
+};
+
 template <typename T>
 inline F32 load_up_to(const T* p, int n) {
   return n >= kLanes ? load(p) : load_first(p, n);
 }
 
 template <typename C, typename Bias>
-inline void finish_rows(const GemmArgs& g, const float* sums, int64_t row, int rows, int64_t column, int n) {
+inline void finish_rows(const GemmArgs& g, const Sums& sums, const Rectangle& at) {
   const F32 alpha = set1(g.alpha);
-  for (int r = 0; r < rows; r++) {
-    C* c = static_cast<C*>(g.c) + (row + r) * g.c_row_stride + column;
+  for (int64_t r = 0; r < at.rows; r++) {
+    C* c = static_cast<C*>(g.c) + (at.row + r) * g.c_row_stride + at.column;
     const C* residual = nullptr;
     const Bias* bias = nullptr;
-    if (g.residual != nullptr) residual = static_cast<const C*>(g.residual) + (row + r) * g.residual_row_stride + column;
-    if (g.bias != nullptr) bias = static_cast<const Bias*>(g.bias) + column;
-    for (int j = 0; j < n; j += kLanes) {
-      F32 value = load(sums + r * kColumns + j) * alpha;
-      if (g.accumulate) value = value + load_up_to(c + j, n - j);
-      if (residual != nullptr) value = value + load_up_to(residual + j, n - j);
-      if (bias != nullptr) value = value + load_up_to(bias + j, n - j);
-      if (n - j >= kLanes) {
+    if (g.residual != nullptr) residual = static_cast<const C*>(g.residual) + (at.row + r) * g.residual_row_stride + at.column;
+    if (g.bias != nullptr) bias = static_cast<const Bias*>(g.bias) + at.column;
+    for (int64_t j = 0; j < at.columns; j += kLanes) {
+      const int n = static_cast<int>(at.columns - j < kLanes ? at.columns - j : kLanes);
+      F32 value = load(sums.data + r * sums.stride + j) * alpha;
+      if (g.accumulate) value = value + load_up_to(c + j, n);
+      if (residual != nullptr) value = value + load_up_to(residual + j, n);
+      if (bias != nullptr) value = value + load_up_to(bias + j, n);
+      if (n >= kLanes) {
         store(c + j, value);
       } else {
-        store_first(c + j, value, n - j);
+        store_first(c + j, value, n);
       }
     }
   }
 }
 
-/** C[row.., column..] = ((alpha * sums + C) + residual) + bias, with what is absent left out, rounded once. */
-inline void finish_tile(const GemmArgs& g, const float* sums, int64_t row, int rows, int64_t column, int n) {
+/** C = ((alpha * sums + C) + residual) + bias on a rectangle, with what is absent left out, rounded once. */
+inline void finish(const GemmArgs& g, const Sums& sums, const Rectangle& at) {
   bool bf16_bias = g.bias_dtype == DType::kBF16;
   if (g.c_dtype == DType::kF32) {
-    if (bf16_bias) return finish_rows<float, bf16>(g, sums, row, rows, column, n);
-    return finish_rows<float, float>(g, sums, row, rows, column, n);
+    if (bf16_bias) return finish_rows<float, bf16>(g, sums, at);
+    return finish_rows<float, float>(g, sums, at);
   }
-  if (bf16_bias) return finish_rows<bf16, bf16>(g, sums, row, rows, column, n);
-  return finish_rows<bf16, float>(g, sums, row, rows, column, n);
+  if (bf16_bias) return finish_rows<bf16, bf16>(g, sums, at);
+  return finish_rows<bf16, float>(g, sums, at);
 }
 
 }  // namespace

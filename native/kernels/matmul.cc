@@ -35,7 +35,7 @@ GemmArgs product_of(const Args& a, int64_t index) {
 
 CARAVAN_KERNEL(matmul, cpu, "a[G,A1,A2] b[G,B1,B2] -> c[G,I,P] | transpose_a transpose_b I P") {
   int64_t G = a.in[0].shape[0];
-  if (G == 0) return;
+  if (a.out[0].count() == 0) return;
   ThreadPool& pool = pool_of(a);
   GemmArgs first = product_of(a, 0);
   if (G < pool.threads() || 2 * first.M * first.N * first.K >= kSharedFlops) {

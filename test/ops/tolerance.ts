@@ -4,7 +4,7 @@ import { expect } from 'vitest'
 import type { DType } from '../../lib/base/dtype.js'
 
 /** Half the distance from 1 to the next larger number. */
-export const unitRoundoff: { [dtype in DType]?: number } = { f32: 2 ** -24, bf16: 2 ** -9, f64: 2 ** -53 }
+export const unitRoundoff: { [dtype in DType]?: number } = { f32: 2 ** -24, bf16: 2 ** -8, f64: 2 ** -53 }
 
 /** Largest and root-mean-square difference. Equal infinities do not differ; a NaN on one side differs without bound. */
 export function difference(got: ArrayLike<number>, truth: ArrayLike<number>): { most: number; rms: number } {
@@ -37,13 +37,13 @@ export interface Comparison {
 
 /** Roundings of the largest value that are allowed on top of twice the naive error: of the result itself, and of one
  *  intermediate value, which a naive composition of a small sample may happen to have got exactly. */
-const FREE_ROUNDINGS = 4
+const FREE_ROUNDINGS: { [dtype in DType]?: number } = { f32: 2, bf16: 1, f64: 4 }
 
 /** Asserts the tolerance rule. */
 export function expectWithinNaive({ what, got, truth, naive, dtype }: Comparison): void {
   const mine = difference(got, truth)
   const theirs = difference(naive, truth)
-  const free = FREE_ROUNDINGS * unitRoundoff[dtype]! * largestMagnitude(truth)
+  const free = FREE_ROUNDINGS[dtype]! * unitRoundoff[dtype]! * largestMagnitude(truth)
   const allowed = { most: 2 * theirs.most + free, rms: 2 * theirs.rms + free }
   const text = `${what}: off by ${mine.most} (rms ${mine.rms}), the naive composition by ${theirs.most} (rms ${theirs.rms})`
   expect(mine.most, text).toBeLessThanOrEqual(allowed.most)

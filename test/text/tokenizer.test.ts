@@ -89,9 +89,12 @@ describe('tokenizer arguments', () => {
   })
 
   it('refuses texts that would end the native library', async () => {
-    const tokenizer = Tokenizer.fromJson(json())
+    // Spaces are dropped after the split, so that the time goes into the pattern, which backtracks over each of them.
+    const splitOnly = json() as { pre_tokenizer: { pretokenizers: { behavior: string }[] } }
+    splitOnly.pre_tokenizer.pretokenizers[0]!.behavior = 'Removed'
+    const tokenizer = Tokenizer.fromJson(splitOnly)
     const longest = ' '.repeat(tokenizer.maximumTextUnits)
-    expect((await tokenizer.encode(longest, { offsets: false })).ids.length).toBeGreaterThan(1)
+    expect((await tokenizer.encode(longest)).ids).toHaveLength(0)
     await expect(tokenizer.encode(`${longest} `)).rejects.toMatchObject({ code: 'ERR_DATA' })
     await expect(tokenizer.encodeBatch(['a', 7 as unknown as string])).rejects.toMatchObject({
       code: 'ERR_DATA',

@@ -1,32 +1,29 @@
 import { describe, expect, it } from 'vitest'
 import { CaravanError } from '../../lib/base/errors.js'
 import { Random } from '../../lib/base/random.js'
-import { jsonErrorOffset } from '../../lib/text/json_check.js'
+import { type JsonObject, jsonErrorOffset } from '../../lib/text/json_check.js'
 import { Tokenizer } from '../../lib/text/tokenizer.js'
 import { parseTokenizerFile } from '../../lib/text/tokenizer_file.js'
 import { readGolden, tokenizerNames } from './golden_files.js'
 
-// biome-ignore lint/suspicious/noExplicitAny: the table below breaks the file in ways no type allows.
-type Any = any
-
-const base = (name = 'tulu'): Any => readGolden<Any>(`tokenizers/${name}/tokenizer.json`)
+const base = (name = 'tulu') => readGolden<JsonObject>(`tokenizers/${name}/tokenizer.json`)
 
 /** A tokenizer with three tokens and nothing around the model. */
-const tiny = (model: Any = {}, rest: Any = {}): Any => ({
+const tiny = (model: JsonObject = {}, rest: JsonObject = {}): JsonObject => ({
   version: '1.0',
   added_tokens: [],
   model: { type: 'BPE', vocab: { a: 0, b: 1, ab: 2 }, merges: ['a b'], ...model },
   ...rest,
 })
 
-const split = (regex: unknown): Any => ({
+const split = (regex: unknown): JsonObject => ({
   pre_tokenizer: { type: 'Split', pattern: { Regex: regex }, behavior: 'Isolated', invert: false },
 })
-const template = (single: Any, tokens: Any = {}): Any => ({
+const template = (single: unknown, tokens: JsonObject = {}): JsonObject => ({
   post_processor: { type: 'TemplateProcessing', single, pair: null, special_tokens: tokens },
 })
 const piece = { Sequence: { id: 'A', type_id: 0 } }
-const nested = (depth: number): Any => {
+const nested = (depth: number): JsonObject => {
   return depth === 0 ? { type: 'NFC' } : { type: 'Sequence', normalizers: [nested(depth - 1)] }
 }
 
@@ -34,7 +31,7 @@ const cyclic = tiny()
 cyclic.normalizer = cyclic
 
 /** What is wrong, the file, and the JSON path or words that the message must have. */
-const malformed: [string, Any, RegExp][] = [
+const malformed: [string, object, RegExp][] = [
   ['a merge whose result is missing', tiny({ vocab: { a: 0, b: 1 } }), /model\.merges\[0\]: its result "ab"/],
   ['a merge of unknown tokens', tiny({ merges: ['a c'] }), /model\.merges\[0\]\[1\]: "c" is not in/],
   ['a merge of a token with itself', tiny({ merges: ['ab ab'] }), /model\.merges\[0\]: its result "abab"/],
@@ -265,19 +262,22 @@ describe('mutated tokenizer files', () => {
   })
 })
 
+const isObject = (value: unknown): value is JsonObject => typeof value === 'object' && value !== null
+
 /** Replaces, removes or moves one value outside the vocabulary, or one entry of the vocabulary or the merges. */
-function mutate(json: Any, random: Random, junk: readonly unknown[]): void {
-  const places: [Any, string][] = []
-  const visit = (value: Any) => {
-    if (typeof value !== 'object' || value === null) return
+function mutate(json: JsonObject, random: Random, junk: readonly unknown[]): void {
+  const places: [JsonObject, string][] = []
+  const visit = (value: unknown) => {
+    if (!isObject(value)) return
     for (const key of Object.keys(value)) {
       places.push([value, key])
       if (key !== 'vocab' && key !== 'merges') visit(value[key])
     }
   }
   visit(json)
-  for (const list of [json.model?.vocab, json.model?.merges]) {
-    if (typeof list === 'object' && list !== null) places.push([list, random.choice(['0', ...Object.keys(list)])])
+  const model = isObject(json.model) ? json.model : {}
+  for (const list of [model.vocab, model.merges]) {
+    if (isObject(list)) places.push([list, random.choice(['0', ...Object.keys(list)])])
   }
   if (places.length === 0) return
   const [owner, key] = random.choice(places)

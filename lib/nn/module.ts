@@ -1,0 +1,68 @@
+// A module is a class whose own fields are its parameters and sub-modules; names follow from the field names. Where the
+// values come from (a file, random numbers) is decided by whoever builds it, through a ParameterScope.
+import type { Shape } from '../base/shape.js'
+import { Tensor } from '../tensor/index.js'
+
+/** What a parameter is for, which decides its initial values and whether it is decayed. `branch_output` is a matrix whose
+ *  product is added to the residual stream. */
+export type ParameterRole = 'embedding' | 'projection' | 'branch_output' | 'head' | 'norm' | 'bias'
+
+export interface ParameterPlace {
+  /** Dotted, from the root: `decoder.blocks.0.attention.query.weight`. */
+  name: string
+  shape: Shape
+  role: ParameterRole
+}
+
+/** Gives the tensor for a place; the module that asked owns it. */
+export type ParameterSource = (place: ParameterPlace) => Tensor
+
+/** A place in the tree of modules, from which the parameters below it are asked for. */
+export class ParameterScope {
+  constructor(
+    private readonly source: ParameterSource,
+    private readonly path = '',
+  ) {}
+
+  /** The scope of field `name`, or of element `index` of an array field. */
+  at(name: string, index?: number): ParameterScope {
+    const step = index === undefined ? name : `${name}.${index}`
+    return new ParameterScope(this.source, joined(this.path, step))
+  }
+
+  parameter(name: string, shape: Shape, role: ParameterRole): Tensor {
+    return this.source({ name: joined(this.path, name), shape, role })
+  }
+}
+
+export abstract class Module {
+  /** Parameters of this module and those below it by dotted name, in the order of construction. */
+  parameters(): Map<string, Tensor> {
+    const found = new Map<string, Tensor>()
+    for (const [name, value] of Object.entries(this)) {
+      if (value instanceof Tensor) found.set(name, value)
+      else if (value instanceof Module) collect(found, name, value)
+      else if (Array.isArray(value)) {
+        for (const [i, item] of value.entries()) if (item instanceof Module) collect(found, `${name}.${i}`, item)
+      }
+    }
+    return found
+  }
+
+  /** Frees all parameters. */
+  dispose(): void {
+    for (const tensor of this.parameters().values()) tensor.dispose()
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
+
+function collect(into: Map<string, Tensor>, name: string, module: Module): void {
+  for (const [below, tensor] of module.parameters()) into.set(`${name}.${below}`, tensor)
+}
+
+function joined(path: string, name: string): string {
+  return path === '' ? name : `${path}.${name}`
+}

@@ -1,0 +1,233 @@
+// Runs a recipe: its stages in order, each from the folder that the one before has saved. The public face of training.
+import { appendFile, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { CaravanError, nearestName } from '../base/errors.js'
+import { fileError, writeFileAtomic } from '../data/atomic_file.js'
+import { forwardFlopsPerToken, saveModel } from '../models/index.js'
+import { openDevice } from '../ops/index.js'
+import { AdamW } from '../optim/adamw.js'
+import { scheduleKind } from '../optim/schedule.js'
+import type { Device } from '../runtime/index.js'
+import type { RunEvent } from '../train/events.js'
+import { MetricsLog } from '../train/metrics.js'
+import { writeReport } from '../train/report.js'
+import { runStage } from '../train/run_stage.js'
+import { reporting } from './progress.js'
+import type { PreparedStage, StageContext } from './prepared_stage.js'
+import { folderAtomic, folderExists, openRunFolder, runRecord } from './run_folder.js'
+import {
+  checkOverrideStages,
+  type Overrides,
+  type PretrainSettings,
+  type Recipe,
+  type Resolved,
+  resolveStage,
+  type SftSettings,
+  type StageRecipe,
+} from './stage.js'
+import { preparePretrain } from './stage_pretrain.js'
+import { prepareSft } from './stage_sft.js'
+
+export interface RunOptions {
+  /** The run folder. */
+  directory: string
+  /** Names of the stages to run; default all that the recipe has and the other options leave in. */
+  stages?: string[]
+  overrides?: Overrides
+  /** Folder of the model to start from, in place of the recipe's own base stage. */
+  model?: string
+  /** Data files or folders for the SFT stage, in place of the recipe's own. */
+  data?: string[]
+  /** Names of the fields to read, such as { prompt: 'question' }. */
+  fields?: { [name: string]: string }
+  /** Continue the run in `directory` from its newest checkpoints. */
+  resume?: boolean
+  seed?: number
+  device?: 'cpu' | 'cuda'
+  dtype?: 'f32' | 'bf16'
+  threads?: number
+  memoryBudgetBytes?: number
+  /** Stops at once, within a micro-batch. */
+  signal?: AbortSignal
+  /** Stops after the step under way, with a checkpoint. */
+  stop?: AbortSignal
+}
+
+/** Which stages run, with their settings. Shared by run and planRun. */
+export function resolveRun(recipe: Recipe, options: RunOptions): Map<string, Resolved<SftSettings | PretrainSettings>> {
+  const chosen = chosenStages(recipe, options)
+  const overrides = options.overrides ?? {}
+  checkOverrideStages(overrides, recipe.stages.map(({ name }) => name))
+  return new Map(
+    chosen.map((stage) => {
+      const resolved = resolveStage(stage, overrides)
+      const first = stage === chosen[0]
+      if (stage.kind === 'sft') applyOptions(resolved as Resolved<SftSettings>, options, first)
+      return [stage.name, resolved]
+    }),
+  )
+}
+
+function applyOptions({ values, origins }: Resolved<SftSettings>, options: RunOptions, first: boolean): void {
+  const given: Partial<SftSettings> = { data: options.data, fields: options.fields }
+  if (first && options.model) given.model = options.model
+  for (const [key, value] of Object.entries(given)) {
+    if (value === undefined) continue
+    Object.assign(values, { [key]: value })
+    origins[key] = 'flag'
+  }
+}
+
+function chosenStages(recipe: Recipe, options: RunOptions): StageRecipe[] {
+  const known = recipe.stages.map(({ name }) => name)
+  for (const name of options.stages ?? []) {
+    if (known.includes(name)) continue
+    if (recipe.notBuilt.includes(name)) {
+      throw new CaravanError('ERR_CONFIG', `stage '${name}' of ${recipe.name} is not part of this version; it has: ${known.join(', ')}`)
+    }
+    const nearest = nearestName(name, [...known, ...recipe.notBuilt])
+    throw new CaravanError('ERR_CONFIG', `${recipe.name} at scale ${recipe.scale} has no stage '${name}'; it has: ${known.join(', ')}`, {
+      hint: nearest && `did you mean '${nearest}'?`,
+    })
+  }
+  const wanted = options.stages ?? known
+  const chosen = recipe.stages.filter(({ name, kind }) => wanted.includes(name) && !(options.model && kind === 'pretrain'))
+  if (options.model && options.stages?.some((name) => !chosen.some((stage) => stage.name === name))) {
+    throw new CaravanError('ERR_CONFIG', 'a model folder replaces the base stage; leave it out of the stages')
+  }
+  return chosen
+}
+
+/** Runs `recipe` and yields what happens. Stop iterating, or use `signal` or `stop`, to end it early. */
+export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<RunEvent> {
+  const started = performance.now()
+  const { directory, seed = 1, dtype = recipe.dtype, resume = false } = options
+  const resolved = resolveRun(recipe, options)
+  const { model, data = [], fields = {}, overrides = {} } = options
+  const record = runRecord(recipe, resolved, { dtype, seed, model, data, fields, overrides })
+  await openRunFolder(directory, record, resume)
+  yield { type: 'run', directory, recipe: recipe.name, scale: recipe.scale, stages: [...resolved.keys()] }
+  const { device: kind, threads, memoryBudgetBytes } = options
+  using device = openDevice({ kind, threads, memoryBudgetBytes })
+  let gatesPassed = true
+  let before: string | undefined = model
+  for (const [name, { values, origins }] of resolved) {
+    const folder = join(directory, name)
+    if (resume && (await folderExists(folder))) {
+      yield { type: 'note', stage: name, text: `${folder} is finished` }
+    } else {
+      const stage = recipe.stages.find((entry) => entry.name === name)!
+      const settings = { ...values, ...('model' in values && values.model === '' ? { model: before ?? '' } : {}) }
+      const judged = yield* runOne({ stage, settings, origins, folder, device, options: { ...options, seed, dtype } })
+      gatesPassed &&= judged
+    }
+    before = folder
+  }
+  await writeReport(directory)
+  yield { type: 'done', directory, gatesPassed, seconds: (performance.now() - started) / 1000 }
+}
+
+interface StageJob {
+  stage: StageRecipe
+  settings: SftSettings | PretrainSettings
+  origins: { [key: string]: string }
+  folder: string
+  device: Device
+  options: RunOptions & { seed: number; dtype: 'f32' | 'bf16' }
+}
+
+/** Prepares, trains, judges and saves one stage; the value says whether its gates passed. */
+async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
+  const { stage, settings, folder, device, options } = job
+  const { directory, seed, dtype, signal } = options
+  const prepared = yield* reporting(async (report): Promise<PreparedStage> => {
+    const context: StageContext = { stage: stage.name, seed, dtype, directory, signal, report }
+    return stage.kind === 'sft'
+      ? await prepareSft(device, settings as SftSettings, context)
+      : await preparePretrain(device, settings as PretrainSettings, context)
+  })
+  const { model, method, evaluate } = prepared
+  const parameters = model.parameters()
+  const { beta1, beta2, eps, weightDecay } = settings
+  const optimizer = new AdamW(parameters, { beta1, beta2, eps, weightDecay })
+  try {
+    yield* runStage({
+      stage: stage.name,
+      device,
+      method,
+      models: { policy: model },
+      parameters,
+      optimizer,
+      settings: {
+        ...settings,
+        schedule: {
+          kind: scheduleKind(settings.schedule),
+          warmupSteps: Math.floor(method.totalSteps * settings.warmupRatio),
+          finalRatio: settings.finalLrRatio,
+        },
+      },
+      directory,
+      resume: options.resume ?? false,
+      evaluate,
+      flopsPerToken: 3 * forwardFlopsPerToken(model.config, settings.maxTokens / 2),
+      signal,
+      stop: options.stop,
+    })
+    optimizer.dispose()
+    const passed = yield* judge(prepared, job)
+    await folderAtomic(folder, (temporary) => saveStage(prepared, temporary))
+    yield { type: 'saved', stage: stage.name, directory: folder }
+    return passed
+  } finally {
+    optimizer.dispose()
+    model.dispose()
+  }
+}
+
+/** A Hugging Face folder: weights, configuration, tokenizer, and the chat template that was trained on. */
+async function saveStage({ model, tokenizer, template }: PreparedStage, folder: string): Promise<void> {
+  await saveModel(model, folder)
+  await tokenizer.save(folder)
+  if (template && template.source !== tokenizer.chatTemplate) {
+    await writeFileAtomic(join(folder, 'chat_template.jinja'), template.source)
+  }
+}
+
+/** Samples and gates of a finished stage. Gates are for the recipe as it is: a shortened stage is not judged. */
+async function* judge(prepared: PreparedStage, job: StageJob): AsyncGenerator<RunEvent, boolean> {
+  const { stage, origins, options } = job
+  const { directory, signal } = options
+  for await (const sample of prepared.samples?.(signal) ?? []) {
+    await append(join(directory, 'samples.jsonl'), sample)
+    yield sample
+  }
+  if (!prepared.gates) return true
+  const changed = Object.keys(origins).filter((key) => origins[key] === 'flag' && !uncritical.has(key))
+  if (changed.length > 0) {
+    yield { type: 'note', stage: stage.name, text: `gates are not judged, since these were changed: ${changed.join(', ')}` }
+    return true
+  }
+  const rows = await new MetricsLog(directory).rows()
+  const losses = rows.flatMap(({ stage: of, loss }) => (of === stage.name && typeof loss === 'number' ? [loss] : []))
+  const { gates, metrics } = await prepared.gates({ losses, signal })
+  yield { type: 'evaluation', stage: stage.name, step: prepared.method.totalSteps, metrics }
+  for (const gate of gates) yield { type: 'gate', stage: stage.name, ...gate }
+  await addResult(directory, stage.name, { metrics, gates })
+  return gates.every(({ passed }) => passed)
+}
+
+const uncritical = new Set(['checkpointEvery', 'keepCheckpoints', 'evaluateEvery', 'microBatchTokens', 'activationCheckpointing'])
+
+async function append(path: string, value: unknown): Promise<void> {
+  try {
+    await appendFile(path, `${JSON.stringify(value)}\n`)
+  } catch (cause) {
+    throw fileError('append', path, cause)
+  }
+}
+
+async function addResult(directory: string, stage: string, result: unknown): Promise<void> {
+  const path = join(directory, 'result.json')
+  const before = await readFile(path, 'utf8').then(JSON.parse, () => ({}))
+  await writeFileAtomic(path, `${JSON.stringify({ ...before, [stage]: result }, null, 2)}\n`)
+}

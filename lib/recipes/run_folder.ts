@@ -1,0 +1,125 @@
+// The run folder: recipe.json (resolved, with where each value came from), metrics.jsonl, checkpoints/<stage>/step-N/, one
+// Hugging Face folder per finished stage, samples.jsonl, result.json and report.html.
+import { mkdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { CaravanError } from '../base/errors.js'
+import { fileError, syncDirectory, writeFileAtomic } from '../data/atomic_file.js'
+import type { Origin, Overrides, Recipe, Resolved, Setting } from './stage.js'
+
+/** What decides the outcome of a run; kept in recipe.json and compared when the run is resumed. */
+export interface RunRecord {
+  format: 1
+  recipe: string
+  scale: string
+  dtype: 'f32' | 'bf16'
+  seed: number
+  model: string | undefined
+  data: string[]
+  fields: { [name: string]: string }
+  overrides: Overrides
+  stages: { name: string; kind: string; settings: { [key: string]: Setting }; origins: { [key: string]: Origin } }[]
+}
+
+/** Settings that may differ between a run and its continuation: they do not change the result. */
+const harmless = new Set(['checkpointEvery', 'keepCheckpoints', 'evaluateEvery'])
+
+export function runRecord(
+  recipe: Recipe,
+  resolved: ReadonlyMap<string, Resolved<unknown>>,
+  options: Pick<RunRecord, 'dtype' | 'seed' | 'model' | 'data' | 'fields' | 'overrides'>,
+): RunRecord {
+  const { dtype, seed, model, data, fields, overrides } = options
+  return {
+    format: 1,
+    recipe: recipe.name,
+    scale: recipe.scale,
+    dtype,
+    seed,
+    model,
+    data,
+    fields,
+    overrides,
+    stages: recipe.stages
+      .filter((stage) => resolved.has(stage.name))
+      .map(({ name, kind }) => {
+        const { values, origins } = resolved.get(name)!
+        return { name, kind, settings: values as { [key: string]: Setting }, origins }
+      }),
+  }
+}
+
+/** recipe.json of a run folder. ERR_CONFIG when there is none. */
+export async function readRunRecord(directory: string): Promise<RunRecord> {
+  const path = join(directory, 'recipe.json')
+  try {
+    return JSON.parse(await readFile(path, 'utf8')) as RunRecord
+  } catch (cause) {
+    throw new CaravanError('ERR_CONFIG', `${directory} cannot be resumed: ${path} cannot be read`, {
+      details: { directory },
+      hint: 'give the folder of an earlier run (--out of that run)',
+      cause,
+    })
+  }
+}
+
+/** Prepares the folder: a new run needs an empty or absent one, a resumed run must match what it holds. */
+export async function openRunFolder(directory: string, record: RunRecord, resume: boolean): Promise<void> {
+  const existing = await stat(join(directory, 'recipe.json')).catch(() => undefined)
+  if (resume && existing) {
+    checkSame(await readRunRecord(directory), record)
+    return
+  }
+  if (existing) {
+    throw new CaravanError('ERR_CONFIG', `${directory} already holds a run`, {
+      details: { directory },
+      hint: 'continue it with --resume, or choose another folder with --out',
+    })
+  }
+  try {
+    await mkdir(directory, { recursive: true })
+  } catch (cause) {
+    throw fileError('mkdir', directory, cause)
+  }
+  await writeFileAtomic(join(directory, 'recipe.json'), `${JSON.stringify(record, null, 2)}\n`)
+}
+
+function checkSame(before: RunRecord, now: RunRecord): void {
+  const differ = (what: string, then: unknown, current: unknown) =>
+    new CaravanError('ERR_CONFIG', `this run was started with ${what} = ${JSON.stringify(then)}, not ${JSON.stringify(current)}`, {
+      hint: 'resume with the settings of the run, or start a new one with another --out',
+      details: { what, before: then, now: current },
+    })
+  for (const key of ['recipe', 'scale', 'dtype', 'seed', 'model', 'data', 'fields'] as const) {
+    if (JSON.stringify(before[key]) !== JSON.stringify(now[key])) throw differ(key, before[key], now[key])
+  }
+  for (const stage of now.stages) {
+    const then = before.stages.find(({ name }) => name === stage.name)
+    for (const [key, value] of Object.entries(then ? stage.settings : {})) {
+      if (harmless.has(key) || JSON.stringify(then!.settings[key]) === JSON.stringify(value)) continue
+      throw differ(`${stage.name}.${key}`, then!.settings[key], value)
+    }
+  }
+}
+
+/** Lets `fill` write a folder that appears under its name whole or not at all. */
+export async function folderAtomic(directory: string, fill: (temporary: string) => Promise<void>): Promise<void> {
+  const temporary = `${directory}.tmp-${process.pid}`
+  try {
+    await rm(temporary, { recursive: true, force: true })
+    await mkdir(temporary, { recursive: true })
+    await fill(temporary)
+    await syncDirectory(temporary)
+    await rename(temporary, directory)
+    await syncDirectory(join(directory, '..'))
+  } catch (cause) {
+    await rm(temporary, { recursive: true, force: true }).catch(() => {})
+    throw fileError('save', directory, cause)
+  }
+}
+
+export async function folderExists(directory: string): Promise<boolean> {
+  return stat(directory).then(
+    (status) => status.isDirectory(),
+    () => false,
+  )
+}

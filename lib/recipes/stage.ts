@@ -1,0 +1,204 @@
+// A stage's settings are a plain object of defaults, and that object is the schema: an override must name an existing key
+// and have the default's type. What came from where is kept, printed and saved with the run.
+import { CaravanError, nearestName } from '../base/errors.js'
+import { PACK_STRATEGIES } from '../data/pack.js'
+import { lossReductions } from '../losses/sft.js'
+import { scheduleKinds } from '../optim/schedule.js'
+
+export type Setting = number | boolean | string | readonly string[] | { readonly [key: string]: string }
+export type Settings = { readonly [key: string]: Setting }
+export type Origin = 'default' | 'recipe' | 'flag'
+
+/** Settings that hold one of a few words. */
+const choices: { [key: string]: readonly string[] } = {
+  schedule: scheduleKinds,
+  packing: PACK_STRATEGIES,
+  reduction: lossReductions,
+  trainOn: ['all', 'last'],
+}
+
+/** What every training stage can be told. */
+export const trainingDefaults = {
+  /** Optimizer steps; 0 = as many as `epochs` need. */
+  steps: 0,
+  epochs: 1,
+  /** Sequences in a global batch; 0 = batchTokens decides. */
+  batchSequences: 0,
+  batchTokens: 0,
+  /** Longest sequence; what is longer is cut on the right. */
+  maxTokens: 2048,
+  /** Tokens that go through the model at once. Changes memory and speed, not the result. */
+  microBatchTokens: 8192,
+  packing: 'bfd',
+  reduction: 'token_mean',
+  zLoss: 0,
+  lr: 1e-5,
+  schedule: 'linear',
+  warmupRatio: 0.03,
+  finalLrRatio: 0,
+  beta1: 0.9,
+  beta2: 0.999,
+  eps: 1e-8,
+  weightDecay: 0,
+  /** Largest gradient norm; 0 = no clipping. */
+  maxNorm: 1,
+  /** Steps in a row with gradients that are not finite before the run gives up. */
+  maxSkippedInARow: 10,
+  activationCheckpointing: false,
+  /** Steps between checkpoints; 0 = only when the run is stopped. */
+  checkpointEvery: 0,
+  keepCheckpoints: 2,
+  /** Steps between evaluations; 0 = only at the end. */
+  evaluateEvery: 0,
+}
+
+/** Supervised fine-tuning on chat rows. */
+export const sftDefaults = {
+  ...trainingDefaults,
+  /** Model folder; empty = the result of the stage before. */
+  model: '',
+  /** Data files or folders; empty = the recipe's own data. */
+  data: [] as readonly string[],
+  /** How many rows of each of `data`: a count ("1000") or a share ("0.5", "2.0"); empty = all of each. */
+  mix: [] as readonly string[],
+  /** Names of the fields to read, such as { prompt: 'question' }; empty = detected. */
+  fields: {} as { readonly [key: string]: string },
+  /** Chat template: tulu, pocket, a file, or empty = the tokenizer's own. */
+  template: '',
+  trainOn: 'all',
+  /** Share of the rows that is held out for the evaluation loss. */
+  evaluationShare: 0,
+  /** Rows of the recipe's own data. */
+  rows: 9000,
+}
+
+/** Language modelling from scratch: a tokenizer, a new model, generated text. */
+export const pretrainDefaults = {
+  ...trainingDefaults,
+  tokens: 2_500_000,
+  vocabularySize: 1024,
+  width: 128,
+  layers: 4,
+  heads: 4,
+  keyValueHeads: 4,
+  feedForwardWidth: 384,
+  ropeTheta: 10_000,
+  normEps: 1e-5,
+  embeddingDeviation: 0.04,
+  linearGain: 0.5,
+}
+
+export type SftSettings = typeof sftDefaults
+export type PretrainSettings = typeof pretrainDefaults
+
+/** One stage as a recipe gives it: only what differs from the defaults. */
+export type StageRecipe =
+  | { name: string; kind: 'pretrain'; settings: Partial<PretrainSettings> }
+  | { name: string; kind: 'sft'; settings: Partial<SftSettings> }
+
+/** A recipe is data: what is done in which order, with which numbers. */
+export interface Recipe {
+  name: string
+  scale: string
+  description: string
+  stages: StageRecipe[]
+  /** Stages of the published recipe that this version cannot run; asking for one is an error. */
+  notBuilt: string[]
+  /** Precision of the weights that are trained. */
+  dtype: 'f32' | 'bf16'
+}
+
+export interface Resolved<T> {
+  values: T
+  origins: { [key: string]: Origin }
+}
+
+/** Overrides by `stage.key`, or by `stage.key.field` for settings that are tables; values as typed on a command line. */
+export type Overrides = { readonly [path: string]: string }
+
+/** The settings of `stage` after its overrides. ERR_CONFIG names the nearest setting for one that does not exist. */
+export function resolveStage(stage: StageRecipe, overrides: Overrides): Resolved<SftSettings | PretrainSettings> {
+  const defaults: Settings = stage.kind === 'sft' ? sftDefaults : pretrainDefaults
+  const values: { [key: string]: Setting } = { ...defaults }
+  const origins: { [key: string]: Origin } = Object.fromEntries(Object.keys(defaults).map((key) => [key, 'default']))
+  for (const [key, value] of Object.entries(stage.settings)) {
+    values[key] = checked(stage.name, { key, value: value as Setting, model: defaults[key] })
+    origins[key] = 'recipe'
+  }
+  for (const [path, text] of Object.entries(overrides)) {
+    const [name, key, ...field] = path.split('.')
+    if (name !== stage.name) continue
+    requireKnown(stage.name, key ?? '', Object.keys(defaults))
+    values[key!] = parseSetting(stage.name, { key: key!, text, field: field.join('.'), before: values[key!]! })
+    origins[key!] = 'flag'
+  }
+  return { values: values as unknown as SftSettings | PretrainSettings, origins }
+}
+
+/** Refuses overrides of stages that the run does not have. */
+export function checkOverrideStages(overrides: Overrides, stages: readonly string[]): void {
+  for (const path of Object.keys(overrides)) {
+    const name = path.split('.')[0]!
+    if (stages.includes(name) && path.includes('.')) continue
+    const nearest = nearestName(name, stages)
+    throw new CaravanError('ERR_CONFIG', `--set ${path}: a setting is written stage.name, with a stage of this run: ${stages.join(', ')}`, {
+      hint: nearest && `did you mean '${nearest}${path.includes('.') ? path.slice(name.length) : '.<setting>'}'?`,
+    })
+  }
+}
+
+function requireKnown(stage: string, key: string, known: string[]): void {
+  if (known.includes(key)) return
+  const nearest = nearestName(key, known)
+  throw new CaravanError('ERR_CONFIG', `stage ${stage} has no setting '${key}'; known: ${known.join(', ')}`, {
+    details: { stage, key },
+    hint: nearest && `did you mean '${nearest}'?`,
+  })
+}
+
+function parseSetting(
+  stage: string,
+  { key, text, field, before }: { key: string; text: string; field: string; before: Setting },
+): Setting {
+  const wrong = (wanted: string) =>
+    new CaravanError('ERR_CONFIG', `${stage}.${key} must be ${wanted}, got "${text}"`, { details: { stage, key, text } })
+  if (typeof before === 'number') {
+    const value = Number(text)
+    if (text.trim() === '' || !Number.isFinite(value)) throw wrong(`a number like ${before}`)
+    return checked(stage, { key, value, model: before })
+  }
+  if (typeof before === 'boolean') {
+    if (text !== 'true' && text !== 'false') throw wrong('true or false')
+    return text === 'true'
+  }
+  if (typeof before === 'string') return checked(stage, { key, value: text, model: before })
+  if (Array.isArray(before)) return text === '' ? [] : text.split(',')
+  if (field === '') throw wrong(`set by field, as in --set ${stage}.${key}.prompt=question`)
+  return { ...(before as { [key: string]: string }), [field]: text }
+}
+
+/** Settings that may be 0 or below; everything else that is a number must be at least 0. */
+function checked(stage: string, { key, value, model }: { key: string; value: Setting; model: Setting | undefined }): Setting {
+  if (model === undefined) throw new CaravanError('ERR_CONFIG', `stage ${stage} has no setting '${key}'`)
+  if (typeof value === 'number' && !(value >= 0)) {
+    throw new CaravanError('ERR_CONFIG', `${stage}.${key} must not be negative, got ${value}`)
+  }
+  if (typeof value === 'number' && wholeNumbers.has(key) && !Number.isInteger(value)) {
+    throw new CaravanError('ERR_CONFIG', `${stage}.${key} must be a whole number, got ${value}`)
+  }
+  const words = choices[key]
+  if (words && typeof value === 'string' && !words.includes(value)) {
+    const nearest = nearestName(value, words)
+    throw new CaravanError('ERR_CONFIG', `${stage}.${key} must be one of ${words.join(', ')}; got "${value}"`, {
+      hint: nearest && `did you mean '${nearest}'?`,
+    })
+  }
+  return value
+}
+
+const wholeNumbers = new Set(
+  ['steps', 'epochs', 'batchSequences', 'batchTokens', 'maxTokens', 'microBatchTokens', 'maxSkippedInARow'].concat(
+    ['checkpointEvery', 'keepCheckpoints', 'evaluateEvery', 'rows', 'tokens', 'vocabularySize', 'width', 'layers'],
+    ['heads', 'keyValueHeads', 'feedForwardWidth'],
+  ),
+)

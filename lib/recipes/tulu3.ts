@@ -1,0 +1,113 @@
+// Tulu 3 (Lambert et al. 2024). Numbers of 8b, 70b and 405b: open-instruct at 26b732590 (2024-12-07), docs/tulu3.md and
+// open_instruct/finetune.py, unless a line says otherwise. `pocket` is the same pipeline at a size for two CPU cores.
+import { CaravanError, nearestName } from '../base/errors.js'
+import type { Recipe, SftSettings } from './stage.js'
+
+export const tulu3Scales = ['pocket', '8b', '70b', '405b'] as const
+export type Tulu3Scale = (typeof tulu3Scales)[number]
+
+/** What all published scales share in the SFT stage. */
+const publishedSft: Partial<SftSettings> = {
+  epochs: 2, //                             docs/tulu3.md, SFT commands: --num_train_epochs 2
+  maxTokens: 4096, //                       --max_seq_length 4096, truncated on the right
+  microBatchTokens: 4096, //                per_device_train_batch_size 1 of at most 4096 tokens
+  packing: 'none', //                       no --packing; one sequence per micro-batch
+  reduction: 'sequence_mean_of_sums', //    --reduce_loss sum, averaged over accumulation steps and ranks by DeepSpeed
+  schedule: 'linear', //                    --lr_scheduler_type linear, to 0
+  warmupRatio: 0.03, //                     --warmup_ratio 0.03
+  weightDecay: 0, //                        --weight_decay 0.0
+  beta1: 0.9, //                            torch.optim.AdamW default, not overridden in finetune.py
+  beta2: 0.999, //                          torch.optim.AdamW default
+  eps: 1e-8, //                             torch.optim.AdamW default
+  maxNorm: 1, //                            DeepSpeed "auto", which accelerate fills with 1.0
+  template: 'tulu', //                      --chat_template tulu; no beginning token
+  trainOn: 'all', //                        finetune.py encode_sft_example: every assistant turn, with its end token
+  activationCheckpointing: true, //         --gradient_checkpointing (70B command); here for every published scale
+}
+
+const sftByScale: { [scale in Exclude<Tulu3Scale, 'pocket'>]: Partial<SftSettings> } = {
+  '8b': {
+    ...publishedSft,
+    lr: 5e-6, //                            docs/tulu3.md, 8B SFT: --learning_rate 5e-06
+    batchSequences: 128, //                 64 GPUs x 1 x accumulation 2
+  },
+  '70b': {
+    ...publishedSft,
+    lr: 2e-6, //                            docs/tulu3.md, 70B SFT: --learning_rate 2e-06
+    batchSequences: 128, //                 docs/tulu3.md, 70B SFT
+    checkpointEvery: 1000, //               --checkpointing_steps 1000
+    keepCheckpoints: 20, //                 --keep_last_n_checkpoints 20
+  },
+  '405b': {
+    ...publishedSft,
+    lr: 2e-6, //                            Lambert et al. 2024, table of SFT hyperparameters
+    batchSequences: 256, //                 Lambert et al. 2024, table of SFT hyperparameters
+  },
+}
+
+/** The recipe at one scale. The published scales need a model folder and data files; `pocket` brings its own. */
+export function tulu3({ scale = 'pocket' }: { scale?: string } = {}): Recipe {
+  const known = tulu3Scales.find((name) => name === scale)
+  if (!known) {
+    const nearest = nearestName(scale, tulu3Scales)
+    throw new CaravanError('ERR_CONFIG', `recipe tulu3 has no scale '${scale}'; known: ${tulu3Scales.join(', ')}`, {
+      hint: nearest && `did you mean '${nearest}'?`,
+    })
+  }
+  return known === 'pocket' ? pocket() : published(known)
+}
+
+function published(scale: Exclude<Tulu3Scale, 'pocket'>): Recipe {
+  return {
+    name: 'tulu3',
+    scale,
+    description: `Tulu 3 ${scale.toUpperCase()}: supervised fine-tuning of a base model on chat data`,
+    stages: [{ name: 'sft', kind: 'sft', settings: sftByScale[scale] }],
+    notBuilt: ['dpo', 'reward_model', 'rlvr'],
+    dtype: 'bf16', // accelerate bf16 mixed precision with f32 optimizer state
+  }
+}
+
+/** Sizes and rates found by experiment for a model of about one million parameters; not of the paper. */
+function pocket(): Recipe {
+  return {
+    name: 'tulu3',
+    scale: 'pocket',
+    description: 'the Tulu 3 pipeline with a model of a million parameters and generated text',
+    stages: [
+      {
+        name: 'base',
+        kind: 'pretrain',
+        settings: {
+          tokens: 2_500_000,
+          batchTokens: 2048, // 16 rows of 128
+          maxTokens: 2048,
+          microBatchTokens: 2048,
+          packing: 'bfd',
+          lr: 3e-3,
+          warmupRatio: 0.03,
+          finalLrRatio: 0.05,
+          beta2: 0.95,
+          weightDecay: 0.1,
+          checkpointEvery: 300,
+        },
+      },
+      {
+        name: 'sft',
+        kind: 'sft',
+        settings: {
+          epochs: 3,
+          batchSequences: 32,
+          maxTokens: 160,
+          microBatchTokens: 4096,
+          lr: 1e-3,
+          warmupRatio: 0.03,
+          beta2: 0.95,
+          checkpointEvery: 300,
+        },
+      },
+    ],
+    notBuilt: ['dpo', 'reward_model', 'rlvr'],
+    dtype: 'f32',
+  }
+}

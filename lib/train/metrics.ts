@@ -1,0 +1,48 @@
+// metrics.jsonl: one row a step or evaluation. After a crash the rows past the resumed step are cut off, so the file
+// reads as if the crash had not happened.
+import { appendFile, readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { fileError, writeFileAtomic } from '../data/atomic_file.js'
+
+export interface MetricsRow {
+  stage: string
+  step: number
+  [name: string]: number | string | boolean | null
+}
+
+export class MetricsLog {
+  readonly path: string
+
+  constructor(directory: string) {
+    this.path = join(directory, 'metrics.jsonl')
+  }
+
+  async append(row: MetricsRow): Promise<void> {
+    try {
+      await appendFile(this.path, `${JSON.stringify(row)}\n`)
+    } catch (cause) {
+      throw fileError('append', this.path, cause)
+    }
+  }
+
+  /** All rows; a last line that a kill cut short is left out. */
+  async rows(): Promise<MetricsRow[]> {
+    const text = await readFile(this.path, 'utf8').catch((cause) => {
+      if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return ''
+      throw fileError('read', this.path, cause)
+    })
+    return text.split('\n').flatMap((line) => {
+      try {
+        return line === '' ? [] : [JSON.parse(line) as MetricsRow]
+      } catch {
+        return []
+      }
+    })
+  }
+
+  /** Drops the rows of `stage` after step `step`. */
+  async rewind(stage: string, step: number): Promise<void> {
+    const kept = (await this.rows()).filter((row) => row.stage !== stage || row.step <= step)
+    await writeFileAtomic(this.path, kept.map((row) => `${JSON.stringify(row)}\n`).join(''))
+  }
+}

@@ -1,0 +1,178 @@
+// One stage of a run: the loop, with checkpoints, metrics, evaluation and resuming round it. Knows no algorithm.
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { CaravanError } from '../base/errors.js'
+import type { Method } from '../methods/method.js'
+import type { AdamW } from '../optim/adamw.js'
+import type { ScheduleOptions } from '../optim/schedule.js'
+import type { Device } from '../runtime/index.js'
+import type { Tensor } from '../tensor/index.js'
+import {
+  type CheckpointState,
+  findCheckpoint,
+  removeTemporaries,
+  restoreTensors,
+  saveCheckpoint,
+  type TensorGroups,
+} from './checkpoint.js'
+import type { RunEvent, StepEvent } from './events.js'
+import { type Step, trainLoop } from './loop.js'
+import { MetricsLog } from './metrics.js'
+
+export interface StageSettings {
+  lr: number
+  schedule: Omit<ScheduleOptions, 'totalSteps'>
+  maxNorm: number
+  maxSkippedInARow: number
+  /** Steps between checkpoints; 0 = only when stopped. */
+  checkpointEvery: number
+  keepCheckpoints: number
+  /** Steps between evaluations; 0 = only at the end. */
+  evaluateEvery: number
+}
+
+export interface StageRun<Models, Micro> {
+  stage: string
+  device: Device
+  method: Method<Models, Micro>
+  models: Models
+  /** The trained parameters by name. */
+  parameters: ReadonlyMap<string, Tensor>
+  optimizer: AdamW
+  settings: StageSettings
+  /** The run folder. */
+  directory: string
+  /** Continue from the newest checkpoint of this stage, if there is one. */
+  resume: boolean
+  /** Held-out loss and the like, by name. */
+  evaluate?: (signal?: AbortSignal) => Promise<Record<string, number>>
+  /** Operations of the model's products for one trained token, for GFLOP/s. */
+  flopsPerToken: number
+  /** Stops at once, without a checkpoint. */
+  signal?: AbortSignal
+  /** Stops after the step under way, with a checkpoint; the stage then throws ERR_ABORTED with details.checkpoint. */
+  stop?: AbortSignal
+}
+
+/** Runs a stage to its end. */
+export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): AsyncGenerator<RunEvent> {
+  const { stage, method, settings, parameters, optimizer, directory } = run
+  const root = join(directory, 'checkpoints', stage)
+  await mkdir(root, { recursive: true })
+  const metrics = new MetricsLog(directory)
+  const groups: TensorGroups = { model: parameters, optimizer: optimizer.tensors() }
+  const start = await resume(run, root, groups)
+  await metrics.rewind(stage, start.step)
+  const count = [...parameters.values()].reduce((sum, tensor) => sum + tensor.count, 0)
+  yield {
+    type: 'stage',
+    stage,
+    totalSteps: method.totalSteps,
+    parameters: count,
+    resumedFrom: start.step || undefined,
+    notes: start.notes,
+  }
+  const { lr, schedule, maxNorm, maxSkippedInARow, checkpointEvery, keepCheckpoints, evaluateEvery } = settings
+  const position = { firstStep: start.step, skippedInARow: start.skippedInARow }
+  const pace = new Pace(method.totalSteps, run.flopsPerToken)
+  for await (const step of trainLoop({ ...run, lr, schedule, maxNorm, maxSkippedInARow, ...position })) {
+    const event = pace.event(stage, step)
+    await metrics.append(metricsRow(event))
+    yield event
+    const stopping = run.stop?.aborted ?? false
+    const last = step.step >= method.totalSteps
+    if (!last && ((checkpointEvery > 0 && step.step % checkpointEvery === 0) || stopping)) {
+      const state: CheckpointState = {
+        stage,
+        step: step.step,
+        batches: method.state(),
+        optimizerUpdates: optimizer.updates,
+        skippedInARow: step.skippedInARow,
+        settings,
+      }
+      yield* save(root, { stage, state, groups, keep: keepCheckpoints })
+    }
+    if (stopping && !last) throw stopped(step.step, join(root, `step-${step.step}`))
+    if (run.evaluate && (last || (evaluateEvery > 0 && step.step % evaluateEvery === 0))) {
+      const results = await run.evaluate(run.signal)
+      await metrics.append({ stage, step: step.step, ...results })
+      yield { type: 'evaluation', stage, step: step.step, metrics: results }
+    }
+  }
+}
+
+interface Start {
+  step: number
+  skippedInARow: number
+  notes: string[]
+}
+
+async function resume<Models, Micro>(
+  { resume: wanted, method, optimizer }: StageRun<Models, Micro>,
+  root: string,
+  groups: TensorGroups,
+): Promise<Start> {
+  await removeTemporaries(root)
+  if (!wanted) return { step: 0, skippedInARow: 0, notes: [] }
+  const { checkpoint, skipped } = await findCheckpoint(root)
+  const notes = skipped.map((error) => `passed over: ${error.message}`)
+  if (!checkpoint) return { step: 0, skippedInARow: 0, notes }
+  const { state, directory } = checkpoint
+  await restoreTensors(directory, groups)
+  method.restore(state.batches)
+  optimizer.updates = state.optimizerUpdates
+  return { step: state.step, skippedInARow: state.skippedInARow, notes }
+}
+
+/** A save that fails is a warning while training goes on: the one before is intact, the next interval tries again. */
+async function* save(
+  root: string,
+  options: { stage: string; state: CheckpointState; groups: TensorGroups; keep: number },
+): AsyncGenerator<RunEvent> {
+  const { stage, state } = options
+  const started = performance.now()
+  try {
+    const { directory, bytes } = await saveCheckpoint(root, options)
+    const seconds = (performance.now() - started) / 1000
+    yield { type: 'checkpoint', stage, step: state.step, directory, bytes, seconds }
+  } catch (error) {
+    if (!(error instanceof CaravanError)) throw error
+    yield { type: 'warning', stage, message: `${error.message}; training goes on`, code: error.code }
+  }
+}
+
+function stopped(step: number, checkpoint: string): CaravanError {
+  return new CaravanError('ERR_ABORTED', `stopped after step ${step}; everything is in ${checkpoint}`, {
+    details: { step, checkpoint },
+    hint: 'continue with --resume',
+  })
+}
+
+function metricsRow(event: StepEvent) {
+  const { stage, step, loss, lr, gradientNorm, skipped, tokens, tokensPerSecond, peakMiB, gflops } = event
+  return { stage, step, loss, lr, gradNorm: gradientNorm, skipped, tokens, tokensPerSecond, gflops, peakMiB }
+}
+
+/** Throughput and time left, smoothed over recent steps. */
+class Pace {
+  #secondsPerStep: number | undefined
+
+  constructor(
+    private readonly totalSteps: number,
+    private readonly flopsPerToken: number,
+  ) {}
+
+  event(stage: string, step: Step): StepEvent {
+    this.#secondsPerStep = this.#secondsPerStep === undefined ? step.seconds : 0.9 * this.#secondsPerStep + 0.1 * step.seconds
+    const tokensPerSecond = step.tokens / step.seconds
+    return {
+      type: 'step',
+      stage,
+      ...step,
+      tokensPerSecond,
+      gflops: (tokensPerSecond * this.flopsPerToken) / 1e9,
+      peakMiB: step.peakBytes / 2 ** 20,
+      secondsLeft: (this.totalSteps - step.step) * this.#secondsPerStep,
+    }
+  }
+}
