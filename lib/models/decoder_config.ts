@@ -78,7 +78,10 @@ export function readCommon(reader: ConfigReader, family: string, defaults: Commo
   }
   if (H % config.K !== 0) throw reader.fault('num_key_value_heads', `a divisor of num_attention_heads ${H}`)
   if (config.C % 2 !== 0) {
-    throw reader.fault('head_dim', `even (it is rotated in pairs); hidden_size ${D} / num_attention_heads ${H} = ${D / H}`)
+    throw reader.fault(
+      'head_dim',
+      `even (it is rotated in pairs); hidden_size ${D} / num_attention_heads ${H} = ${D / H}`,
+    )
   }
   return config
 }

@@ -80,7 +80,8 @@ function generationConfigOf({ bosId, eosIds, padId }: DecoderConfig): JsonObject
 }
 
 /** Keys whose whole values transformers wants as floats: `8.0`, which JSON.stringify would write as `8`. */
-const floatKeys = /^(\s*"(?:rope_theta|factor|low_freq_factor|high_freq_factor|clip_qkv|rms_norm_eps|initializer_range|attention_dropout|router_aux_loss_coef)": -?\d+)(,?)$/gm
+const floatKeys =
+  /^(\s*"(?:rope_theta|factor|low_freq_factor|high_freq_factor|clip_qkv|rms_norm_eps|initializer_range|attention_dropout|router_aux_loss_coef)": -?\d+)(,?)$/gm
 
 /** JSON as transformers writes it: two spaces, sorted keys, a final newline. */
 function configText(json: JsonObject): string {

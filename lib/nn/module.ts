@@ -39,19 +39,16 @@ export abstract class Module {
   /** Parameters of this module and those below it by dotted name, in the order of construction. */
   parameters(): Map<string, Tensor> {
     const found = new Map<string, Tensor>()
-    for (const [name, value] of Object.entries(this)) {
-      if (value instanceof Tensor) found.set(name, value)
-      else if (value instanceof Module) collect(found, name, value)
-      else if (Array.isArray(value)) {
-        for (const [i, item] of value.entries()) if (item instanceof Module) collect(found, `${name}.${i}`, item)
-      }
+    for (const [name, part] of partsOf(this)) {
+      if (part instanceof Tensor) found.set(name, part)
+      else for (const [below, tensor] of part.parameters()) found.set(`${name}.${below}`, tensor)
     }
     return found
   }
 
-  /** Frees all parameters. */
+  /** Frees all parameters. A module that holds other tensors overrides this and frees them too. */
   dispose(): void {
-    for (const tensor of this.parameters().values()) tensor.dispose()
+    for (const [, part] of partsOf(this)) part.dispose()
   }
 
   [Symbol.dispose](): void {
@@ -59,8 +56,13 @@ export abstract class Module {
   }
 }
 
-function collect(into: Map<string, Tensor>, name: string, module: Module): void {
-  for (const [below, tensor] of module.parameters()) into.set(`${name}.${below}`, tensor)
+function* partsOf(module: Module): Iterable<[name: string, part: Tensor | Module]> {
+  for (const [name, value] of Object.entries(module)) {
+    if (value instanceof Tensor || value instanceof Module) yield [name, value]
+    else if (Array.isArray(value)) {
+      for (const [i, item] of value.entries()) if (item instanceof Module) yield [`${name}.${i}`, item]
+    }
+  }
 }
 
 function joined(path: string, name: string): string {

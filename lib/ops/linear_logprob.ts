@@ -1,6 +1,6 @@
 // The only place where the vocabulary meets the tokens. No [N,V] tensor exists: the products run in chunks of rows whose
 // logits fit a byte budget, and rows without a target are dropped before the product.
-import { defineOp, recordingTape, reshape, type Sample, type SampleDraw, type Tensor } from '../tensor/index.js'
+import { defineOp, recordingTape, reshape, type Sample, type SampleDraw, type Tensor, withoutTape } from '../tensor/index.js'
 import { add, affine, cast, exp, greater, log, mul, neg, sub } from './elementwise.js'
 import { matmul } from './matmul.js'
 import { put, take } from './movement.js'
@@ -154,9 +154,10 @@ export function crossEntropy(
     return { loss, nll: neg(logp) }
   }
   const collected = tape.unitSeed ? tape.into?.get(head) : undefined
-  const made = collected ? crossEntropyAddOp({ ...call, dhead: collected }) : crossEntropyOp(call)
-  const { loss, nll, dhidden } = made
-  const dhead = 'dhead' in made ? (made.dhead as Tensor) : undefined
+  const made: { loss: Tensor; nll: Tensor; dhidden: Tensor; dhead?: Tensor } = withoutTape(() =>
+    collected ? crossEntropyAddOp({ ...call, dhead: collected }) : crossEntropyOp(call),
+  )
+  const { loss, nll, dhidden, dhead } = made
   tape.add({
     name: 'cross_entropy',
     inputs: [hidden, head],

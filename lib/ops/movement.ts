@@ -3,7 +3,7 @@ import type { DType } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
 import { sameShape, type Shape, shapeText } from '../base/shape.js'
 import { defineOp, type Sample, type SampleDraw, type Tensor } from '../tensor/index.js'
-import { sumTo } from './elementwise.js'
+import { fill, sumTo } from './elementwise.js'
 
 const primitive: readonly DType[] = ['f32', 'bf16', 'f64', 'i32']
 
@@ -51,6 +51,14 @@ export const sliceOp = defineOp({
     return { y: x.shape.map((n, i) => (i === axis ? length : n)) }
   },
   dtypes: primitive,
+  saved: ['x'],
+  backward: ({ y: dy }, { x, axis, start, length }) => {
+    const zeros = (count: number) =>
+      fill(x.device, x.shape.map((n, i) => (i === axis ? count : n)), { value: 0, dtype: dy!.dtype })
+    const after = x.shape[axis]! - start - length
+    const headed = start > 0 ? concat(zeros(start), dy!, axis) : dy!
+    return { x: after > 0 ? concat(headed, zeros(after), axis) : headed }
+  },
   samples: [
     { shapes: { x: [3, 9, 4] }, axis: 1, start: 2, length: 5 },
     { shapes: { x: [6] }, axis: 0, start: 0, length: 6 },

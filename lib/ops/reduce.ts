@@ -2,7 +2,7 @@
 import type { DType } from '../base/dtype.js'
 import type { Shape } from '../base/shape.js'
 import { defineOp, type Tensor } from '../tensor/index.js'
-import { div, greater, mul, sub } from './elementwise.js'
+import { affine, div, greater, mul } from './elementwise.js'
 import { broadcastTo } from './movement.js'
 
 const primitive: readonly DType[] = ['f32', 'bf16', 'f64']
@@ -37,9 +37,7 @@ export const maxOp = defineOp({
   dtypes: primitive,
   saved: ['x', 'y'],
   backward: ({ y: dy }, { x, y, axis }) => {
-    const below = greater(y, x)
-    const ones = div(y, y)
-    const atMax = sub(broadcastTo(ones, x.shape), below)
+    const atMax = affine(greater(y, x), -1, 1)
     return { x: mul(broadcastTo(div(dy!, sum(atMax, axis)), x.shape), atMax) }
   },
   samples,

@@ -23,6 +23,8 @@ export interface Addon {
   fence(device: number, ticket: number): void
   read(device: number, tensor: number, ticket: number, array: ArrayBufferView): void
   stats(device: number, out: Float64Array): void
+  profile(device: number, on: boolean): void
+  opTimes(device: number): [op: number, calls: number, seconds: number][]
   resetPeak(device: number): void
   wait(device: number): void
   close(device: number): void

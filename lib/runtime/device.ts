@@ -184,6 +184,18 @@ export class Device {
     }
   }
 
+  /** Runs `body` with every op timed and returns calls and seconds by op, the longest first. */
+  async profile(body: () => Promise<void>): Promise<{ op: string; calls: number; seconds: number }[]> {
+    this.flush()
+    this.#addon.profile(this.#index, true)
+    await body()
+    await this.idle()
+    const names = [...this.#opIndex.keys()]
+    const rows = this.#addon.opTimes(this.#index).map(([op, calls, seconds]) => ({ op: names[op]!, calls, seconds }))
+    this.#addon.profile(this.#index, false)
+    return rows.sort((a, b) => b.seconds - a.seconds)
+  }
+
   resetPeak(): void {
     this.flush()
     this.#addon.resetPeak(this.#index)

@@ -1,4 +1,5 @@
 // Tensors, scopes, the tape, and the way ops are declared.
+export { checkGradient, type GradientCheckOptions, type GradientFault, type GradientReport } from './gradient_check.js'
 export {
   type Call,
   declaredOps,

@@ -1,6 +1,7 @@
 #include "core/command_queue.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <new>
 
@@ -114,6 +115,13 @@ void CommandQueue::fence(Completion done) {
   });
 }
 
+void CommandQueue::set_profiling(bool on) {
+  push([this, on] {
+    profiling_ = on;
+    if (on) op_times_.assign(ops_.size(), OpTime{});
+  });
+}
+
 void CommandQueue::complete(const Completion& done) {
   std::optional<QueueError> error = std::move(error_);
   error_.reset();
@@ -204,6 +212,7 @@ const int32_t* CommandQueue::run_op(const int32_t* word) {
   }
   for (int i = 0; i < attrs; i++, word += 2) attr[i] = read_f64(word);
   if (!ready) return word;
+  auto started = std::chrono::steady_clock::now();
   guarded(name, [&] {
     const KernelRow* kernel = kernels_[static_cast<size_t>(index)];
     if (kernel == nullptr) fail("ERR_DEVICE", "op %s has no kernel on device %s", name, device_->kind());
@@ -215,6 +224,11 @@ const int32_t* CommandQueue::run_op(const int32_t* word) {
       throw Error(error.code(), std::string(name) + " (inputs " + shapes + "): " + error.what());
     }
   });
+  if (profiling_) {
+    OpTime& time = op_times_[static_cast<size_t>(index)];
+    time.calls++;
+    time.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  }
   return word;
 }
 

@@ -61,6 +61,16 @@ class CommandQueue {
   int64_t live_tensors() const { return live_tensors_.load(std::memory_order_relaxed); }
   int64_t executed() const { return executed_.load(std::memory_order_relaxed); }
 
+  /** Calls and seconds of one op since profiling was switched on. */
+  struct OpTime {
+    int64_t calls = 0;
+    double seconds = 0;
+  };
+  /** Starts (from zero) or stops timing every op. Takes effect in stream order. */
+  void set_profiling(bool on);
+  /** Times by op index; call when the queue is idle. */
+  const std::vector<OpTime>& op_times() const { return op_times_; }
+
  private:
   struct Storage {
     void* data;
@@ -93,6 +103,8 @@ class CommandQueue {
   std::vector<const KernelRow*> kernels_;
   std::vector<Tensor> tensors_;
   std::optional<QueueError> error_;
+  bool profiling_ = false;
+  std::vector<OpTime> op_times_;
   std::atomic<int64_t> live_tensors_{0};
   std::atomic<int64_t> executed_{0};
 

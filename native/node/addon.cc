@@ -257,6 +257,30 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
   });
 }
 
+/** profile(device, on): starts or stops timing ops; opTimes(device) -> [[op index, calls, seconds], ...] when idle. */
+Napi::Value profile(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    device_at(info).queue->set_profiling(info[1].ToBoolean().Value());
+    return env.Undefined();
+  });
+}
+
+Napi::Value op_times(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    Napi::Array table = Napi::Array::New(env);
+    const auto& times = device_at(info).queue->op_times();
+    for (size_t i = 0; i < times.size(); i++) {
+      if (times[i].calls == 0) continue;
+      Napi::Array row = Napi::Array::New(env);
+      row.Set(0u, Napi::Number::New(env, static_cast<double>(i)));
+      row.Set(1u, Napi::Number::New(env, static_cast<double>(times[i].calls)));
+      row.Set(2u, Napi::Number::New(env, times[i].seconds));
+      table.Set(table.Length(), row);
+    }
+    return table;
+  });
+}
+
 /** resetPeak(device): the peak counter starts again at what is live now. */
 Napi::Value reset_peak(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
@@ -312,6 +336,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("fence", Napi::Function::New(env, fence));
   exports.Set("read", Napi::Function::New(env, read));
   exports.Set("stats", Napi::Function::New(env, stats));
+  exports.Set("profile", Napi::Function::New(env, profile));
+  exports.Set("opTimes", Napi::Function::New(env, op_times));
   exports.Set("resetPeak", Napi::Function::New(env, reset_peak));
   exports.Set("wait", Napi::Function::New(env, wait));
   exports.Set("close", Napi::Function::New(env, close_device));

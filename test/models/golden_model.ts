@@ -15,7 +15,7 @@ export const goldenNames = [
   'qwen3_qknorm',
   'mistral_swa',
   'olmo2',
-
+  'olmo1',
 ] as const
 export const cases = ['plain', 'right_pad', 'left_pad', 'packed'] as const
 export type CaseName = (typeof cases)[number]
@@ -43,7 +43,9 @@ export interface GradientFacts extends Compared {
 }
 
 export interface GoldenFacts {
-  cases: { [K in CaseName]: { shape: number[]; ce_sum: number; target_tokens: number; logits: Compared; logprobs: Compared } }
+  cases: {
+    [K in CaseName]: { shape: number[]; ce_sum: number; target_tokens: number; logits: Compared; logprobs: Compared }
+  }
   grads: { [name in 'right_pad' | 'packed']: { params: { [name: string]: GradientFacts }; global_norm: number } }
   generation?: {
     prompt_ids: number[][]

@@ -31,19 +31,21 @@ export interface Comparison {
   truth: ArrayLike<number>
   /** The naive composition's result. */
   naive: ArrayLike<number>
-  /** Dtype of the arithmetic and of the stored result: sets the size of the absolute term. */
+  /** Dtype in which the result is stored: sets the size of the absolute term. */
   dtype: DType
+  /** Size of the terms that the result is the difference of; default: of the result. */
+  terms?: number
 }
 
-/** Roundings of the largest value that are allowed on top of twice the naive error: of the result itself, and of one
- *  intermediate value, which a naive composition of a small sample may happen to have got exactly. */
-const FREE_ROUNDINGS: { [dtype in DType]?: number } = { f32: 2, bf16: 1, f64: 4 }
+/** Roundings of the largest value that are allowed on top of twice the naive error: that of the result as it is stored,
+ *  and in f32 those of a few intermediate values, which the composition may happen to have got exactly in a small sample. */
+const FREE_ROUNDINGS: { [dtype in DType]?: number } = { f32: 4, bf16: 1, f64: 4 }
 
 /** Asserts the tolerance rule. */
-export function expectWithinNaive({ what, got, truth, naive, dtype }: Comparison): void {
+export function expectWithinNaive({ what, got, truth, naive, dtype, terms }: Comparison): void {
   const mine = difference(got, truth)
   const theirs = difference(naive, truth)
-  const free = FREE_ROUNDINGS[dtype]! * unitRoundoff[dtype]! * largestMagnitude(truth)
+  const free = FREE_ROUNDINGS[dtype]! * unitRoundoff[dtype]! * Math.max(largestMagnitude(truth), terms ?? 0)
   const allowed = { most: 2 * theirs.most + free, rms: 2 * theirs.rms + free }
   const text = `${what}: off by ${mine.most} (rms ${mine.rms}), the naive composition by ${theirs.most} (rms ${theirs.rms})`
   expect(mine.most, text).toBeLessThanOrEqual(allowed.most)

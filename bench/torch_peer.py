@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""The rival of `caravan bench step`: the same step in PyTorch + transformers, on the same shapes.
+
+usage: torch_peer.py [sft] --model {tiny|small|base} --dtype {fp32|bf16} [--threads N] [--steps N] [--compile]
+
+Prints one JSON line: tokens per second of the median step, peak resident memory in MiB, the last loss. Weights and tokens
+are random. bf16 means f32 master weights with bf16 autocast, which is what trainers do. Needs torch and transformers.
+"""
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+WARM_UP_STEPS = 2
+
+
+def shapes(name):
+    """Model class, configuration, sequences, tokens in each, measured steps: as lib/cli/bench_shapes.ts has them."""
+    if name == "tiny":
+        config = LlamaConfig(vocab_size=512, hidden_size=128, intermediate_size=352, num_hidden_layers=4,
+                             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+                             tie_word_embeddings=True)
+        return LlamaForCausalLM, config, 32, 128, 20
+    if name == "small":
+        config = LlamaConfig(vocab_size=32000, hidden_size=288, intermediate_size=768, num_hidden_layers=6,
+                             num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=512,
+                             tie_word_embeddings=True)
+        return LlamaForCausalLM, config, 8, 256, 8
+    config = Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                         num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=1024,
+                         tie_word_embeddings=True)
+    return Qwen2ForCausalLM, config, 2, 256, 3
+
+
+def parse():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("mode", nargs="?", choices=["sft"], default="sft")
+    parser.add_argument("--model", choices=["tiny", "small", "base"], default="tiny")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--compile", action="store_true")
+    return parser.parse_args()
+
+
+def main():
+    args = parse()
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    model_class, config, batch, length, steps = shapes(args.model)
+    config._attn_implementation = "sdpa"
+    model = model_class(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    forward = torch.compile(model) if args.compile else model
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16")
+    times = []
+    for step in range((args.steps or steps) + WARM_UP_STEPS):
+        ids = torch.randint(0, config.vocab_size, (batch, length))
+        start = time.perf_counter()
+        with autocast:
+            logits = forward(input_ids=ids).logits
+            loss = functional.cross_entropy(logits[:, :-1].reshape(-1, config.vocab_size).float(), ids[:, 1:].reshape(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step >= WARM_UP_STEPS:
+            times.append(time.perf_counter() - start)
+    median = statistics.median(times)
+    print(json.dumps({
+        "peer": "torch",
+        "version": torch.__version__,
+        "model": args.model,
+        "dtype": args.dtype,
+        "compile": args.compile,
+        "params": parameters,
+        "batch": batch,
+        "seq": length,
+        "tokens_per_s": round(batch * length / median, 1),
+        "step_s": round(median, 5),
+        "gflops": round(6 * parameters * batch * length / median / 1e9, 2),
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "loss": round(float(loss.detach()), 4),
+    }))
+
+
+main()

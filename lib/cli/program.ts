@@ -1,0 +1,131 @@
+// All commands and their options. The code of a command is imported when it runs, so that --help needs no engine.
+import { readFileSync } from 'node:fs'
+import { Command, Option } from 'commander'
+import { addBenchCommand } from './bench_options.js'
+import { addInspectCommand } from './inspect_options.js'
+import { byteSize, collectAssignment, commaList, oneOf, pairs, wholeNumber } from './option_values.js'
+
+/** Takes the exit code that a command ends with. */
+export type Ended = (exitCode: number) => void
+
+/** The program; errors are thrown (CommanderError, CaravanError), never printed. */
+export function createProgram(ended: Ended): Command {
+  const program = new Command('caravan')
+  program
+    .description('Post-training of language models in Node.js: supervised fine-tuning on your own CPU or GPU.')
+    .version(packageVersion(), '-v, --version', 'print the version')
+    .helpOption('-h, --help', 'show this help')
+    .helpCommand('help [command]', 'show the help of a command')
+    .configureOutput({ writeErr: () => {}, outputError: () => {} })
+    .exitOverride()
+    .showSuggestionAfterError()
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ caravan train                                  the whole Tulu 3 pipeline at pocket size, on this machine
+  $ caravan train --scale 8b --model DIR --data chat.jsonl --dry-run
+  $ caravan inspect --data chat.jsonl --model DIR  which tokens would be trained
+  $ caravan doctor                                 what this machine can do
+
+Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped by Ctrl-C after saving.`,
+    )
+  addTrainCommand(program, ended)
+  addScoreCommand(program, ended)
+  addInspectCommand(program, ended)
+  addDoctorCommand(program, ended)
+  addBenchCommand(program, ended)
+  return program
+}
+
+function packageVersion(): string {
+  const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
+  return (manifest as { version: string }).version
+}
+
+/** Options that every command with a device has. */
+export function deviceOptions(): Option[] {
+  return [
+    new Option('--dtype <type>', 'precision of the weights: fp32 or bf16').argParser(
+      oneOf('--dtype', ['fp32', 'bf16'] as const),
+    ),
+    new Option('--threads <n>', 'threads that compute (default: all cores; results do not depend on it)').argParser(
+      wholeNumber('--threads', 1),
+    ),
+  ]
+}
+
+export function jsonOption(what: string): Option {
+  return new Option('--json', what).default(false)
+}
+
+function addTrainCommand(program: Command, ended: Ended): void {
+  const command = program
+    .command('train')
+    .description('Run a recipe: train a model, judge it, save it.')
+    .option('--recipe <name>', 'which recipe', 'tulu3')
+    .option('--scale <name>', 'size of the recipe: pocket, 8b, 70b, 405b', 'pocket')
+    .option('--stage <names>', 'only these stages, separated by commas', commaList('--stage'))
+    .option('--model <dir>', 'start from this Hugging Face model folder')
+    .option('--data <files...>', 'train on these files or folders (.jsonl, .json, .parquet)')
+    .option('--fields <pairs>', 'columns to read, as prompt=question,completion=answer', pairs('--fields'))
+    .option('--out <dir>', 'run folder (default: runs/<recipe>-<scale>-<time>)')
+    .option('--set <stage.key=value>', 'change a setting; may be given often', collectAssignment('--set'))
+    .option('--resume [dir]', 'continue a run: that of the folder, of --out, or the newest')
+    .option('--seed <n>', 'seed of everything random', wholeNumber('--seed', 0))
+    .option('--device <kind>', 'cpu or cuda', oneOf('--device', ['cpu', 'cuda'] as const))
+    .option('--memory-limit <size>', 'most memory for tensors, as 8GiB', byteSize('--memory-limit'))
+    .option('--dry-run', 'show the plan (sizes, memory, work, settings) and stop', false)
+    .option('--quiet', 'print warnings and the result only', false)
+    .addOption(jsonOption('print events as JSON, one a line'))
+  for (const option of deviceOptions()) command.addOption(option)
+  command
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ caravan train                                       pocket size: minutes on two cores
+  $ caravan train --stage sft --model DIR --data chat.jsonl --scale 8b --set sft.lr=1e-5
+  $ caravan train --data rows.jsonl --fields prompt=question,completion=answer --model DIR --stage sft
+  $ caravan train --dry-run --json                      the plan for a program
+  $ caravan train --resume runs/tulu3-pocket-20250101   after Ctrl-C or a crash
+
+Ctrl-C finishes the step, saves a checkpoint and exits with 130; a second Ctrl-C exits at once.`,
+    )
+    .action(async (flags) => ended(await (await import('./train.js')).train(flags)))
+}
+
+function addScoreCommand(program: Command, ended: Ended): void {
+  const command = program
+    .command('score')
+    .description('Log-probabilities, in nats, of every token of given texts under a model.')
+    .requiredOption('--model <dir>', 'Hugging Face model folder')
+    .requiredOption('--input <file>', 'rows with input_ids, text or messages (.jsonl, .json, also .gz)')
+    .requiredOption('--output <file>', 'where to write one line a row: {"tokens", "logprobs", "sum"}')
+    .option('--template <name>', 'chat template for messages: built in, or a file (default: the model folder has one)')
+    .option('--batch-tokens <n>', 'tokens that go through the model at once', wholeNumber('--batch-tokens', 1), 4096)
+    .option('--quiet', 'print nothing but errors', false)
+    .addOption(jsonOption('print the summary as JSON'))
+  for (const option of deviceOptions()) command.addOption(option)
+  command
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ caravan score --model DIR --input texts.jsonl --output scores.jsonl
+  $ echo '{"input_ids":[1,2,3]}' > ids.jsonl && caravan score --model DIR --input ids.jsonl --output out.jsonl
+
+The first token of a row has no log-probability: it is null.`,
+    )
+    .action(async (flags) => ended(await (await import('./score.js')).score(flags)))
+}
+
+function addDoctorCommand(program: Command, ended: Ended): void {
+  program
+    .command('doctor')
+    .description('What this machine and this build can do, and what is missing.')
+    .option('--threads <n>', 'threads for the measurements', wholeNumber('--threads', 1))
+    .addOption(jsonOption('print as JSON'))
+    .addHelpText('after', '\nExamples:\n  $ caravan doctor\n  $ caravan doctor --json | jq .peak')
+    .action(async (flags) => ended(await (await import('./doctor.js')).doctor(flags)))
+}

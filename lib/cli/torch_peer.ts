@@ -1,0 +1,79 @@
+// PyTorch as a rival: found, never required. It runs in a process of its own, by the scripts in bench/.
+import { spawn } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import type { StepResult } from './bench_step.js'
+
+/** Its numbers, or why there are none. */
+export type PeerStep = (StepResult & { version?: string }) | { absent: string }
+
+export interface TorchStepOptions {
+  model: string
+  dtype: 'fp32' | 'bf16'
+  threads?: number
+  steps: number
+  peer?: boolean | string
+}
+
+/** The interpreter to try: CARAVAN_PYTHON, else python3. */
+export function pythonCommand(environment: NodeJS.ProcessEnv = process.env): string {
+  return environment.CARAVAN_PYTHON ?? 'python3'
+}
+
+/** Path of a script in bench/ of this package. */
+export function benchScript(name: string): string {
+  return fileURLToPath(new URL(`../../bench/${name}`, import.meta.url))
+}
+
+/** Runs the same step in PyTorch with its default script, or the one that `peer` names. */
+export async function runTorchStep(options: TorchStepOptions): Promise<PeerStep> {
+  const { model, dtype, threads, steps, peer } = options
+  const script = typeof peer === 'string' ? peer : benchScript('torch_peer.py')
+  if (!existsSync(script)) return { absent: `no PyTorch numbers: ${script} is not there` }
+  const words = [script, 'sft', '--model', model, '--dtype', dtype, '--steps', String(steps)]
+  if (threads !== undefined) words.push('--threads', String(threads))
+  const { exitCode, stdout, stderr } = await runProcess(pythonCommand(), words)
+  if (exitCode !== 0) {
+    const why = stderr.trim().split('\n').at(-1) ?? ''
+    return { absent: `no PyTorch numbers: ${pythonCommand()} ${script} ended with ${exitCode}: ${why}` }
+  }
+  return parsePeerLine(stdout)
+}
+
+function parsePeerLine(stdout: string): PeerStep {
+  try {
+    const row = JSON.parse(stdout.trim().split('\n').at(-1)!) as { [key: string]: number } & { version?: string }
+    return {
+      tokensPerSecond: row.tokens_per_s!,
+      gflops: row.gflops!,
+      peakMiB: row.peak_rss_mib!,
+      stepSeconds: row.step_s!,
+      loss: row.loss!,
+      version: row.version,
+    }
+  } catch {
+    return { absent: `no PyTorch numbers: the script printed no JSON line but "${stdout.trim().slice(-100)}"` }
+  }
+}
+
+interface Finished {
+  exitCode: number
+  stdout: string
+  stderr: string
+}
+
+/** Runs a process to its end; one that cannot be started ends with 127. */
+export function runProcess(command: string, words: readonly string[]): Promise<Finished> {
+  return new Promise((resolve) => {
+    const child = spawn(command, words, { stdio: ['ignore', 'pipe', 'pipe'] })
+    let [stdout, stderr] = ['', '']
+    child.stdout.setEncoding('utf8').on('data', (text: string) => {
+      stdout += text
+    })
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      stderr += text
+    })
+    child.on('error', (error) => resolve({ exitCode: 127, stdout, stderr: error.message }))
+    child.on('close', (code, signal) => resolve({ exitCode: code ?? 128, stdout, stderr: signal ? `${signal}` : stderr }))
+  })
+}
