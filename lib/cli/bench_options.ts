@@ -1,15 +1,7 @@
 // The options of `caravan bench`.
-import { type Command, Option } from 'commander'
+import type { Command } from 'commander'
+import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
 import { oneOf, wholeNumber } from './option_values.js'
-import type { Ended } from './program.js'
-
-function commonOptions(): Option[] {
-  return [
-    new Option('--dtype <type>', 'fp32 or bf16').argParser(oneOf('--dtype', ['fp32', 'bf16'] as const)).default('fp32'),
-    new Option('--threads <n>', 'threads that compute (default: all cores)').argParser(wholeNumber('--threads', 1)),
-    new Option('--json', 'print as JSON').default(false),
-  ]
-}
 
 export function addBenchCommand(program: Command, ended: Ended): void {
   const bench = program
@@ -24,20 +16,24 @@ Examples:
   $ caravan bench step --model small --dtype bf16 --json
   $ CARAVAN_PYTHON=/opt/venv/bin/python caravan bench step --model tiny --peer`,
     )
-  const kernels = bench
+  bench
     .command('kernels [name]', { isDefault: true })
     .description('time, GB/s and GFLOP/s of the kernels, as shares of the measured peak of this machine')
     .option('--samples <n>', 'measurements of each; the median counts', wholeNumber('--samples', 1), 9)
     .option('--no-peer', 'do not look for PyTorch')
-  for (const option of commonOptions()) kernels.addOption(option)
-  kernels.action(async (name, flags) => ended(await (await import('./bench_kernels.js')).benchKernels(name, flags)))
-  const step = bench
+    .addOption(dtypeOption().default('fp32'))
+    .addOption(threadsOption())
+    .addOption(jsonOption('print as JSON, one line a kernel'))
+    .action(async (name, flags) => ended(await (await import('./bench_kernels.js')).benchKernels(name, flags)))
+  bench
     .command('step')
     .description('one step of supervised fine-tuning: forward, backward, clipping, AdamW')
     .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
     .option('--steps <n>', 'measured steps, after two that are not (default: 20, 8 or 3)', wholeNumber('--steps', 1))
     .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')
     .option('--rounds <n>', 'times that each side runs, in turns', wholeNumber('--rounds', 1), 1)
-  for (const option of commonOptions()) step.addOption(option)
-  step.action(async (flags) => ended(await (await import('./bench_step.js')).benchStep(flags)))
+    .addOption(dtypeOption().default('fp32'))
+    .addOption(threadsOption())
+    .addOption(jsonOption('print one line of JSON'))
+    .action(async (flags) => ended(await (await import('./bench_step.js')).benchStep(flags)))
 }

@@ -10,6 +10,7 @@ import type { Device } from '../runtime/index.js'
 import { Tensor } from '../tensor/index.js'
 import { trainLoop } from '../train/loop.js'
 import { type BenchModel, type BenchShape, benchShapes } from './bench_shapes.js'
+import { type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { countText, shortNumber } from './format.js'
 import { machineLine } from './machine.js'
@@ -20,12 +21,12 @@ import { type PeerStep, runTorchStep } from './torch_peer.js'
 
 export interface BenchStepFlags {
   model: BenchModel
-  dtype: 'fp32' | 'bf16'
+  dtype: DtypeFlag
   threads?: number
   steps?: number
   rounds: number
   peer?: boolean | string
-  json: boolean
+  json?: boolean
 }
 
 /** What one side did. Throughput is of the median step. */
@@ -72,7 +73,7 @@ async function withDevice<T>(flags: BenchStepFlags, body: (device: Device) => T 
 }
 
 async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepFlags): Promise<StepResult> {
-  const dtype = flags.dtype === 'bf16' ? 'bf16' : 'f32'
+  const dtype = engineDtype(flags.dtype)
   const steps = (flags.steps ?? shape.steps) + WARM_UP_STEPS
   using model = newModel(device, shape.config, { seed: 0, dtype })
   const parameters = model.parameters()

@@ -34,7 +34,7 @@ interface EngineFindings {
 }
 
 /** Prints the diagnosis; the exit code is 1 when the engine cannot run. */
-export async function doctor(flags: { threads?: number; json: boolean }): Promise<number> {
+export async function doctor(flags: { threads?: number; json?: boolean }): Promise<number> {
   const terminal = new Terminal(process.stdout)
   const diagnosis = await diagnose(flags.threads)
   if (flags.json) terminal.line(JSON.stringify(diagnosis))

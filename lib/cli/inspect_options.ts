@@ -1,7 +1,7 @@
 // The options of `caravan inspect`.
 import type { Command } from 'commander'
+import { type Ended, jsonOption } from './command_options.js'
 import { oneOf, pairs, wholeNumber } from './option_values.js'
-import type { Ended } from './program.js'
 
 export function addInspectCommand(program: Command, ended: Ended): void {
   program
@@ -15,7 +15,7 @@ export function addInspectCommand(program: Command, ended: Ended): void {
     .option('--rows <n>', 'rows to show; statistics are of all rows', wholeNumber('--rows', 0), 3)
     .option('--max-tokens <n>', 'longest row; what is longer is cut', wholeNumber('--max-tokens', 1))
     .option('--train-on <turns>', 'all assistant turns, or the last one', oneOf('--train-on', ['all', 'last']), 'all')
-    .option('--json', 'print rows and statistics as JSON, one a line', false)
+    .addOption(jsonOption('print rows and statistics as JSON, one a line'))
     .addHelpText(
       'after',
       `

@@ -1,12 +1,10 @@
 // All commands and their options. The code of a command is imported when it runs, so that --help needs no engine.
 import { readFileSync } from 'node:fs'
-import { Command, Option } from 'commander'
+import { Command } from 'commander'
 import { addBenchCommand } from './bench_options.js'
+import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
 import { addInspectCommand } from './inspect_options.js'
 import { byteSize, collectAssignment, commaList, oneOf, pairs, wholeNumber } from './option_values.js'
-
-/** Takes the exit code that a command ends with. */
-export type Ended = (exitCode: number) => void
 
 /** The program; errors are thrown (CommanderError, CaravanError), never printed. */
 export function createProgram(ended: Ended): Command {
@@ -43,24 +41,8 @@ function packageVersion(): string {
   return (manifest as { version: string }).version
 }
 
-/** Options that every command with a device has. */
-export function deviceOptions(): Option[] {
-  return [
-    new Option('--dtype <type>', 'precision of the weights: fp32 or bf16').argParser(
-      oneOf('--dtype', ['fp32', 'bf16'] as const),
-    ),
-    new Option('--threads <n>', 'threads that compute (default: all cores; results do not depend on it)').argParser(
-      wholeNumber('--threads', 1),
-    ),
-  ]
-}
-
-export function jsonOption(what: string): Option {
-  return new Option('--json', what).default(false)
-}
-
 function addTrainCommand(program: Command, ended: Ended): void {
-  const command = program
+  program
     .command('train')
     .description('Run a recipe: train a model, judge it, save it.')
     .option('--recipe <name>', 'which recipe', 'tulu3')
@@ -75,11 +57,11 @@ function addTrainCommand(program: Command, ended: Ended): void {
     .option('--seed <n>', 'seed of everything random', wholeNumber('--seed', 0))
     .option('--device <kind>', 'cpu or cuda', oneOf('--device', ['cpu', 'cuda'] as const))
     .option('--memory-limit <size>', 'most memory for tensors, as 8GiB', byteSize('--memory-limit'))
-    .option('--dry-run', 'show the plan (sizes, memory, work, settings) and stop', false)
-    .option('--quiet', 'print warnings and the result only', false)
+    .option('--dry-run', 'show the plan (sizes, memory, work, settings) and stop')
+    .option('--quiet', 'print warnings and the result only')
     .addOption(jsonOption('print events as JSON, one a line'))
-  for (const option of deviceOptions()) command.addOption(option)
-  command
+    .addOption(dtypeOption())
+    .addOption(threadsOption())
     .addHelpText(
       'after',
       `
@@ -96,7 +78,7 @@ Ctrl-C finishes the step, saves a checkpoint and exits with 130; a second Ctrl-C
 }
 
 function addScoreCommand(program: Command, ended: Ended): void {
-  const command = program
+  program
     .command('score')
     .description('Log-probabilities, in nats, of every token of given texts under a model.')
     .requiredOption('--model <dir>', 'Hugging Face model folder')
@@ -104,10 +86,10 @@ function addScoreCommand(program: Command, ended: Ended): void {
     .requiredOption('--output <file>', 'where to write one line a row: {"tokens", "logprobs", "sum"}')
     .option('--template <name>', 'chat template for messages: built in, or a file (default: the model folder has one)')
     .option('--batch-tokens <n>', 'tokens that go through the model at once', wholeNumber('--batch-tokens', 1), 4096)
-    .option('--quiet', 'print nothing but errors', false)
+    .option('--quiet', 'print nothing but errors')
     .addOption(jsonOption('print the summary as JSON'))
-  for (const option of deviceOptions()) command.addOption(option)
-  command
+    .addOption(dtypeOption())
+    .addOption(threadsOption())
     .addHelpText(
       'after',
       `
@@ -124,7 +106,7 @@ function addDoctorCommand(program: Command, ended: Ended): void {
   program
     .command('doctor')
     .description('What this machine and this build can do, and what is missing.')
-    .option('--threads <n>', 'threads for the measurements', wholeNumber('--threads', 1))
+    .addOption(threadsOption())
     .addOption(jsonOption('print as JSON'))
     .addHelpText('after', '\nExamples:\n  $ caravan doctor\n  $ caravan doctor --json | jq .peak')
     .action(async (flags) => ended(await (await import('./doctor.js')).doctor(flags)))

@@ -5,8 +5,9 @@ import { writeFileAtomic } from '../data/atomic_file.js'
 import { type CausalLm, loadModel } from '../models/index.js'
 import { linearLogprob, openDevice, selfSegments } from '../ops/index.js'
 import { scope, Tensor } from '../tensor/index.js'
-import { countText, durationText, grouped } from './format.js'
+import { type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
+import { countText, durationText, grouped } from './format.js'
 import { ProgressLine } from './progress_line.js'
 import { type ScoreRow, scoreRows } from './score_rows.js'
 import { Terminal } from './terminal.js'
@@ -16,11 +17,11 @@ export interface ScoreFlags {
   input: string
   output: string
   template?: string
-  dtype?: 'fp32' | 'bf16'
+  dtype?: DtypeFlag
   threads?: number
   batchTokens: number
-  quiet: boolean
-  json: boolean
+  quiet?: boolean
+  json?: boolean
 }
 
 export interface ScoreSummary {
@@ -57,7 +58,7 @@ async function scoreFile(flags: ScoreFlags, onProgress: (done: ScoreSummary) => 
   const { model: directory, input, output, template, threads, dtype, batchTokens } = flags
   const started = performance.now()
   using device = openDevice({ threads })
-  using model = await loadModel(device, directory, { dtype: dtype === 'fp32' ? 'f32' : dtype })
+  using model = await loadModel(device, directory, { dtype: engineDtype(dtype) })
   const done: ScoreSummary = { rows: 0, tokens: 0, seconds: 0 }
   await writeFileAtomic(output, async (append) => {
     const rows = scoreRows(input, { model: directory, template, vocabularySize: model.config.V })

@@ -3,6 +3,7 @@ import { CaravanError } from '../base/errors.js'
 import { type RunOptions, run } from '../recipes/run.js'
 import type { Recipe } from '../recipes/stage.js'
 import type { RunEvent } from '../train/events.js'
+import { type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { newRunFolder, recipeNamed, resumedRun } from './run_choice.js'
 import { StopSignals } from './stop_signals.js'
@@ -21,12 +22,12 @@ export interface TrainFlags {
   resume?: boolean | string
   seed?: number
   device?: 'cpu' | 'cuda'
-  dtype?: 'fp32' | 'bf16'
+  dtype?: DtypeFlag
   threads?: number
   memoryLimit?: number
-  dryRun: boolean
-  quiet: boolean
-  json: boolean
+  dryRun?: boolean
+  quiet?: boolean
+  json?: boolean
 }
 
 /** Runs a recipe, or shows its plan; the value is the exit code. */
@@ -36,7 +37,7 @@ export async function train(flags: TrainFlags): Promise<number> {
   const options = runOptions(chosen, recipe)
   if (flags.dryRun) {
     const { showPlan } = await import('./train_plan.js')
-    await showPlan(recipe, options, flags.json)
+    await showPlan(recipe, options, flags.json ?? false)
     return exitCodes.done
   }
   return follow(recipe, options, flags)
@@ -54,7 +55,7 @@ function runOptions(flags: TrainFlags, recipe: Recipe): RunOptions {
     resume: resume !== undefined && resume !== false,
     seed,
     device,
-    dtype: dtype === 'fp32' ? 'f32' : dtype,
+    dtype: engineDtype(dtype),
     threads,
     memoryBudgetBytes: memoryLimit,
   }

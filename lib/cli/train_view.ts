@@ -18,9 +18,9 @@ export class TrainView {
 
   constructor(
     private readonly terminal: Terminal,
-    options: { quiet: boolean },
+    options: { quiet?: boolean },
   ) {
-    this.#quiet = options.quiet
+    this.#quiet = options.quiet ?? false
     this.#progress = new ProgressLine(terminal)
   }
 

@@ -14,6 +14,8 @@ export interface GenerateOptions {
   stopIds: readonly number[]
   /** Sequences in work at the same time; default 64. The tokens do not depend on it. */
   slots?: number
+  /** Most rows of one forward pass, at least `slots`; default 2048. Bounds memory; the tokens do not depend on it. */
+  stepRows?: number
   /** Also return the log-probability of every token. */
   logprobs?: boolean
   signal?: AbortSignal
@@ -52,13 +54,14 @@ export async function generateGreedy(
   options: GenerateOptions,
 ): Promise<Generated[]> {
   const { maxTokens, signal } = options
-  const slots = Math.min(options.slots ?? 64, Math.max(1, prompts.length))
-  checkRequest(model, prompts, { maxTokens, slots: options.slots ?? 64 })
+  const { slots: most = 64, stepRows: rows = STEP_ROWS } = options
+  checkRequest(model, prompts, { maxTokens, slots: most, stepRows: rows })
+  const slots = Math.min(most, Math.max(1, prompts.length))
   const longest = prompts.reduce((most, prompt) => Math.max(most, prompt.length), 0)
   // The last new token is never fed back.
   const capacity = longest + maxTokens - 1
   const stopIds = new Set(options.stopIds)
-  const scheduler = new Scheduler(prompts, { slots, capacity, maxTokens, stopIds, stepRows: Math.max(STEP_ROWS, slots) })
+  const scheduler = new Scheduler(prompts, { slots, capacity, maxTokens, stopIds, stepRows: Math.max(rows, slots) })
   const logprobs = options.logprobs ? prompts.map((): number[] => []) : undefined
   throwIfAborted(signal)
   const dtype = model.dtype === 'bf16' ? 'bf16' : 'f32'
@@ -66,7 +69,7 @@ export async function generateGreedy(
   try {
     for (let step = scheduler.next(); step; step = scheduler.next()) {
       const chosen = await runStep(model, cache, { step, logprobs: logprobs !== undefined })
-      for (const [i, prompt] of scheduler.awaiting.entries()) logprobs?.[prompt]!.push(chosen.logprobs![i]!)
+      if (logprobs) for (const [i, prompt] of scheduler.awaiting.entries()) logprobs[prompt]!.push(chosen.logprobs![i]!)
       scheduler.accept(chosen.tokens)
       options.onProgress?.({
         done: scheduler.finishedCount,
@@ -125,7 +128,7 @@ function lastHidden(model: CausalLm, cache: KeyValueCache, step: Step): Tensor {
 function checkRequest(
   model: CausalLm,
   prompts: readonly Int32Array[],
-  options: { maxTokens: number; slots: number },
+  options: { maxTokens: number; slots: number; stepRows: number },
 ): void {
   for (const [name, value] of Object.entries(options)) {
     if (Number.isSafeInteger(value) && value >= 1 && value < 2 ** 24) continue

@@ -1,7 +1,7 @@
 // Supervised fine-tuning, and plain language modelling, which is the same with every token a target.
 import type { Loader, LoaderState } from '../data/loader.js'
 import type { PackedBatch } from '../data/pack.js'
-import { sftLoss, type LossReduction } from '../losses/sft.js'
+import { type LossReduction, sftLoss } from '../losses/sft.js'
 import type { CausalLm } from '../models/index.js'
 import { selfSegments } from '../ops/index.js'
 import { Tensor } from '../tensor/index.js'
@@ -45,7 +45,11 @@ export class Sft implements Method<SftModels, PackedBatch> {
         sequence_mean_of_sums: batch.examples.length,
         micro_batch_mean: batch.microBatchCount,
       }
-      yield { count: counts[this.options.reduction], tokens: batch.tokenCount, microBatches: () => batch.microBatches() }
+      yield {
+        count: counts[this.options.reduction],
+        tokens: batch.tokenCount,
+        microBatches: () => batch.microBatches(),
+      }
     }
   }
 

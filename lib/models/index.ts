@@ -7,3 +7,13 @@ export { type LoadModelOptions, loadModel, openModelFolder, ParameterLoader, rea
 export { type Initialisation, type NewModelOptions, newModel } from './new_model.js'
 export { families, familyNamed, readConfig, type Task } from './registry.js'
 export { configJsonOf, type SaveModelOptions, saveModel } from './save_model.js'
+export {
+  blockTapeBytesPerToken,
+  forwardFlopsPerToken,
+  parameterCount,
+  type TrainingCostOptions,
+  type TrainingMemory,
+  tapeBytes,
+  trainingMemory,
+  workspaceBytes,
+} from './cost.js'

@@ -31,15 +31,11 @@ const atLeast = (a: Tensor, b: Tensor) => greater(a, affine(b, 1, -0.5))
 function visible(N: number, M: number, call: { q: Tensor; segments: Tensor; window: number }): Tensor {
   const { q, segments, window } = call
   const S = segments.shape[0]!
-  const column = (i: number) =>
-    reshape(slice(cast(segments, q.dtype), { axis: 1, start: i, length: 1 }), [S, 1, 1])
+  const column = (i: number) => reshape(slice(cast(segments, q.dtype), { axis: 1, start: i, length: 1 }), [S, 1, 1])
   const [qBegin, qEnd, kBegin, kEnd] = [column(0), column(1), column(2), column(3)]
   const n = reshape(iota(q.device, N, { dtype: q.dtype }), [1, N, 1])
   const m = reshape(iota(q.device, M, { dtype: q.dtype }), [1, 1, M])
-  const inside = mul(
-    mul(atLeast(n, qBegin), greater(qEnd, n)),
-    mul(atLeast(m, kBegin), greater(kEnd, m)),
-  )
+  const inside = mul(mul(atLeast(n, qBegin), greater(qEnd, n)), mul(atLeast(m, kBegin), greater(kEnd, m)))
   // Distance from the key to the newest one that this query may see: k_end - q_end + n - m.
   const behind = sub(add(sub(kEnd, qEnd), n), m)
   let allowed = mul(inside, atLeast(behind, affine(behind, 0, 0)))
@@ -83,8 +79,32 @@ const samples: readonly Sample[] = [
   { N: 70, M: 70, H: 2, K: 2, C: 17, S: 2, queries: [67, 3], keys: [67, 3], scale: 0.25, window: 0 },
   { N: 3, M: 140, H: 2, K: 1, C: 16, S: 2, queries: [1, 2], keys: [130, 10], scale: 0.25, window: 0 },
   { N: 1, M: 1, H: 1, K: 1, C: 1, S: 1, queries: [1], keys: [1], scale: 1, window: 0 },
-  { N: 2048, M: 2048, H: 14, K: 2, C: 64, S: 8, queries: Array(8).fill(256), keys: Array(8).fill(256), scale: 0.125, window: 0, bench: true },
-  { N: 4096, M: 4096, H: 4, K: 2, C: 32, S: 32, queries: Array(32).fill(128), keys: Array(32).fill(128), scale: 0.17, window: 0, bench: true },
+  {
+    N: 2048,
+    M: 2048,
+    H: 14,
+    K: 2,
+    C: 64,
+    S: 8,
+    queries: Array(8).fill(256),
+    keys: Array(8).fill(256),
+    scale: 0.125,
+    window: 0,
+    bench: true,
+  },
+  {
+    N: 4096,
+    M: 4096,
+    H: 4,
+    K: 2,
+    C: 32,
+    S: 32,
+    queries: Array(32).fill(128),
+    keys: Array(32).fill(128),
+    scale: 0.17,
+    window: 0,
+    bench: true,
+  },
   { N: 1, M: 4096, H: 16, K: 4, C: 64, S: 1, queries: [1], keys: [4096], scale: 0.125, window: 0, bench: true },
 ]
 

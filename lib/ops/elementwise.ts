@@ -2,9 +2,9 @@
 // in; all of them also run in f64, so that a definition is an oracle.
 import { type DType, dtypeCode } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
-import { broadcastShape, sameShape, type Shape, shapeText } from '../base/shape.js'
+import { broadcastShape, type Shape, sameShape, shapeText } from '../base/shape.js'
 import type { Device } from '../runtime/index.js'
-import { defineOp, Gradients, reshape, type Sample, Tensor } from '../tensor/index.js'
+import { defineOp, Gradients, reshape, type Sample, type Tensor } from '../tensor/index.js'
 import { sum } from './reduce.js'
 
 const primitive: readonly DType[] = ['f32', 'bf16', 'f64']
@@ -22,7 +22,8 @@ const binarySamples: readonly Sample[] = [
 function binaryShapes(name: string) {
   return ({ a, b }: { a: Tensor; b: Tensor }): { c: Shape } => {
     const c = broadcastShape(a.shape, b.shape)
-    if (!c) throw new CaravanError('ERR_SHAPE', `${name}: ${shapeText(a.shape)} and ${shapeText(b.shape)} do not broadcast`)
+    if (!c)
+      throw new CaravanError('ERR_SHAPE', `${name}: ${shapeText(a.shape)} and ${shapeText(b.shape)} do not broadcast`)
     return { c }
   }
 }

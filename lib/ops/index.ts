@@ -22,9 +22,13 @@ export function openDevice(options: DeviceOptions = {}): Device {
   if (!handshaken) {
     const faults = compareTables()
     if (faults.length > 0) {
-      throw new CaravanError('ERR_NATIVE_LOAD', `the native engine and the op table disagree:\n  ${faults.join('\n  ')}`, {
-        hint: 'the addon is from another version: run `npm run build`',
-      })
+      throw new CaravanError(
+        'ERR_NATIVE_LOAD',
+        `the native engine and the op table disagree:\n  ${faults.join('\n  ')}`,
+        {
+          hint: 'the addon is from another version: run `npm run build`',
+        },
+      )
     }
     handshaken = true
   }

@@ -1,6 +1,14 @@
 // The only place where the vocabulary meets the tokens. No [N,V] tensor exists: the products run in chunks of rows whose
 // logits fit a byte budget, and rows without a target are dropped before the product.
-import { defineOp, recordingTape, reshape, type Sample, type SampleDraw, type Tensor, withoutTape } from '../tensor/index.js'
+import {
+  defineOp,
+  recordingTape,
+  reshape,
+  type Sample,
+  type SampleDraw,
+  type Tensor,
+  withoutTape,
+} from '../tensor/index.js'
 import { add, affine, cast, exp, greater, log, mul, neg, sub } from './elementwise.js'
 import { matmul } from './matmul.js'
 import { put, take } from './movement.js'
@@ -40,8 +48,7 @@ const samples: readonly Sample[] = [
 /** logp = log softmax(hidden head^T)[target], 0 without target; lse = log-sum-exp of the logits; entropy in nats. */
 export const linearLogprobOp = defineOp({
   name: 'linear_logprob',
-  signature:
-    'hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy chunk_bytes',
+  signature: 'hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy chunk_bytes',
   reference: ({ hidden, head, target, with_entropy }) => {
     const { logits, lse } = logitsAndLse(hidden, head)
     const live = hasTarget(target, hidden)
@@ -130,11 +137,7 @@ export const crossEntropyAddOp = defineOp({
 })
 
 /** Per-row log-probability of `target` [N] (-100: none) under softmax(hidden [N,D] head [V,D]^T). Differentiable. */
-export function linearLogprob(
-  hidden: Tensor,
-  head: Tensor,
-  target: Tensor,
-): { logp: Tensor; lse: Tensor } {
+export function linearLogprob(hidden: Tensor, head: Tensor, target: Tensor): { logp: Tensor; lse: Tensor } {
   return linearLogprobOp({ hidden, head, target, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES })
 }
 

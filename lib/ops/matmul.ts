@@ -77,7 +77,11 @@ export const linearBackwardInputOp = defineOp({
     return { dx: dx0 ? add(dx, dx0) : dx }
   },
   flops: ({ rows, D, F }) => 2 * rows! * D! * F!,
-  samples: [{ lead: [5], D: 7, F: 3 }, { lead: [9], D: 17, F: 33, with_dx0: 1 }, { lead: [512], D: 768, F: 3072, bench: true }],
+  samples: [
+    { lead: [5], D: 7, F: 3 },
+    { lead: [9], D: 17, F: 33, with_dx0: 1 },
+    { lead: [512], D: 768, F: 3072, bench: true },
+  ],
 })
 
 export const linearBackwardWeightOp = defineOp({
@@ -86,7 +90,12 @@ export const linearBackwardWeightOp = defineOp({
   dtypes: withF64,
   reference: ({ dy, x }) => ({ dw: weightGradient(dy, x) }),
   flops: ({ rows, D, F }) => 2 * rows! * D! * F!,
-  samples: [{ lead: [5], D: 7, F: 3 }, { lead: [33], D: 17, F: 9 }, { lead: [0], D: 3, F: 2 }, { lead: [512], D: 768, F: 3072, bench: true }],
+  samples: [
+    { lead: [5], D: 7, F: 3 },
+    { lead: [33], D: 17, F: 9 },
+    { lead: [0], D: 3, F: 2 },
+    { lead: [512], D: 768, F: 3072, bench: true },
+  ],
 })
 
 /** dw += dy^T x, in place. */
@@ -94,7 +103,10 @@ export const linearBackwardWeightAddOp = defineOp({
   name: 'linear_backward_weight_add',
   signature: 'dw[F,D]:f32! dy[*,F] x[*,D] ->',
   dtypes: withF64,
-  samples: [{ lead: [5], D: 7, F: 3 }, { lead: [33], D: 17, F: 9 }],
+  samples: [
+    { lead: [5], D: 7, F: 3 },
+    { lead: [33], D: 17, F: 9 },
+  ],
 })
 
 export const linearBackwardBiasOp = defineOp({
@@ -105,7 +117,11 @@ export const linearBackwardBiasOp = defineOp({
     const F = dy.shape.at(-1)!
     return { db: reshape(sum(reshape(dy, [rowCount(dy), F]), 0), [F]) }
   },
-  samples: [{ lead: [5], F: 3 }, { lead: [300], F: 17 }, { lead: [1], F: 1 }],
+  samples: [
+    { lead: [5], F: 3 },
+    { lead: [300], F: 17 },
+    { lead: [1], F: 1 },
+  ],
 })
 
 /** Rows of a tensor: all dimensions but the last, multiplied. Not count / width, as a width may be 0. */

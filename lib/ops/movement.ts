@@ -1,7 +1,7 @@
 // Primitives that move elements: repeat, permute, cut, join, pick.
 import type { DType } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
-import { sameShape, type Shape, shapeText } from '../base/shape.js'
+import { type Shape, sameShape, shapeText } from '../base/shape.js'
 import { defineOp, type Sample, type SampleDraw, type Tensor } from '../tensor/index.js'
 import { fill, sumTo } from './elementwise.js'
 
@@ -32,7 +32,12 @@ export const transposeOp = defineOp({
   dtypes: primitive,
   backward: ({ y: dy }, call) => {
     const order = [call.p0, call.p1, call.p2, call.p3, call.p4, call.p5].slice(0, dy!.shape.length)
-    return { x: transpose(dy!, order.map((_, axis) => order.indexOf(axis))) }
+    return {
+      x: transpose(
+        dy!,
+        order.map((_, axis) => order.indexOf(axis)),
+      ),
+    }
   },
   samples: [
     { shapes: { x: [3, 5, 7] }, p0: 2, p1: 0, p2: 1, p3: -1, p4: -1, p5: -1 },
@@ -46,7 +51,10 @@ export const sliceOp = defineOp({
   shapes: ({ x, axis, start, length }) => {
     const size = x.shape[axis]
     if (size === undefined || start < 0 || length < 0 || start + length > size) {
-      throw new CaravanError('ERR_SHAPE', `slice: ${start}..${start + length} of axis ${axis} is not in ${shapeText(x.shape)}`)
+      throw new CaravanError(
+        'ERR_SHAPE',
+        `slice: ${start}..${start + length} of axis ${axis} is not in ${shapeText(x.shape)}`,
+      )
     }
     return { y: x.shape.map((n, i) => (i === axis ? length : n)) }
   },
@@ -54,7 +62,11 @@ export const sliceOp = defineOp({
   saved: ['x'],
   backward: ({ y: dy }, { x, axis, start, length }) => {
     const zeros = (count: number) =>
-      fill(x.device, x.shape.map((n, i) => (i === axis ? count : n)), { value: 0, dtype: dy!.dtype })
+      fill(
+        x.device,
+        x.shape.map((n, i) => (i === axis ? count : n)),
+        { value: 0, dtype: dy!.dtype },
+      )
     const after = x.shape[axis]! - start - length
     const headed = start > 0 ? concat(zeros(start), dy!, axis) : dy!
     return { x: after > 0 ? concat(headed, zeros(after), axis) : headed }
@@ -71,7 +83,10 @@ export const concatOp = defineOp({
   shapes: ({ a, b, axis }) => {
     const fits = a.shape.length === b.shape.length && a.shape.every((n, i) => i === axis || n === b.shape[i])
     if (!fits) {
-      throw new CaravanError('ERR_SHAPE', `concat: ${shapeText(a.shape)} and ${shapeText(b.shape)} differ off axis ${axis}`)
+      throw new CaravanError(
+        'ERR_SHAPE',
+        `concat: ${shapeText(a.shape)} and ${shapeText(b.shape)} differ off axis ${axis}`,
+      )
     }
     return { c: a.shape.map((n, i) => (i === axis ? n + b.shape[i]! : n)) }
   },
@@ -81,12 +96,17 @@ export const concatOp = defineOp({
     a: slice(dc!, { axis, start: 0, length: a.shape[axis]! }),
     b: slice(dc!, { axis, start: a.shape[axis]!, length: b.shape[axis]! }),
   }),
-  samples: [{ shapes: { a: [3, 2, 4], b: [3, 5, 4] }, axis: 1 }, { shapes: { a: [2], b: [3] }, axis: 0 }],
+  samples: [
+    { shapes: { a: [3, 2, 4], b: [3, 5, 4] }, axis: 1 },
+    { shapes: { a: [2], b: [3] }, axis: 0 },
+  ],
 })
 
 function pickedIndex(sample: Sample, draw: SampleDraw): { index: Int32Array } {
   const rows = (sample.lead ?? [2, 3]).reduce((a, b) => a * b, 1)
-  return { index: Int32Array.from({ length: rows }, (_, i) => (i % 4 === 3 ? -100 : draw.integer(0, sample.V as number))) }
+  return {
+    index: Int32Array.from({ length: rows }, (_, i) => (i % 4 === 3 ? -100 : draw.integer(0, sample.V as number))),
+  }
 }
 
 /** y = x[..., index]; a negative index gives 0. */
@@ -98,7 +118,10 @@ export const takeOp = defineOp({
   backward: ({ y: dy }, { x, index }) => ({ x: put(dy!, index, x.shape.at(-1)!) }),
   constant: ['index'],
   data: pickedIndex,
-  samples: [{ lead: [7], V: 9 }, { lead: [2, 3], V: 1 }],
+  samples: [
+    { lead: [7], V: 9 },
+    { lead: [2, 3], V: 1 },
+  ],
 })
 
 /** x[..., index] = y in a tensor of zeros: the gradient of take. */
@@ -117,8 +140,13 @@ export const putOp = defineOp({
 export const scatterRowsOp = defineOp({
   name: 'scatter_rows',
   signature: 'into[M,W]! rows[N,W] index[N]:i32 ->',
-  data: (sample) => ({ index: Int32Array.from({ length: sample.N as number }, (_, i) => (i * 3 + 1) % (sample.M as number)) }),
-  samples: [{ M: 11, N: 3, W: 5 }, { M: 4, N: 0, W: 2 }],
+  data: (sample) => ({
+    index: Int32Array.from({ length: sample.N as number }, (_, i) => (i * 3 + 1) % (sample.M as number)),
+  }),
+  samples: [
+    { M: 11, N: 3, W: 5 },
+    { M: 4, N: 0, W: 2 },
+  ],
 })
 
 /** `x` repeated along dimensions of size 1 (or new leading ones) to fill `shape`. */
@@ -130,7 +158,14 @@ export function broadcastTo(x: Tensor, shape: Shape): Tensor {
 
 /** Dimensions in another order: output dimension i is input dimension order[i]. */
 export function transpose(x: Tensor, order: readonly number[]): Tensor {
-  const [p0, p1, p2, p3, p4, p5] = [...order, -1, -1, -1, -1, -1, -1] as [number, number, number, number, number, number]
+  const [p0, p1, p2, p3, p4, p5] = [...order, -1, -1, -1, -1, -1, -1] as [
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+  ]
   return transposeOp({ x, p0, p1, p2, p3, p4, p5 }).y
 }
 

@@ -6,8 +6,7 @@ import { defineOp } from '../tensor/index.js'
  *  control.finite = 0 nothing changes. */
 export const adamwOp = defineOp({
   name: 'adamw',
-  signature:
-    'p[*]! master[*]:f32? g[*]:f32 m[*]:f32! v[*]:f32! control[8]:f32 -> | beta1 beta2 eps weight_decay',
+  signature: 'p[*]! master[*]:f32? g[*]:f32 m[*]:f32! v[*]:f32! control[8]:f32 -> | beta1 beta2 eps weight_decay',
   samples: [{ lead: [1024, 4096], beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, bench: true }],
 })
 

@@ -47,7 +47,10 @@ export const argmaxOp = defineOp({
   name: 'argmax',
   signature: 'x[*,V] -> index[*]:i32',
   dtypes: primitive,
-  samples: [{ lead: [5], V: 33 }, { lead: [2, 3], V: 1 }],
+  samples: [
+    { lead: [5], V: 33 },
+    { lead: [2, 3], V: 1 },
+  ],
 })
 
 /** Sum along `axis` (negative counts from the end); the axis stays with size 1. */

@@ -33,6 +33,8 @@ export interface StepResult {
   gradientNorm: number
   /** False when the norm was NaN or infinite: nothing has changed. */
   finite: boolean
+  /** The first parameter whose gradient is not finite, when `finite` is false because of one. */
+  notFinite?: string
 }
 
 export class AdamW {
@@ -53,7 +55,8 @@ export class AdamW {
     try {
       const [, , finite, , , gradientNorm] = await control.read()
       if (finite === 1) this.updates++
-      return { gradientNorm: gradientNorm!, finite: finite === 1 }
+      else return { gradientNorm: gradientNorm!, finite: false, notFinite: await this.#firstNotFinite(gradients) }
+      return { gradientNorm: gradientNorm!, finite: true }
     } finally {
       control.dispose()
     }
@@ -78,6 +81,17 @@ export class AdamW {
       }
       return control
     })
+  }
+
+  async #firstNotFinite(gradients: Gradients): Promise<string | undefined> {
+    for (const [name, { parameter }] of this.#states) {
+      const g = gradients.get(parameter)
+      if (!g) continue
+      using sum = keep(fill(g.device, [1], { value: 0, dtype: 'f64' }))
+      squaredSumAddOp({ g, sum })
+      if (!Number.isFinite(await sum.item())) return name
+    }
+    return undefined
   }
 
   /** The tensors to be saved, by name: `<parameter>.m`, `.v` and for bf16 parameters `.master`. */

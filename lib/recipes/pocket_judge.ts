@@ -2,8 +2,8 @@
 // answered before and after.
 import { generateGreedy } from '../generate/index.js'
 import type { CausalLm } from '../models/index.js'
-import type { ChatTemplate } from '../text/chat_template.js'
 import { encodePromptBatch } from '../text/chat_encoding.js'
+import type { ChatTemplate } from '../text/chat_template.js'
 import type { Tokenizer } from '../text/tokenizer.js'
 import { pocketData } from './pocket_data.js'
 import { type PocketAnswer, pocketGates, pocketTable, scorePocket } from './pocket_eval.js'

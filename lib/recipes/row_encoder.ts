@@ -2,8 +2,8 @@
 // assistant turns as targets; text rows whole, ended by the end token.
 import type { RowEncoder } from '../data/encoder.js'
 import type { Row } from '../data/rows.js'
-import { ChatTemplate } from '../text/chat_template.js'
 import { encodeChatBatch } from '../text/chat_encoding.js'
+import { ChatTemplate } from '../text/chat_template.js'
 import { Tokenizer } from '../text/tokenizer.js'
 
 export interface RowEncoderOptions {
@@ -21,10 +21,13 @@ export async function createEncoder(options: RowEncoderOptions): Promise<RowEnco
   let template: ChatTemplate | undefined
   return async (rows: Row[]) => {
     const texts = rows.flatMap((row) => (row.kind === 'text' ? [row.text] : []))
-    const chats = rows.flatMap((row) => (row.kind === 'messages' ? [row.messages.map((message) => ({ ...message }))] : []))
+    const chats = rows.flatMap((row) =>
+      row.kind === 'messages' ? [row.messages.map((message) => ({ ...message }))] : [],
+    )
     if (chats.length > 0) template ??= ChatTemplate.of(tokenizer, options.template ?? tokenizer.chatTemplate)
     const { maxTokens, trainOn } = options
-    const encodedChats = chats.length > 0 ? await encodeChatBatch(tokenizer, template!, chats, { maxTokens, trainOn }) : []
+    const encodedChats =
+      chats.length > 0 ? await encodeChatBatch(tokenizer, template!, chats, { maxTokens, trainOn }) : []
     const encodedTexts = await tokenizer.encodeBatch(texts, { offsets: false, addSpecialTokens: true })
     let [chat, text] = [0, 0]
     return rows.map((row) => {

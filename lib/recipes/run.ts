@@ -1,7 +1,6 @@
 // Runs a recipe: its stages in order, each from the folder that the one before has saved. The public face of training.
 import { appendFile, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { CaravanError, nearestName } from '../base/errors.js'
 import { fileError, writeFileAtomic } from '../data/atomic_file.js'
 import { forwardFlopsPerToken, saveModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
@@ -12,91 +11,16 @@ import type { RunEvent } from '../train/events.js'
 import { MetricsLog } from '../train/metrics.js'
 import { writeReport } from '../train/report.js'
 import { runStage } from '../train/run_stage.js'
-import { reporting } from './progress.js'
 import type { PreparedStage, StageContext } from './prepared_stage.js'
+import { reporting } from './progress.js'
+import { type RunOptions, resolveRun } from './resolve_run.js'
 import { folderAtomic, folderExists, openRunFolder, runRecord } from './run_folder.js'
-import {
-  checkOverrideStages,
-  type Overrides,
-  type PretrainSettings,
-  type Recipe,
-  type Resolved,
-  resolveStage,
-  type SftSettings,
-  type StageRecipe,
-} from './stage.js'
+import type { PretrainSettings, Recipe, SftSettings, StageRecipe } from './stage.js'
 import { preparePretrain } from './stage_pretrain.js'
 import { prepareSft } from './stage_sft.js'
 
-export interface RunOptions {
-  /** The run folder. */
-  directory: string
-  /** Names of the stages to run; default all that the recipe has and the other options leave in. */
-  stages?: string[]
-  overrides?: Overrides
-  /** Folder of the model to start from, in place of the recipe's own base stage. */
-  model?: string
-  /** Data files or folders for the SFT stage, in place of the recipe's own. */
-  data?: string[]
-  /** Names of the fields to read, such as { prompt: 'question' }. */
-  fields?: { [name: string]: string }
-  /** Continue the run in `directory` from its newest checkpoints. */
-  resume?: boolean
-  seed?: number
-  device?: 'cpu' | 'cuda'
-  dtype?: 'f32' | 'bf16'
-  threads?: number
-  memoryBudgetBytes?: number
-  /** Stops at once, within a micro-batch. */
-  signal?: AbortSignal
-  /** Stops after the step under way, with a checkpoint. */
-  stop?: AbortSignal
-}
-
-/** Which stages run, with their settings. Shared by run and planRun. */
-export function resolveRun(recipe: Recipe, options: RunOptions): Map<string, Resolved<SftSettings | PretrainSettings>> {
-  const chosen = chosenStages(recipe, options)
-  const overrides = options.overrides ?? {}
-  checkOverrideStages(overrides, recipe.stages.map(({ name }) => name))
-  return new Map(
-    chosen.map((stage) => {
-      const resolved = resolveStage(stage, overrides)
-      const first = stage === chosen[0]
-      if (stage.kind === 'sft') applyOptions(resolved as Resolved<SftSettings>, options, first)
-      return [stage.name, resolved]
-    }),
-  )
-}
-
-function applyOptions({ values, origins }: Resolved<SftSettings>, options: RunOptions, first: boolean): void {
-  const given: Partial<SftSettings> = { data: options.data, fields: options.fields }
-  if (first && options.model) given.model = options.model
-  for (const [key, value] of Object.entries(given)) {
-    if (value === undefined) continue
-    Object.assign(values, { [key]: value })
-    origins[key] = 'flag'
-  }
-}
-
-function chosenStages(recipe: Recipe, options: RunOptions): StageRecipe[] {
-  const known = recipe.stages.map(({ name }) => name)
-  for (const name of options.stages ?? []) {
-    if (known.includes(name)) continue
-    if (recipe.notBuilt.includes(name)) {
-      throw new CaravanError('ERR_CONFIG', `stage '${name}' of ${recipe.name} is not part of this version; it has: ${known.join(', ')}`)
-    }
-    const nearest = nearestName(name, [...known, ...recipe.notBuilt])
-    throw new CaravanError('ERR_CONFIG', `${recipe.name} at scale ${recipe.scale} has no stage '${name}'; it has: ${known.join(', ')}`, {
-      hint: nearest && `did you mean '${nearest}'?`,
-    })
-  }
-  const wanted = options.stages ?? known
-  const chosen = recipe.stages.filter(({ name, kind }) => wanted.includes(name) && !(options.model && kind === 'pretrain'))
-  if (options.model && options.stages?.some((name) => !chosen.some((stage) => stage.name === name))) {
-    throw new CaravanError('ERR_CONFIG', 'a model folder replaces the base stage; leave it out of the stages')
-  }
-  return chosen
-}
+export { planRun, type RunPlan, type StagePlan } from './plan.js'
+export type { RunOptions } from './resolve_run.js'
 
 /** Runs `recipe` and yields what happens. Stop iterating, or use `signal` or `stop`, to end it early. */
 export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<RunEvent> {
@@ -204,7 +128,11 @@ async function* judge(prepared: PreparedStage, job: StageJob): AsyncGenerator<Ru
   if (!prepared.gates) return true
   const changed = Object.keys(origins).filter((key) => origins[key] === 'flag' && !uncritical.has(key))
   if (changed.length > 0) {
-    yield { type: 'note', stage: stage.name, text: `gates are not judged, since these were changed: ${changed.join(', ')}` }
+    yield {
+      type: 'note',
+      stage: stage.name,
+      text: `gates are not judged, since these were changed: ${changed.join(', ')}`,
+    }
     return true
   }
   const rows = await new MetricsLog(directory).rows()
@@ -216,7 +144,13 @@ async function* judge(prepared: PreparedStage, job: StageJob): AsyncGenerator<Ru
   return gates.every(({ passed }) => passed)
 }
 
-const uncritical = new Set(['checkpointEvery', 'keepCheckpoints', 'evaluateEvery', 'microBatchTokens', 'activationCheckpointing'])
+const uncritical = new Set([
+  'checkpointEvery',
+  'keepCheckpoints',
+  'evaluateEvery',
+  'microBatchTokens',
+  'activationCheckpointing',
+])
 
 async function append(path: string, value: unknown): Promise<void> {
   try {

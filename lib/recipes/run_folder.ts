@@ -85,10 +85,14 @@ export async function openRunFolder(directory: string, record: RunRecord, resume
 
 function checkSame(before: RunRecord, now: RunRecord): void {
   const differ = (what: string, then: unknown, current: unknown) =>
-    new CaravanError('ERR_CONFIG', `this run was started with ${what} = ${JSON.stringify(then)}, not ${JSON.stringify(current)}`, {
-      hint: 'resume with the settings of the run, or start a new one with another --out',
-      details: { what, before: then, now: current },
-    })
+    new CaravanError(
+      'ERR_CONFIG',
+      `this run was started with ${what} = ${JSON.stringify(then)}, not ${JSON.stringify(current)}`,
+      {
+        hint: 'resume with the settings of the run, or start a new one with another --out',
+        details: { what, before: then, now: current },
+      },
+    )
   for (const key of ['recipe', 'scale', 'dtype', 'seed', 'model', 'data', 'fields'] as const) {
     if (JSON.stringify(before[key]) !== JSON.stringify(now[key])) throw differ(key, before[key], now[key])
   }

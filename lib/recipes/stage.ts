@@ -3,6 +3,7 @@
 import { CaravanError, nearestName } from '../base/errors.js'
 import { PACK_STRATEGIES } from '../data/pack.js'
 import { lossReductions } from '../losses/sft.js'
+import type { DecoderShape } from '../nn/decoder_shape.js'
 import { scheduleKinds } from '../optim/schedule.js'
 
 export type Setting = number | boolean | string | readonly string[] | { readonly [key: string]: string }
@@ -106,6 +107,8 @@ export interface Recipe {
   notBuilt: string[]
   /** Precision of the weights that are trained. */
   dtype: 'f32' | 'bf16'
+  /** The model that the published recipe starts from: for its plan, when no folder is given. */
+  model?: { name: string; shape: DecoderShape }
 }
 
 export interface Resolved<T> {
@@ -141,9 +144,13 @@ export function checkOverrideStages(overrides: Overrides, stages: readonly strin
     const name = path.split('.')[0]!
     if (stages.includes(name) && path.includes('.')) continue
     const nearest = nearestName(name, stages)
-    throw new CaravanError('ERR_CONFIG', `--set ${path}: a setting is written stage.name, with a stage of this run: ${stages.join(', ')}`, {
-      hint: nearest && `did you mean '${nearest}${path.includes('.') ? path.slice(name.length) : '.<setting>'}'?`,
-    })
+    throw new CaravanError(
+      'ERR_CONFIG',
+      `--set ${path}: a setting is written stage.name, with a stage of this run: ${stages.join(', ')}`,
+      {
+        hint: nearest && `did you mean '${nearest}${path.includes('.') ? path.slice(name.length) : '.<setting>'}'?`,
+      },
+    )
   }
 }
 
@@ -161,7 +168,9 @@ function parseSetting(
   { key, text, field, before }: { key: string; text: string; field: string; before: Setting },
 ): Setting {
   const wrong = (wanted: string) =>
-    new CaravanError('ERR_CONFIG', `${stage}.${key} must be ${wanted}, got "${text}"`, { details: { stage, key, text } })
+    new CaravanError('ERR_CONFIG', `${stage}.${key} must be ${wanted}, got "${text}"`, {
+      details: { stage, key, text },
+    })
   if (typeof before === 'number') {
     const value = Number(text)
     if (text.trim() === '' || !Number.isFinite(value)) throw wrong(`a number like ${before}`)
@@ -178,7 +187,10 @@ function parseSetting(
 }
 
 /** Settings that may be 0 or below; everything else that is a number must be at least 0. */
-function checked(stage: string, { key, value, model }: { key: string; value: Setting; model: Setting | undefined }): Setting {
+function checked(
+  stage: string,
+  { key, value, model }: { key: string; value: Setting; model: Setting | undefined },
+): Setting {
   if (model === undefined) throw new CaravanError('ERR_CONFIG', `stage ${stage} has no setting '${key}'`)
   if (typeof value === 'number' && !(value >= 0)) {
     throw new CaravanError('ERR_CONFIG', `${stage}.${key} must not be negative, got ${value}`)

@@ -10,6 +10,7 @@ import type { PackStrategy } from '../data/pack.js'
 import type { LossReduction } from '../losses/sft.js'
 import { Sft } from '../methods/sft.js'
 import { type DecoderConfig, newModel } from '../models/index.js'
+import type { DecoderShape } from '../nn/decoder_shape.js'
 import type { Device } from '../runtime/index.js'
 import { trainBpeAsync } from '../text/bpe_trainer.js'
 import { wordSplitPattern } from '../text/split_pattern.js'
@@ -60,11 +61,10 @@ export async function preparePretrain(
 }
 
 /** A Llama with tied embeddings of the settings' sizes. */
-function llamaConfig(tokenizer: Tokenizer, settings: PretrainSettings, dtype: 'f32' | 'bf16'): DecoderConfig {
+export function pocketShape(settings: PretrainSettings, V: number): DecoderShape {
   const { width: D, layers: L, heads: H, keyValueHeads: K, feedForwardWidth: F } = settings
   return {
-    family: 'llama',
-    V: tokenizer.vocabularySize,
+    V,
     D,
     L,
     H,
@@ -81,6 +81,13 @@ function llamaConfig(tokenizer: Tokenizer, settings: PretrainSettings, dtype: 'f
     windows: Array(L).fill(0),
     clipQkv: undefined,
     rope: { theta: settings.ropeTheta, scaling: undefined },
+  }
+}
+
+function llamaConfig(tokenizer: Tokenizer, settings: PretrainSettings, dtype: 'f32' | 'bf16'): DecoderConfig {
+  return {
+    family: 'llama',
+    ...pocketShape(settings, tokenizer.vocabularySize),
     contextTokens: settings.maxTokens,
     dtype,
     bosId: tokenizer.bosId,
@@ -135,7 +142,13 @@ async function corpusLoader(tokenizer: Tokenizer, settings: PretrainSettings, co
       builder.append({ ids: document, mask: new Uint8Array(document.length).fill(1) })
     }
     const { tokenCount } = builder
-    context.report({ type: 'progress', stage: context.stage, what: 'writing the corpus', done: tokenCount, total: settings.tokens })
+    context.report({
+      type: 'progress',
+      stage: context.stage,
+      what: 'writing the corpus',
+      done: tokenCount,
+      total: settings.tokens,
+    })
   }
   return new Loader(builder.finish(), {
     batch: { tokens: settings.batchTokens },

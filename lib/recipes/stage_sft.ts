@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
+import { workerUrl } from '../base/worker.js'
 import { openDataset } from '../data/dataset.js'
 import { encodeDataset, encodeRows } from '../data/encode.js'
 import { EncodedBuilder, type EncodedExamples } from '../data/encoded.js'
@@ -19,10 +20,9 @@ import { scope, Tensor } from '../tensor/index.js'
 import { ChatTemplate } from '../text/chat_template.js'
 import { Tokenizer } from '../text/tokenizer.js'
 import { builtInTemplates } from '../text/tulu_template.js'
-import { workerUrl } from '../base/worker.js'
 import { pocketData } from './pocket_data.js'
-import type { PreparedStage, StageContext } from './prepared_stage.js'
 import { pocketJudge } from './pocket_judge.js'
+import type { PreparedStage, StageContext } from './prepared_stage.js'
 import type { RowEncoderOptions } from './row_encoder.js'
 import type { SftSettings } from './stage.js'
 
@@ -70,10 +70,14 @@ async function chosenTemplate(tokenizer: Tokenizer, settings: SftSettings): Prom
   if (template === '') return ChatTemplate.of(tokenizer, tokenizer.chatTemplate ?? 'tulu')
   if (builtInTemplates.has(template)) return ChatTemplate.of(tokenizer, template)
   const source = await readFile(template, 'utf8').catch((cause) => {
-    throw new CaravanError('ERR_TEMPLATE', `chat template '${template}' is neither built in nor a file that can be read`, {
-      hint: `built in: ${[...builtInTemplates.keys()].join(', ')}`,
-      cause,
-    })
+    throw new CaravanError(
+      'ERR_TEMPLATE',
+      `chat template '${template}' is neither built in nor a file that can be read`,
+      {
+        hint: `built in: ${[...builtInTemplates.keys()].join(', ')}`,
+        cause,
+      },
+    )
   })
   return ChatTemplate.of(tokenizer, source)
 }
@@ -85,7 +89,10 @@ export function checkVocabulary(model: CausalLm, tokenizer: Tokenizer, folder: s
   throw new CaravanError(
     'ERR_TOKENIZER',
     `${file}: the tokenizer has ${tokenizer.vocabularySize} tokens, the model's embedding only ${model.config.V} rows`,
-    { details: { file, tokens: tokenizer.vocabularySize, rows: model.config.V }, hint: 'use the tokenizer that belongs to this model' },
+    {
+      details: { file, tokens: tokenizer.vocabularySize, rows: model.config.V },
+      hint: 'use the tokenizer that belongs to this model',
+    },
   )
 }
 
@@ -103,7 +110,13 @@ async function encodedExamples(
   }
   const encoder = { module: workerUrl(import.meta.url, './row_encoder.js'), options }
   const onProgress = (progress: { rows: number; total?: number }) =>
-    context.report({ type: 'progress', stage: context.stage, what: 'tokenising', done: progress.rows, total: progress.total })
+    context.report({
+      type: 'progress',
+      stage: context.stage,
+      what: 'tokenising',
+      done: progress.rows,
+      total: progress.total,
+    })
   const shared = { encoder, onProgress, signal: context.signal }
   if (settings.data.length === 0) {
     const rows = pocketData(context.seed).sftRows(settings.rows)
@@ -120,7 +133,8 @@ async function encodedExamples(
     }
     const cache = { directory: join(context.directory, '.cache'), identity }
     const { examples, badRows, cacheProblem } = await encodeDataset(dataset, { ...shared, cache })
-    if (badRows > 0) context.report({ type: 'warning', stage: context.stage, message: `${file}: ${badRows} bad rows left out` })
+    if (badRows > 0)
+      context.report({ type: 'warning', stage: context.stage, message: `${file}: ${badRows} bad rows left out` })
     if (cacheProblem) context.report({ type: 'warning', stage: context.stage, message: cacheProblem.message })
     encoded.push(examples)
   }
@@ -130,9 +144,13 @@ async function encodedExamples(
 function mixed(encoded: EncodedExamples[], settings: SftSettings, context: StageContext): EncodedExamples {
   const { mix, data } = settings
   if (mix.length > 0 && mix.length !== data.length) {
-    throw new CaravanError('ERR_CONFIG', `${context.stage}.mix has ${mix.length} amounts for ${data.length} data files`, {
-      hint: 'give one amount for each file: a count such as 1000 or a share such as 0.5',
-    })
+    throw new CaravanError(
+      'ERR_CONFIG',
+      `${context.stage}.mix has ${mix.length} amounts for ${data.length} data files`,
+      {
+        hint: 'give one amount for each file: a count such as 1000 or a share such as 0.5',
+      },
+    )
   }
   if (encoded.length === 1 && mix.length === 0) return encoded[0]!
   const sources = data.map((name, i) => ({ name, rowCount: encoded[i]!.count, amount: mix[i] ?? { fraction: 1 } }))
@@ -150,7 +168,10 @@ async function* ownRows(rows: readonly { messages: unknown }[]) {
 }
 
 /** Every k-th example, so that the split depends on nothing but the share. */
-function splitHeldOut(all: EncodedExamples, share: number): { train: EncodedExamples; held: EncodedExamples | undefined } {
+function splitHeldOut(
+  all: EncodedExamples,
+  share: number,
+): { train: EncodedExamples; held: EncodedExamples | undefined } {
   if (share <= 0) return { train: all, held: undefined }
   if (share >= 1) throw new CaravanError('ERR_CONFIG', `evaluationShare must be below 1, got ${share}`)
   const every = Math.max(2, Math.round(1 / share))

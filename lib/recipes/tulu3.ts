@@ -1,6 +1,7 @@
 // Tulu 3 (Lambert et al. 2024). Numbers of 8b, 70b and 405b: open-instruct at 26b732590 (2024-12-07), docs/tulu3.md and
 // open_instruct/finetune.py, unless a line says otherwise. `pocket` is the same pipeline at a size for two CPU cores.
 import { CaravanError, nearestName } from '../base/errors.js'
+import type { DecoderShape } from '../nn/decoder_shape.js'
 import type { Recipe, SftSettings } from './stage.js'
 
 export const tulu3Scales = ['pocket', '8b', '70b', '405b'] as const
@@ -45,6 +46,36 @@ const sftByScale: { [scale in Exclude<Tulu3Scale, 'pocket'>]: Partial<SftSetting
   },
 }
 
+/** Sizes of Llama 3.1 (Dubey et al. 2024, table 3), for plans. */
+function llama31(name: string, { D, L, H, F }: { D: number; L: number; H: number; F: number }) {
+  const shape: DecoderShape = {
+    V: 128_256, //  config.json of the published checkpoints
+    D,
+    L,
+    H,
+    K: 8,
+    C: D / H,
+    F,
+    normPlacement: 'pre',
+    normKind: 'rms',
+    eps: 1e-5,
+    queryKeyNorm: 'none',
+    attentionBias: 'none',
+    mlpBias: false,
+    tiedHead: false,
+    windows: Array(L).fill(0),
+    clipQkv: undefined,
+    rope: { theta: 500_000, scaling: undefined },
+  }
+  return { name, shape }
+}
+
+const models = {
+  '8b': llama31('Llama-3.1-8B', { D: 4096, L: 32, H: 32, F: 14_336 }),
+  '70b': llama31('Llama-3.1-70B', { D: 8192, L: 80, H: 64, F: 28_672 }),
+  '405b': llama31('Llama-3.1-405B', { D: 16_384, L: 126, H: 128, F: 53_248 }),
+}
+
 /** The recipe at one scale. The published scales need a model folder and data files; `pocket` brings its own. */
 export function tulu3({ scale = 'pocket' }: { scale?: string } = {}): Recipe {
   const known = tulu3Scales.find((name) => name === scale)
@@ -64,6 +95,7 @@ function published(scale: Exclude<Tulu3Scale, 'pocket'>): Recipe {
     description: `Tulu 3 ${scale.toUpperCase()}: supervised fine-tuning of a base model on chat data`,
     stages: [{ name: 'sft', kind: 'sft', settings: sftByScale[scale] }],
     notBuilt: ['dpo', 'reward_model', 'rlvr'],
+    model: models[scale],
     dtype: 'bf16', // accelerate bf16 mixed precision with f32 optimizer state
   }
 }

@@ -65,7 +65,8 @@ export async function checkGradient<I extends Named>(
 }
 
 function resultsOf(results: Tensor | Named): Tensor[] {
-  const tensors = results instanceof Tensor ? [results] : Object.values(results).filter((item) => item instanceof Tensor)
+  const tensors =
+    results instanceof Tensor ? [results] : Object.values(results).filter((item) => item instanceof Tensor)
   const other = tensors.find((tensor) => tensor.dtype !== 'f64')
   if (other) throw new CaravanError('ERR_DTYPE', `checkGradient: the results must be f64, got ${other}`)
   return tensors
@@ -119,7 +120,8 @@ async function differences(
     const change = step * Math.max(1, Math.abs(values[i]!))
     up[i]! += change
     down[i]! -= change
-    const sum = (moved: Float64Array) => weightedSum(input.device, evaluate, { name, moved, weights, shape: input.shape })
+    const sum = (moved: Float64Array) =>
+      weightedSum(input.device, evaluate, { name, moved, weights, shape: input.shape })
     const [above, below] = await Promise.all([sum(up), sum(down)])
     numeric[i] = (above - below) / (up[i]! - down[i]!)
   }
@@ -140,7 +142,8 @@ async function weightedSum(
   const arrays = await Promise.all(results.map((result) => result.read()))
   for (const tensor of [moved, ...results]) tensor.dispose()
   let sum = 0
-  for (const [r, array] of arrays.entries()) for (let i = 0; i < array.length; i++) sum += array[i]! * call.weights[r]![i]!
+  for (const [r, array] of arrays.entries())
+    for (let i = 0; i < array.length; i++) sum += array[i]! * call.weights[r]![i]!
   return sum
 }
 

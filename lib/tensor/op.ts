@@ -254,7 +254,11 @@ function shapeError(op: Op, { input, tensor, call }: Pick<Binding, 'input' | 'te
     const fixed = other.dims[0] === '*' ? other.dims.slice(1) : other.dims
     const start = given.shape.length - fixed.length
     for (const [i, dim] of fixed.entries()) if (!sizes.has(dim)) sizes.set(dim, given.shape[start + i]!)
-    if (other.dims[0] === '*' && !sizes.has('*')) sizes.set('*', given.shape.slice(0, start).reduce((a, b) => a * b, 1))
+    if (other.dims[0] === '*' && !sizes.has('*'))
+      sizes.set(
+        '*',
+        given.shape.slice(0, start).reduce((a, b) => a * b, 1),
+      )
     if (other.dims.some((dim) => input.dims!.includes(dim))) {
       witness = ` to match ${other.name}[${other.dims.join(',')}]=${shapeText(given.shape)}`
     }

@@ -3,7 +3,7 @@
 // the backward pass consumes it.
 import { CaravanError } from '../base/errors.js'
 import { sameShape, shapeText } from '../base/shape.js'
-import { scope, Tensor } from './tensor.js'
+import { scope, type Tensor } from './tensor.js'
 
 /** The gradient that an input already has, taken out of the table: the backward function may overwrite it or add it in
  *  the same pass, and must return the sum. Undefined when there is none or when it is shared. */

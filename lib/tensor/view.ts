@@ -9,7 +9,10 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
   const known = shape.reduce((product, size) => (size === -1 ? product : product * size), 1)
   const resolved = shape.map((size) => (size === -1 ? x.count / known : size))
   if (countOf(resolved) !== x.count || resolved.some((size) => !Number.isInteger(size))) {
-    throw new CaravanError('ERR_SHAPE', `reshape: ${shapeText(x.shape)} has ${x.count} elements, ${shapeText(shape)} not`)
+    throw new CaravanError(
+      'ERR_SHAPE',
+      `reshape: ${shapeText(x.shape)} has ${x.count} elements, ${shapeText(shape)} not`,
+    )
   }
   const y = Tensor.viewOf(x, resolved)
   const tape = recordingTape()

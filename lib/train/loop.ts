@@ -2,7 +2,7 @@
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import type { Batch, Method } from '../methods/method.js'
 import { addInto, fill } from '../ops/index.js'
-import type { AdamW } from '../optim/adamw.js'
+import type { AdamW, StepResult } from '../optim/adamw.js'
 import { type ScheduleOptions, scheduleFactor } from '../optim/schedule.js'
 import type { Device } from '../runtime/index.js'
 import { Gradients, keep, Tape, type Tensor } from '../tensor/index.js'
@@ -35,6 +35,8 @@ export interface Step {
   gradientNorm: number
   /** True when the gradients were not finite: no parameter and no moment has changed. */
   skipped: boolean
+  /** Of a skipped step: the first parameter whose gradient is not finite. */
+  notFinite: string | undefined
   skippedInARow: number
   tokens: number
   seconds: number
@@ -54,11 +56,10 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
       const started = performance.now()
       device.resetPeak()
       const stepLr = lr * scheduleFactor(step, { ...schedule, totalSteps })
-      const lossSum = await accumulate(batch, { ...options, seed, gradients })
       const scale = 1 / Math.max(1, batch.count)
-      const { gradientNorm, finite } = await optimizer.step(gradients, { lr: stepLr, scale, maxNorm })
-      const loss = (await lossSum.item()) * scale
-      lossSum.dispose()
+      const lossSum = await accumulate(batch, { ...options, seed, gradients })
+      const update = optimizer.step(gradients, { lr: stepLr, scale, maxNorm })
+      const [{ gradientNorm, finite, notFinite }, loss] = await settled(update, lossSum, scale)
       gradients.dispose()
       skippedInARow = finite ? 0 : skippedInARow + 1
       yield {
@@ -68,12 +69,13 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
         lr: stepLr,
         gradientNorm,
         skipped: !finite,
+        notFinite,
         skippedInARow,
         tokens: batch.tokens,
         seconds: (performance.now() - started) / 1000,
         peakBytes: device.stats().peakBytes,
       }
-      if (skippedInARow >= maxSkippedInARow) throw diverged(step, skippedInARow, loss)
+      if (!finite && skippedInARow >= maxSkippedInARow) throw diverged({ step, skipped: skippedInARow, loss, notFinite })
     }
   } finally {
     seed.dispose()
@@ -111,9 +113,20 @@ async function accumulate<Models, Micro>(
   }
 }
 
-function diverged(step: number, skipped: number, loss: number): CaravanError {
-  return new CaravanError('ERR_DIVERGED', `${skipped} steps in a row had gradients that are not finite (step ${step}, loss ${loss})`, {
-    details: { step, skipped, loss },
+/** Result of the update, and the mean loss, whose tensor is freed. */
+async function settled(update: Promise<StepResult>, lossSum: Tensor, scale: number): Promise<[StepResult, number]> {
+  try {
+    return [await update, (await lossSum.item()) * scale]
+  } finally {
+    lossSum.dispose()
+  }
+}
+
+function diverged(facts: { step: number; skipped: number; loss: number; notFinite: string | undefined }): CaravanError {
+  const { step, skipped, loss, notFinite } = facts
+  const where = `step ${step}, loss ${loss}${notFinite ? `, first in ${notFinite}` : ''}`
+  return new CaravanError('ERR_DIVERGED', `${skipped} steps in a row had gradients that are not finite (${where})`, {
+    details: facts,
     hint: 'lower the learning rate, lengthen the warm-up, or look at the data of these steps; the last checkpoint is from before',
   })
 }

@@ -12,14 +12,21 @@ export interface MetricsRow {
 
 export class MetricsLog {
   readonly path: string
+  /** Text that could not be written yet. */
+  #waiting = ''
 
   constructor(directory: string) {
     this.path = join(directory, 'metrics.jsonl')
   }
 
+  /** Adds a row. With ERR_FILE the row is kept and written together with the next one. */
   async append(row: MetricsRow): Promise<void> {
+    // The failed write may have left half a line, which the line break ends.
+    const before = this.#waiting === '' ? '' : `\n${this.#waiting}`
+    this.#waiting += `${JSON.stringify(row)}\n`
     try {
-      await appendFile(this.path, `${JSON.stringify(row)}\n`)
+      await appendFile(this.path, `${before}${JSON.stringify(row)}\n`)
+      this.#waiting = ''
     } catch (cause) {
       throw fileError('append', this.path, cause)
     }

@@ -2,22 +2,25 @@
 import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
+import { fileError } from '../data/atomic_file.js'
 import type { Method } from '../methods/method.js'
 import type { AdamW } from '../optim/adamw.js'
 import type { ScheduleOptions } from '../optim/schedule.js'
 import type { Device } from '../runtime/index.js'
 import type { Tensor } from '../tensor/index.js'
 import {
+  type CheckpointFileSystem,
   type CheckpointState,
   findCheckpoint,
   removeTemporaries,
   restoreTensors,
+  type SaveOptions,
   saveCheckpoint,
   type TensorGroups,
 } from './checkpoint.js'
 import type { RunEvent, StepEvent } from './events.js'
 import { type Step, trainLoop } from './loop.js'
-import { MetricsLog } from './metrics.js'
+import { MetricsLog, type MetricsRow } from './metrics.js'
 
 export interface StageSettings {
   lr: number
@@ -52,13 +55,17 @@ export interface StageRun<Models, Micro> {
   signal?: AbortSignal
   /** Stops after the step under way, with a checkpoint; the stage then throws ERR_ABORTED with details.checkpoint. */
   stop?: AbortSignal
+  /** For checkpoints; tests put a failing one in its place. */
+  fileSystem?: CheckpointFileSystem
 }
 
 /** Runs a stage to its end. */
 export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): AsyncGenerator<RunEvent> {
   const { stage, method, settings, parameters, optimizer, directory } = run
   const root = join(directory, 'checkpoints', stage)
-  await mkdir(root, { recursive: true })
+  await mkdir(root, { recursive: true }).catch((cause) => {
+    throw fileError('mkdir', root, cause)
+  })
   const metrics = new MetricsLog(directory)
   const groups: TensorGroups = { model: parameters, optimizer: optimizer.tensors() }
   const start = await resume(run, root, groups)
@@ -77,7 +84,7 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
   const pace = new Pace(method.totalSteps, run.flopsPerToken)
   for await (const step of trainLoop({ ...run, lr, schedule, maxNorm, maxSkippedInARow, ...position })) {
     const event = pace.event(stage, step)
-    await metrics.append(metricsRow(event))
+    yield* record(metrics, metricsRow(event))
     yield event
     const stopping = run.stop?.aborted ?? false
     const last = step.step >= method.totalSteps
@@ -90,12 +97,12 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
         skippedInARow: step.skippedInARow,
         settings,
       }
-      yield* save(root, { stage, state, groups, keep: keepCheckpoints })
+      const saved = yield* save(root, { state, groups, keep: keepCheckpoints, fileSystem: run.fileSystem })
+      if (stopping) throw stopped(step.step, saved)
     }
-    if (stopping && !last) throw stopped(step.step, join(root, `step-${step.step}`))
     if (run.evaluate && (last || (evaluateEvery > 0 && step.step % evaluateEvery === 0))) {
       const results = await run.evaluate(run.signal)
-      await metrics.append({ stage, step: step.step, ...results })
+      yield* record(metrics, { stage, step: step.step, ...results })
       yield { type: 'evaluation', stage, step: step.step, metrics: results }
     }
   }
@@ -125,25 +132,47 @@ async function resume<Models, Micro>(
 }
 
 /** A save that fails is a warning while training goes on: the one before is intact, the next interval tries again. */
-async function* save(
-  root: string,
-  options: { stage: string; state: CheckpointState; groups: TensorGroups; keep: number },
-): AsyncGenerator<RunEvent> {
-  const { stage, state } = options
+async function* save(root: string, options: SaveOptions): AsyncGenerator<RunEvent, string | CaravanError> {
+  const { stage, step } = options.state
   const started = performance.now()
   try {
-    const { directory, bytes } = await saveCheckpoint(root, options)
+    const { directory, bytes, pruneProblem } = await saveCheckpoint(root, options)
     const seconds = (performance.now() - started) / 1000
-    yield { type: 'checkpoint', stage, step: state.step, directory, bytes, seconds }
+    yield { type: 'checkpoint', stage, step, directory, bytes, seconds }
+    if (pruneProblem) yield warningOf(stage, pruneProblem, 'an old checkpoint stays')
+    return directory
   } catch (error) {
     if (!(error instanceof CaravanError)) throw error
-    yield { type: 'warning', stage, message: `${error.message}; training goes on`, code: error.code }
+    yield warningOf(stage, error, 'training goes on')
+    return error
   }
 }
 
-function stopped(step: number, checkpoint: string): CaravanError {
-  return new CaravanError('ERR_ABORTED', `stopped after step ${step}; everything is in ${checkpoint}`, {
-    details: { step, checkpoint },
+/** A row that cannot be written is a warning too: it is kept, and written with the next one. */
+async function* record(metrics: MetricsLog, row: MetricsRow): AsyncGenerator<RunEvent> {
+  try {
+    await metrics.append(row)
+  } catch (error) {
+    if (!(error instanceof CaravanError)) throw error
+    yield warningOf(row.stage, error, 'training goes on')
+  }
+}
+
+function warningOf(stage: string, { message, code }: CaravanError, consequence: string): RunEvent {
+  return { type: 'warning', stage, message: `${message}; ${consequence}`, code }
+}
+
+/** `saved` is the folder of the checkpoint, or why there is none. */
+function stopped(step: number, saved: string | CaravanError): CaravanError {
+  if (saved instanceof CaravanError) {
+    return new CaravanError('ERR_ABORTED', `stopped after step ${step}, without a checkpoint: ${saved.message}`, {
+      details: { ...saved.details, step },
+      hint: 'the checkpoint before it is intact: continue from there with --resume',
+      cause: saved,
+    })
+  }
+  return new CaravanError('ERR_ABORTED', `stopped after step ${step}; everything is in ${saved}`, {
+    details: { step, checkpoint: saved },
     hint: 'continue with --resume',
   })
 }

@@ -34,8 +34,9 @@ struct KernelSpan {
 /** Instruction sets with kernels in this build, weakest first: portable, avx2, avx512, avx512bf16. */
 struct IsaLevel {
   const char* name;
-  KernelSpan kernels;
-  bool (*supported)();  // asks the processor; null kernels mean "not built"
+  KernelSpan kernels;    // empty: not built
+  bool (*supported)();   // asks the processor
+  const char* base;      // level whose kernels serve where this one has none of its own; null for a complete level
 };
 
 const std::vector<IsaLevel>& isa_levels();

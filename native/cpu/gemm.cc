@@ -10,14 +10,9 @@
 namespace caravan::CARAVAN_ISA {
 namespace {
 
-// Units of K in one pass: a panel of B then takes half of a 32 KiB L1 (and the sums are spilled once per pass).
-#ifndef KP
-#define KP 256
-#endif
-#ifndef KB
-#define KB 192
-#endif
-constexpr int64_t kPassUnits = KP;
+// Units of K in one pass. With 8 lanes a panel of B (24 KiB) stays in L1 while the panels of A go by; with 16 lanes a tile
+// needs so few bytes per multiplication that L2 serves it. The sums are spilled once per pass, below a per cent.
+constexpr int64_t kPassUnits = kLanes >= 16 ? 512 : 384;
 // Passes of a product with so few rows that B is read once: short, so that each K row of B is a long sequential read.
 constexpr int64_t kStreamUnits = 16;
 // Panels of rows up to which B is read in place where it is contiguous along N: packing would cost more than it saves.
@@ -25,26 +20,14 @@ constexpr int64_t kDirectPanels = 4;
 // Columns of a product of few rows that one task computes at least.
 constexpr int64_t kFewRowsColumns = 64;
 // Packed columns of B that one task keeps in L2 while its rows go by.
-constexpr int64_t kBlockBytes = KB << 10;
+constexpr int64_t kBlockBytes = (kLanes >= 16 ? 512 : 192) << 10;
 // Rows are taken in chunks whose packed A fits in L3 beside everything else.
 constexpr int64_t kChunkBytes = 4 << 20;
 constexpr int64_t kMaxChunkRows = 1024;
 // A task shorter than this costs more to hand out than it gains (about 20 microseconds).
 constexpr int64_t kTaskFlops = 2 << 20;
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t aligned(int64_t floats) { return (floats + 15) & ~int64_t{15}; }
-
-/** Rows [row, row + rows) of C, cut into panels of nearly equal height (a last panel of one row would starve the FMAs). */
-struct RowPanels {
-  int64_t row, rows, count;
-  RowPanels(int64_t first_row, int64_t row_count)
-      : row(first_row), rows(row_count), count(ceil_div(row_count, kTileRows)) {}
-  int64_t start(int64_t panel) const { return rows / count * panel + min_of(panel, rows % count); }
-  int height(int64_t panel) const { return static_cast<int>(start(panel + 1) - start(panel)); }
-};
 
 /** The choices for one product, all of them functions of the sizes. */
 struct Plan {
@@ -132,26 +115,16 @@ inline Units pass_of(const Plan& p, int64_t pass) {
   return {begin, min_of(begin + p.pass_units, p.units), p.g.K};
 }
 
-/** Where the packed rows of a pass begin: pass after pass, panel after panel. */
-inline float* packed_panel(float* packed, const RowPanels& rows, int64_t panel, Units units) {
-  return packed + units.begin * rows.rows + rows.start(panel) * units.count();
-}
-
-void pack_a(const Plan& p, const RowPanels& rows, int64_t panel, float* packed) {
-  int64_t row = rows.row + rows.start(panel);
-  int height = rows.height(panel);
+void pack_a_panels(const Plan& p, const RowPanels& rows, APanels out) {
   for (int64_t pass = 0; pass * p.pass_units < p.units; pass++) {
     Units units = pass_of(p, pass);
-    float* out = packed_panel(packed, rows, panel, units);
     if constexpr (kHasPairs) {
       if (p.pairs) {
-        pack_a_panel<true, bf16>(p.g.a, units, row, height, p.g.M, out);
+        pack_a<true, bf16>(p.g.a, units, rows, out);
         continue;
       }
     }
-    with_type(p.g.a.dtype, [&](auto element) {
-      pack_a_panel<false, decltype(element)>(p.g.a, units, row, height, p.g.M, out);
-    });
+    with_type(p.g.a.dtype, [&](auto element) { pack_a<false, decltype(element)>(p.g.a, units, rows, out); });
   }
 }
 
@@ -218,7 +191,7 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
     TileArgs t{};
     t.units = c.units.count();
     if (p.a_source == ASource::kPanel) {
-      t.a = reinterpret_cast<const char*>(packed_panel(packed_a, rows, panel, c.units));
+      t.a = reinterpret_cast<const char*>(packed_a_panel(packed_a, rows, panel, c.units));
     } else {
       int64_t unit_bytes = static_cast<int64_t>(size_of(g.a.dtype));
       t.a = static_cast<const char*>(g.a.data) + row * g.a.row_stride * unit_bytes + c.units.begin * 4;
@@ -324,12 +297,13 @@ void gemm(const GemmArgs& g, Device& device, ThreadPool& pool) {
   float* packed_a = scratch.as<float>();
   float* worker_buffers = packed_a + p.a_floats();
   for (int64_t row = 0; row < g.M; row += p.chunk_rows) {
-    RowPanels rows(row, min_of(p.chunk_rows, g.M - row));
+    RowPanels rows(row, min_of(p.chunk_rows, g.M - row), g.M);
     if (p.a_source == ASource::kPanel) {
       int64_t grain = max_of(1, (64 << 10) / max_of(p.units * kTileRows, 1));
-      parallel_ranges(pool, rows.count, grain, [&](int64_t begin, int64_t end, int) {
-        for (int64_t panel = begin; panel < end; panel++) pack_a(p, rows, panel, packed_a);
-      });
+      // Rows that are contiguous along M are copied across many panels at once.
+      if (g.a.row_stride == 1) grain = max_of(grain, min_of(16, ceil_div(rows.count, pool.threads())));
+      parallel_ranges(pool, rows.count, grain,
+                      [&](int64_t begin, int64_t end, int) { pack_a_panels(p, rows, {packed_a, begin, end}); });
     }
     int64_t splits = min_of(p.row_splits, rows.count);
     parallel_for(pool, column_blocks * splits, [&](int64_t task, int worker) {
@@ -374,9 +348,9 @@ void gemm_serial(const GemmArgs& g, void* workspace) {
   float* packed_a = static_cast<float*>(workspace);
   float* buffers = packed_a + p.a_floats();
   for (int64_t row = 0; row < g.M; row += p.chunk_rows) {
-    RowPanels rows(row, min_of(p.chunk_rows, g.M - row));
+    RowPanels rows(row, min_of(p.chunk_rows, g.M - row), g.M);
     if (p.a_source == ASource::kPanel) {
-      for (int64_t panel = 0; panel < rows.count; panel++) pack_a(p, rows, panel, packed_a);
+      pack_a_panels(p, rows, {packed_a, 0, rows.count});
     }
     for (int64_t column = 0; column < g.N; column += p.block_columns) {
       Block block{0, rows.count, column, min_of(p.block_columns, g.N - column)};

@@ -21,6 +21,24 @@ constexpr int kTileVectors = 1;
 #endif
 constexpr int kColumns = kTileVectors * kLanes;
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/** Rows [row, row + rows) of the `matrix_rows` of A and C, cut into panels of nearly equal height: a last
+ *  panel of one row would starve the multipliers. */
+struct RowPanels {
+  int64_t row, rows, count, matrix_rows;
+  int64_t base, higher;  // height of most panels; how many are one row higher
+  RowPanels(int64_t first_row, int64_t row_count, int64_t all_rows)
+      : row(first_row), rows(row_count), count(ceil_div(row_count, kTileRows)), matrix_rows(all_rows) {
+    base = rows / count;
+    higher = rows % count;
+  }
+  int64_t start(int64_t panel) const { return base * panel + min_of(panel, higher); }
+  int height(int64_t panel) const { return static_cast<int>(start(panel + 1) - start(panel)); }
+};
+
 /** Units [begin, end) of a K range whose length in elements is K; a unit is one element, or two when kPairs. */
 struct Units {
   int64_t begin, end, K;
@@ -135,11 +153,13 @@ struct BPanels {
 template <bool kPairs, typename T>
 inline void pack_b_rows(const Matrix& b, Units units, int64_t column, int64_t columns, BPanels panels) {
   const T* source = static_cast<const T*>(b.data) + column;
+  const int64_t unit_stride = (kPairs ? 2 : 1) * b.row_stride;
   for (int64_t unit = units.begin; unit < units.end; unit++, panels.data += kColumns) {
     float* panel = panels.data;
     for (int64_t j = 0; j < columns; j += kColumns, panel += panels.stride) {
 #pragma GCC unroll 2
       for (int v = 0; v < kTileVectors; v++) {
+        __builtin_prefetch(source + j + v * kLanes + (unit + 8) * unit_stride);
         int64_t left = columns - j - v * kLanes;
         if (left <= 0) break;
         int n = static_cast<int>(left < kLanes ? left : kLanes);
@@ -149,31 +169,63 @@ inline void pack_b_rows(const Matrix& b, Units units, int64_t column, int64_t co
   }
 }
 
-/** A[row .. row + rows, units] -> panel[unit][rows], rows <= kTileRows <= kLanes. Vectors are stored one over the tail of
- *  the other; only the last one is masked, so a panel never writes past its end. */
-template <bool kPairs, typename T>
-inline void pack_a_panel(const Matrix& a, Units units, int64_t row, int rows, int64_t matrix_rows, float* panel) {
-  const T* source = static_cast<const T*>(a.data) + row * a.row_stride;
-  // Vectors that end inside the panel may be stored whole.
-  int64_t whole = units.count() - (kLanes + rows - 1) / rows;
-  auto put = [&](int64_t unit, F32 lanes) {
-    if (unit <= whole) {
-      store(panel + unit * rows, lanes);
+/** Packed panels [begin, end) of A inside the memory of all panels. */
+struct APanels {
+  float* all;
+  int64_t begin, end;
+};
+
+/** Where a panel's units of a pass lie: pass after pass, panel after panel. */
+inline float* packed_a_panel(float* all, const RowPanels& rows, int64_t panel, Units units) {
+  return all + units.begin * rows.rows + rows.start(panel) * units.count();
+}
+
+/** One panel under construction, unit after unit of `height` floats. Vectors are stored one over the tail of the other;
+ *  only those that would end past the panel are masked, for the next panel may be another thread's. */
+struct APanelWriter {
+  float* panel;
+  int height;
+  int64_t last_whole;
+  APanelWriter(float* at, int panel_height, int64_t units)
+      : panel(at), height(panel_height), last_whole(units - ceil_div(kLanes, panel_height)) {}
+  void put(int64_t unit, F32 lanes) const {
+    if (unit <= last_whole) {
+      store(panel + unit * height, lanes);
     } else {
-      store_first(panel + unit * rows, lanes, rows);
+      store_first(panel + unit * height, lanes, height);
     }
-  };
-  if (a.column_stride == 1) {
-    for_transposed_units<kPairs>(source, a.row_stride, rows, units, put);
-  } else if (a.row_stride == 1) {
-    int n = matrix_rows - row >= kLanes ? kLanes : rows;
+  }
+};
+
+/** A's rows of the panels, units -> panel[unit][height], height <= kTileRows <= kLanes. */
+template <bool kPairs, typename T>
+inline void pack_a(const Matrix& a, Units units, const RowPanels& rows, APanels out) {
+  const T* source = static_cast<const T*>(a.data) + rows.row * a.row_stride;
+  if (a.row_stride == 1 && a.column_stride != 1) {
     for (int64_t unit = units.begin; unit < units.end; unit++) {
-      put(unit - units.begin, load_unit_row<kPairs>(source, unit, a.column_stride, units.K, n));
+      for (int64_t panel = out.begin; panel < out.end; panel++) {
+        int64_t row = rows.start(panel);
+        int height = rows.height(panel);
+        int n = rows.matrix_rows - rows.row - row >= kLanes ? kLanes : height;
+        F32 lanes = load_unit_row<kPairs>(source + row, unit, a.column_stride, units.K, n);
+        APanelWriter(packed_a_panel(out.all, rows, panel, units), height, units.count()).put(unit - units.begin, lanes);
+      }
     }
-  } else {
-    for (int64_t unit = units.begin; unit < units.end; unit++, panel += rows) {
-      for (int r = 0; r < rows; r++) {
-        panel[r] = gather_unit<kPairs>(source + r * a.row_stride, unit, a.column_stride, units.K);
+    return;
+  }
+  for (int64_t panel = out.begin; panel < out.end; panel++) {
+    int height = rows.height(panel);
+    const T* panel_source = source + rows.start(panel) * a.row_stride;
+    float* packed = packed_a_panel(out.all, rows, panel, units);
+    if (a.column_stride == 1) {
+      APanelWriter writer(packed, height, units.count());
+      for_transposed_units<kPairs>(panel_source, a.row_stride, height, units,
+                                   [&](int64_t unit, F32 lanes) { writer.put(unit, lanes); });
+      continue;
+    }
+    for (int64_t unit = units.begin; unit < units.end; unit++, packed += height) {
+      for (int r = 0; r < height; r++) {
+        packed[r] = gather_unit<kPairs>(panel_source + r * a.row_stride, unit, a.column_stride, units.K);
       }
     }
   }

@@ -25,21 +25,23 @@ namespace caravan {
 
 const std::vector<IsaLevel>& isa_levels() {
   static const std::vector<IsaLevel> levels = {
-      {"portable", CARAVAN_SPAN(portable), [] { return true; }},
+      {"portable", CARAVAN_SPAN(portable), [] { return true; }, nullptr},
 #if defined(__x86_64__)
       {"avx2", CARAVAN_SPAN(avx2),
-       [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+       [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, nullptr},
       {"avx512", CARAVAN_SPAN(avx512),
        [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-       }},
+       },
+       nullptr},
       {"avx512bf16", CARAVAN_SPAN(avx512bf16),
        [] {
          return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512f") &&
                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512dq");
-       }},
+       },
+       "avx512"},
 #endif
   };
   return levels;

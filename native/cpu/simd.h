@@ -67,11 +67,9 @@ static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c
 static inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 static inline F32 sqrt(F32 a) { return {_mm512_sqrt_ps(a.v)}; }
-static inline F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-/** 2^n for integral lanes, -126 <= n <= 127. */
-static inline F32 exp2_integer(F32 n) {
-  __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
-  return {_mm512_castsi512_ps(bits)};
+/** The float whose sign and exponent are the lowest nine bits of `a`, its fraction zero. */
+static inline F32 exponent_from_low_bits(F32 a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23))};
 }
 /** Lane by lane: a > b ? yes : no. */
 static inline F32 select_greater(F32 a, F32 b, F32 yes, F32 no) {
@@ -121,10 +119,8 @@ static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c
 static inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 static inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 static inline F32 sqrt(F32 a) { return {_mm256_sqrt_ps(a.v)}; }
-static inline F32 round_even(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-static inline F32 exp2_integer(F32 n) {
-  __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
-  return {_mm256_castsi256_ps(bits)};
+static inline F32 exponent_from_low_bits(F32 a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.v), 23))};
 }
 static inline F32 select_greater(F32 a, F32 b, F32 yes, F32 no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
@@ -180,14 +176,10 @@ static inline F32 sqrt(F32 a) {
   for (int i = 0; i < 8; i++) a.v[i] = __builtin_sqrtf(a.v[i]);
   return a;
 }
-static inline F32 round_even(F32 a) {
-  // Adding 1.5 * 2^23 pushes the fraction out under the default rounding mode; callers keep |a| below 2^22.
-  PortableFloats magic = set1(12582912.0f).v;
-  return {(a.v + magic) - magic};
-}
-static inline F32 exp2_integer(F32 n) {
-  PortableInts bits = (__builtin_convertvector(n.v, PortableInts) + 127) << 23;
-  F32 a;
+static inline F32 exponent_from_low_bits(F32 a) {
+  PortableInts bits;
+  __builtin_memcpy(&bits, &a.v, 32);
+  bits <<= 23;
   __builtin_memcpy(&a.v, &bits, 32);
   return a;
 }
@@ -206,28 +198,25 @@ static inline void store_first(bf16* p, F32 a, int n) {
 
 static inline F32 operator-(F32 a) { return zero() - a; }
 
-/** e^x with a relative error below 2e-7 for x in [-87, 88]; smaller x give 0, larger give +inf, NaN stays NaN.
- *  x = n ln2 + r, |r| <= ln2 / 2; e^r by a polynomial of degree 7 (Taylor, whose tail is below 1e-8 on the interval). */
+/** e^x with a relative error below 2e-7 for x in [-87.3, 88.3]; smaller x give 0, larger +inf, NaN stays NaN.
+ *  x = n ln2 + r, |r| <= ln2 / 2; e^r by its Taylor polynomial of degree 7, whose tail is below 1e-8 on the interval, as
+ *  1 + (r + r^2 q(r)) with q in pairs: half the latency of Horner's rule, which bounds every loop around an exp. */
 static inline F32 exp(F32 x) {
   const F32 low = set1(-87.3f);
-  const F32 high = set1(88.7f);
-  F32 clamped = min(max(x, low), high);
-  F32 n = round_even(clamped * set1(1.44269504088896341f));
-  n = min(max(n, set1(-126.0f)), set1(127.0f));
+  const F32 high = set1(88.3f);
+  F32 clamped = min(high, max(low, x));  // the second operand is the result when either is NaN: it passes through
+  // Adding 1.5 * 2^23 + 127 rounds to an integer, and leaves n + 127, the exponent field of 2^n, in the lowest bits.
+  const F32 shift = set1(12582912.0f + 127.0f);
+  F32 shifted = fma(clamped, set1(1.44269504088896341f), shift);
+  F32 n = shifted - shift;
   F32 r = fma(n, set1(-0.693145751953125f), clamped);
   r = fma(n, set1(-1.42860682030941723e-6f), r);
-  F32 p = set1(1.98412698e-4f);
-  p = fma(p, r, set1(1.38888889e-3f));
-  p = fma(p, r, set1(8.33333333e-3f));
-  p = fma(p, r, set1(4.16666667e-2f));
-  p = fma(p, r, set1(1.66666667e-1f));
-  p = fma(p, r, set1(0.5f));
-  p = fma(p, r, set1(1.0f));
-  p = fma(p, r, set1(1.0f));
-  F32 y = p * exp2_integer(n);
+  F32 r2 = r * r;
+  F32 q = fma(fma(set1(8.33333333e-3f), r, set1(4.16666667e-2f)), r2, fma(set1(1.66666667e-1f), r, set1(0.5f)));
+  q = fma(fma(set1(1.98412698e-4f), r, set1(1.38888889e-3f)), r2 * r2, q);
+  F32 y = (set1(1.0f) + fma(q, r2, r)) * exponent_from_low_bits(shifted);
   y = select_greater(low, x, zero(), y);
-  y = select_greater(x, high, set1(__builtin_inff()), y);
-  return keep_nan(x, y);
+  return select_greater(x, high, set1(__builtin_inff()), y);
 }
 
 /** 1 / (1 + e^-x). */

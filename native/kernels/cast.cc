@@ -14,6 +14,13 @@ template <typename S, typename T>
 void convert(const S* x, T* y, int64_t count) {
   for (int64_t i = 0; i < count; i++) round_to(to_f64(x[i]), y + i);
 }
+/** f32 holds every f16, so these two (the loading of f16 checkpoints) also round at most once. */
+void convert(const f16* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i++) y[i] = to_f32(x[i]);
+}
+void convert(const f16* x, bf16* y, int64_t count) {
+  for (int64_t i = 0; i < count; i++) y[i] = to_bf16(to_f32(x[i]));
+}
 void convert(const float* x, bf16* y, int64_t count) {
   for_vectors(count, [&](int64_t i, auto vector) { vector.store(y + i, vector.load(x + i)); });
 }
@@ -45,7 +52,8 @@ CARAVAN_KERNEL(fill, cpu, "-> y[...]:dtype | value dtype") {
   with_number_type("fill", y.dtype, [&]<typename T>(T) {
     const T value = rounded<T>(a.attrs[0]);
     parallel_ranges(pool_of(a), y.count(), rows_per_task(sizeof(T)), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; i++) y.as<T>()[i] = value;
+      T* to = y.as<T>() + begin;
+      for (int64_t i = 0; i < end - begin; i++) to[i] = value;
     });
   });
 }

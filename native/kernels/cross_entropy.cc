@@ -2,10 +2,11 @@
 // in the same pass: dlogits = p (1 + 2 z_loss lse) - [v = target], dhidden = dlogits head, dhead = dlogits^T hidden.
 // Every row has coefficient 1 (the caller scales by 1 / count later), so nothing is recomputed: 6 N D V flops.
 //
-// Rows with a target are processed in chunks of R whole rows, logits tile [R,V] f32 <= chunk_bytes. Bytes a logit from
-// memory: 16 D / R for head (read twice) and dhead (read and written) per chunk in f32 (12 D / R in bf16), and 20 for
-// the tile (written, summarised, scaled, read by two products), or none where the tile stays in L3. rows_per_chunk takes
-// whichever is less: a tile of 8 MiB when D / R is small there (small vocabularies), else the largest allowed.
+// Rows with a target are processed in chunks of R whole rows, logits tile [R,V] f32 <= chunk_bytes, in two sweeps over
+// bands of 4096 columns: product and summary of each band, then gradient and both products of each band. Bytes a logit
+// from memory: 16 D / R for head (read twice) and dhead (read and written) per chunk in f32 (12 D / R in bf16), and 8 for
+// the tile (written by the first sweep, read by the second), or none where the whole tile stays in L3. rows_per_chunk
+// takes whichever is less: a tile of 8 MiB when D / R is small there (small vocabularies), else the largest allowed.
 // A tile along V would move fewer bytes (linear_logprob.cc) but costs 2 N D V flops more: at V = 152k, D = 896,
 // R = 110 the head traffic is 130 bytes beside 5376 flops a logit, which is still cheaper.
 //
@@ -28,7 +29,7 @@ int64_t rows_per_chunk(int64_t count, int64_t vocabulary, int64_t D, int64_t chu
   const int64_t row_bytes = tile_stride(vocabulary) * 4;
   const int64_t most = larger(1, chunk_bytes / row_bytes);
   const int64_t cached = larger(1, smaller(chunk_bytes, kCacheBytes) / row_bytes);
-  const bool cached_moves_less = 16 * D * (most - cached) < 20 * cached * most;  // 16 D / cached < 20 + 16 D / most
+  const bool cached_moves_less = 16 * D * (most - cached) < 8 * cached * most;  // 16 D / cached < 8 + 16 D / most
   const int64_t limit = cached_moves_less ? cached : most;
   const int64_t chunks = ceil_div(count, limit);
   return ceil_div(count, chunks);  // equal chunks: the last is never a sliver
@@ -47,31 +48,40 @@ struct Loss {
   bool add;  // to what dhead holds already
 };
 
-struct RowResult {
-  float nll;
-  float lse;
+struct RowState {
+  RowSummary summary;
+  float target_logit;
+
+  float nll() const { return logf(summary.sum) - (target_logit - summary.max); }
 };
 
-/** Logits of a row, in place, to the gradient of its loss. `part_max` is room for one number a part. */
+/** Summary of one band of a row, whose logits become e^(logit - maximum of the part). */
+void summarise_band(RowState* state, float* row, int64_t begin, int64_t columns, int64_t target, float* part_max) {
+  if (target >= begin && target < begin + columns) state->target_logit = row[target];
+  state->summary =
+      summarise<false, true>(state->summary, begin == 0, row + begin, columns, part_max + begin / kPartColumns);
+}
+
+/** One band of a row after summarise_band to the gradient of the row's loss. */
 template <typename T>
-RowResult differentiate(float* row, int64_t vocabulary, int64_t target, float z_loss, float* part_max) {
-  const float target_logit = row[target];
-  const RowSummary summary = summarise<false, true>({}, true, row, vocabulary, part_max);
-  const float log_sum = logf(summary.sum);
-  const float lse = summary.log_sum_exp();
-  const float weight = 1.0f + 2.0f * z_loss * lse;
-  const float p_target = exp_scalar(target_logit - summary.max) / summary.sum;
-  for (int64_t begin = 0; begin < vocabulary; begin += kPartColumns) {
-    const F32 factor = set1(exp_scalar(part_max[begin / kPartColumns] - summary.max) / summary.sum * weight);
-    replace_row<T>(row, begin, smaller(begin + kPartColumns, vocabulary), [&](F32 e) { return e * factor; });
+void differentiate_band(const RowState& state, float* row, int64_t begin, int64_t columns, int64_t target, float z_loss,
+                        const float* part_max) {
+  const RowSummary& summary = state.summary;
+  const float weight = 1.0f + 2.0f * z_loss * summary.log_sum_exp();
+  for (int64_t part = begin; part < begin + columns; part += kPartColumns) {
+    const F32 factor = set1(exp_scalar(part_max[part / kPartColumns] - summary.max) / summary.sum * weight);
+    replace_row<T>(row, part, smaller(part + kPartColumns, begin + columns), [&](F32 e) { return e * factor; });
   }
-  put_gradient<T>(row, target, p_target * weight - 1.0f);
-  return {log_sum - (target_logit - summary.max), lse};
+  if (target >= begin && target < begin + columns) {
+    const float p = exp_scalar(state.target_logit - summary.max) / summary.sum;
+    put_gradient<T>(row, target, p * weight - 1.0f);
+  }
 }
 
 template <typename T>
 void cross_entropy(const Args& a, const Loss& op) {
   const int64_t N = op.hidden.shape[0], D = op.hidden.shape[1], V = op.head.shape[0];
+  const int32_t* target = op.target.as<int32_t>();
   ThreadPool& pool = pool_of(a);
   Scratch index_memory(a.device, static_cast<size_t>(N) * sizeof(int64_t));
   int64_t* index = index_memory.as<int64_t>();
@@ -89,28 +99,40 @@ void cross_entropy(const Args& a, const Loss& op) {
   Scratch tile_memory(a.device, static_cast<size_t>(limit * stride) * sizeof(float));
   Scratch copy_memory(a.device, static_cast<size_t>(limit * D) * sizeof(T));
   Scratch dhidden_memory(a.device, static_cast<size_t>(limit * D) * sizeof(float));
-  Scratch result_memory(a.device, static_cast<size_t>(limit) * sizeof(RowResult));
-  Scratch part_memory(a.device, static_cast<size_t>(pool.threads() * parts) * sizeof(float));
+  Scratch state_memory(a.device, static_cast<size_t>(limit) * sizeof(RowState));
+  Scratch part_memory(a.device, static_cast<size_t>(limit * parts) * sizeof(float));
   float* tile = tile_memory.as<float>();
-  RowResult* results = result_memory.as<RowResult>();
+  float* part_max = part_memory.as<float>();
+  RowState* states = state_memory.as<RowState>();
   double loss = 0;
   for (int64_t row = 0; row < count; row += limit) {
     const int64_t rows = smaller(limit, count - row);
     const int64_t* chunk = index + row;
     const T* x = gather_rows(pool, op.hidden.as<T>(), chunk, rows, D, copy_memory.as<T>());
-    logits_product(x, op.head.as<T>(), rows, V, D, tile, stride, a);
-    parallel_ranges(pool, rows, larger(1, 16384 / V), [&](int64_t begin, int64_t end, int worker) {
-      for (int64_t r = begin; r < end; r++) {
-        results[r] = differentiate<T>(tile + r * stride, V, op.target.as<int32_t>()[chunk[r]], op.z_loss,
-                                      part_memory.as<float>() + worker * parts);
-      }
+    const GradientChunk<T> gradient = {tile, stride, rows, D, x, op.head.as<T>(), dhidden_memory.as<float>(),
+                                       op.dhead.as<float>(), op.add || row > 0};
+    for_bands(V, [&](int64_t begin, int64_t columns) {
+      logits_product(x, op.head.as<T>() + begin * D, rows, columns, D, tile + begin, stride, a);
+      parallel_ranges(pool, rows, rows_per_pass(columns), [&](int64_t from, int64_t to, int) {
+        for (int64_t r = from; r < to; r++) {
+          summarise_band(states + r, tile + r * stride, begin, columns, target[chunk[r]], part_max + r * parts);
+        }
+      });
     });
-    hidden_gradient_product(tile, stride, op.head.as<T>(), rows, V, D, dhidden_memory.as<float>(), false, a);
-    head_gradient_product(tile, stride, x, rows, V, D, op.dhead.as<float>(), op.add || row > 0, a);
+    for_bands(V, [&](int64_t begin, int64_t columns) {
+      parallel_ranges(pool, rows, rows_per_pass(columns), [&](int64_t from, int64_t to, int) {
+        for (int64_t r = from; r < to; r++) {
+          differentiate_band<T>(states[r], tile + r * stride, begin, columns, target[chunk[r]], op.z_loss,
+                                part_max + r * parts);
+        }
+      });
+      gradient_products(gradient, begin, columns, begin, a);
+    });
     scatter_rows(pool, dhidden_memory.as<float>(), chunk, rows, D, op.dhidden.as<T>());
     for (int64_t r = 0; r < rows; r++) {
-      op.nll.as<float>()[chunk[r]] = results[r].nll;
-      loss += results[r].nll + static_cast<double>(op.z_loss) * results[r].lse * results[r].lse;
+      const double lse = states[r].summary.log_sum_exp();
+      op.nll.as<float>()[chunk[r]] = states[r].nll();
+      loss += states[r].nll() + op.z_loss * lse * lse;
     }
   }
   op.loss.as<float>()[0] = static_cast<float>(loss);

@@ -13,27 +13,30 @@ namespace gradient_norm_detail {
 /** Elements summed in one run; fixed, because it decides the order of the sum. */
 constexpr int64_t kChunk = 16384;
 
-double squared_sum(const double* x, int64_t count) {
-  double chains[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    for (int j = 0; j < 8; j++) chains[j] += x[i + j] * x[i + j];
-  }
-  for (int j = 0; i + j < count; j++) chains[j] += x[i + j] * x[i + j];
-  return ((chains[0] + chains[4]) + (chains[2] + chains[6])) + ((chains[1] + chains[5]) + (chains[3] + chains[7]));
-}
-
+/** f32 or f64, in 16 chains that the compiler keeps in vectors; combined by halves. */
 template <typename T>
 double squared_sum(const T* x, int64_t count) {
-  // Widened a block at a time, so that the compiler sees plain f64 loops.
-  constexpr int64_t kBlock = 256;
-  double wide[kBlock];
-  float narrow[kBlock];
+  constexpr int kChains = 16;
+  double chains[kChains] = {};
+  int64_t i = 0;
+  for (; i + kChains <= count; i += kChains) {
+    for (int j = 0; j < kChains; j++) chains[j] += static_cast<double>(x[i + j]) * static_cast<double>(x[i + j]);
+  }
+  for (int j = 0; i + j < count; j++) chains[j] += static_cast<double>(x[i + j]) * static_cast<double>(x[i + j]);
+  for (int half = kChains / 2; half > 0; half /= 2) {
+    for (int j = 0; j < half; j++) chains[j] += chains[j + half];
+  }
+  return chains[0];
+}
+
+double squared_sum(const bf16* x, int64_t count) {
+  // Widened a block at a time: the bf16 vectors of row_loop.h, then the loop above.
+  constexpr int64_t kBlock = 1024;
+  float wide[kBlock];
   double sum = 0.0;
   for (int64_t begin = 0; begin < count; begin += kBlock) {
-    int64_t n = count - begin < kBlock ? count - begin : kBlock;
-    for_vectors(n, [&](int64_t i, auto vector) { vector.store(narrow + i, vector.load(x + begin + i)); });
-    for (int64_t i = 0; i < n; i++) wide[i] = static_cast<double>(narrow[i]);
+    const int64_t n = count - begin < kBlock ? count - begin : kBlock;
+    for_vectors(n, [&](int64_t i, auto vector) { vector.store(wide + i, vector.load(x + begin + i)); });
     sum += squared_sum(wide, n);
   }
   return sum;

@@ -6,11 +6,10 @@
 // known only after the forward pass of the whole loss; cross_entropy.cc is the form for coefficients known up front.
 //   dlogits[v] = dlogp ([v = target] - p[v]) - dentropy p[v] (log p[v] + entropy)
 //   dhidden = dlogits head, dhead = dlogits^T hidden.
-// Without dentropy the saved lse is all that a tile needs, so tiles are cut along V as well: R x 4096 logits. Bytes a
-// logit: 20 within the tile (write, read, write, two product reads: L3 traffic at 16 MiB) and from memory 16 D / R for
-// the head and dhead (R = 1024) and 12 D / 4096 for hidden and dhidden. With dentropy the entropy of the row comes
-// first, so a tile holds whole rows. Sums are f32; logp is (logit - max) - log(sum), which keeps its digits when
-// logits are large.
+// Without dentropy the saved lse is all that a tile needs, so it is cut along V as well: R rows x one band of 4096, which
+// never leaves L3 (16 MiB). Bytes a logit from memory: 16 D / R for head and dhead (R = 1024) and 12 D / 4096 for hidden
+// and dhidden. With dentropy the entropy of a row comes first, so a tile holds whole rows and is swept twice, band by
+// band. Sums are f32; logp is (logit - max) - log(sum), which keeps its digits when logits are large.
 #include "core/kernel_registry.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear_logprob_rows.h"
@@ -23,7 +22,6 @@ using namespace linear_logprob_detail;
 
 constexpr int64_t kForwardRows = 512;
 constexpr int64_t kForwardBytes = int64_t{8} << 20;
-constexpr int64_t kGradientColumns = 4 * kPartColumns;
 constexpr int64_t kGradientBytes = int64_t{16} << 20;
 
 struct Tile {
@@ -40,7 +38,7 @@ Tile forward_tile(int64_t rows, int64_t vocabulary, int64_t chunk_bytes) {
 }
 
 Tile gradient_tile(int64_t rows, int64_t vocabulary, int64_t chunk_bytes, bool whole_rows) {
-  const int64_t columns = whole_rows ? vocabulary : smaller(vocabulary, kGradientColumns);
+  const int64_t columns = whole_rows ? vocabulary : smaller(vocabulary, kBandColumns);
   const int64_t floats = (whole_rows ? chunk_bytes : smaller(chunk_bytes, kGradientBytes)) / 4;
   return {larger(1, smaller(rows, floats / tile_stride(columns))), columns};
 }
@@ -55,7 +53,7 @@ struct RowState {
 template <bool kEntropy>
 void visit_tile(ThreadPool& pool, float* tile, int64_t stride, int64_t rows, int64_t first_column, int64_t columns,
                 const int32_t* target, const int64_t* index, RowState* states) {
-  parallel_ranges(pool, rows, larger(1, 16384 / columns), [&](int64_t begin, int64_t end, int) {
+  parallel_ranges(pool, rows, rows_per_pass(columns), [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; r++) {
       float* logits = tile + r * stride;
       const int64_t wanted = target[index[r]] - first_column;
@@ -142,42 +140,75 @@ void differentiate(float* row, int64_t columns, int64_t wanted, float dlogp, flo
   if (here) put_gradient<T>(row, wanted, dlogp - dlogp * p_target);
 }
 
-/** The same with the gradient of the entropy; `row` holds all V logits. */
+/** The same for columns [begin, begin + columns) of a whole row with the gradient of its entropy. */
 template <typename T>
-void differentiate_with_entropy(float* row, int64_t columns, int64_t wanted, float dlogp, float dentropy) {
-  const RowSummary summary = summarise<true, false>({}, true, row, columns, nullptr);
-  const float log_sum = logf(summary.sum);
+void differentiate_with_entropy(const RowSummary& summary, float* row, int64_t begin, int64_t columns, int64_t target,
+                                float dlogp, float dentropy) {
   const F32 shift = set1(summary.max);
+  const F32 inverse_sum = set1(1.0f / summary.sum);
+  const F32 offset = set1(logf(summary.sum) - summary.entropy());
   const auto value = [&](F32 logit) {
     F32 x = bounded(logit - shift);
-    F32 p = exp(x) / set1(summary.sum);
-    F32 log_p_plus_entropy = x - set1(log_sum - summary.entropy());
-    return -(p * fma(set1(dentropy), log_p_plus_entropy, set1(dlogp)));
+    F32 slope = fma(set1(dentropy), x - offset, set1(dlogp));  // dlogp + dentropy (log p + entropy)
+    return -(exp(x) * inverse_sum * slope);
   };
+  const bool here = target >= begin && target < begin + columns;
   float at_target[F32::kLanes];
-  store(at_target, value(set1(row[wanted])));
-  replace_row<T>(row, 0, columns, value);
-  put_gradient<T>(row, wanted, dlogp + at_target[0]);
+  store(at_target, value(set1(here ? row[target] : 0.0f)));
+  replace_row<T>(row, begin, begin + columns, value);
+  if (here) put_gradient<T>(row, target, dlogp + at_target[0]);
 }
 
+/** The rows of one chunk: everything but the loops over bands. */
 template <typename T>
-void differentiate_tile(const Backward& b, ThreadPool& pool, float* tile, const int64_t* index, int64_t rows,
-                        int64_t column, int64_t columns) {
-  const int64_t stride = tile_stride(columns);
-  parallel_ranges(pool, rows, larger(1, 16384 / columns), [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; r++) {
-      const int64_t n = index[r];
-      float* row = tile + r * stride;
-      const int64_t wanted = b.target.as<int32_t>()[n] - column;
-      const float dlogp = b.dlogp.as<float>()[n];
-      if (b.dentropy.present()) {
-        differentiate_with_entropy<T>(row, columns, wanted, dlogp, b.dentropy.as<float>()[n]);
-      } else {
-        differentiate<T>(row, columns, wanted, dlogp, b.lse.as<float>()[n]);
-      }
-    }
-  });
-}
+struct BackwardChunk {
+  const Args& a;
+  const Backward& b;
+  const int64_t* index;  // of its rows in [0, N)
+  float* tile;
+  RowSummary* summaries;
+  GradientChunk<T> gradient;
+
+  template <typename Body>
+  void for_rows(int64_t columns, const Body& body) const {
+    parallel_ranges(pool_of(a), gradient.rows, rows_per_pass(columns), [&](int64_t begin, int64_t end, int) {
+      for (int64_t r = begin; r < end; r++) body(r, index[r], tile + r * gradient.stride);
+    });
+  }
+
+  void logits(int64_t column, int64_t columns, int64_t tile_column) const {
+    logits_product(gradient.hidden, gradient.head + column * gradient.D, gradient.rows, columns, gradient.D,
+                   tile + tile_column, gradient.stride, a);
+  }
+
+  /** The tile holds one band at a time. */
+  void run_bands(int64_t vocabulary) const {
+    for_bands(vocabulary, [&](int64_t begin, int64_t columns) {
+      logits(begin, columns, 0);
+      for_rows(columns, [&](int64_t, int64_t n, float* row) {
+        differentiate<T>(row, columns, b.target.as<int32_t>()[n] - begin, b.dlogp.as<float>()[n], b.lse.as<float>()[n]);
+      });
+      gradient_products(gradient, begin, columns, 0, a);
+    });
+  }
+
+  /** The tile holds whole rows: their entropy first, then the gradient. */
+  void run_whole_rows(int64_t vocabulary) const {
+    for_bands(vocabulary, [&](int64_t begin, int64_t columns) {
+      logits(begin, columns, begin);
+      for_rows(columns, [&](int64_t r, int64_t, float* row) {
+        summaries[r] = summarise<true, false>(summaries[r], begin == 0, row + begin, columns, nullptr);
+      });
+    });
+    for_bands(vocabulary, [&](int64_t begin, int64_t columns) {
+      for_rows(columns, [&](int64_t r, int64_t n, float* row) {
+        differentiate_with_entropy<T>(summaries[r], row, begin, columns, b.target.as<int32_t>()[n],
+                                      b.dlogp.as<float>()[n], b.dentropy.as<float>()[n]);
+      });
+      gradient_products(gradient, begin, columns, begin, a);
+    });
+  }
+};
 
 template <typename T>
 void backward(const Args& a, const Backward& b) {
@@ -195,22 +226,21 @@ void backward(const Args& a, const Backward& b) {
   Scratch tile_memory(a.device, shape.bytes());
   Scratch copy_memory(a.device, static_cast<size_t>(shape.rows * D) * sizeof(T));
   Scratch dhidden_memory(a.device, static_cast<size_t>(shape.rows * D) * sizeof(float));
+  Scratch summary_memory(a.device, static_cast<size_t>(shape.rows) * sizeof(RowSummary));
   float* tile = tile_memory.as<float>();
   float* dhidden = dhidden_memory.as<float>();
   for (int64_t row = 0; row < count; row += shape.rows) {
     const int64_t rows = smaller(shape.rows, count - row);
-    const int64_t* chunk = index + row;
-    const T* x = gather_rows(pool, b.hidden.as<T>(), chunk, rows, D, copy_memory.as<T>());
-    for (int64_t column = 0; column < V; column += shape.columns) {
-      const int64_t columns = smaller(shape.columns, V - column);
-      const int64_t stride = tile_stride(columns);
-      const T* weights = b.head.as<T>() + column * D;
-      logits_product(x, weights, rows, columns, D, tile, stride, a);
-      differentiate_tile<T>(b, pool, tile, chunk, rows, column, columns);
-      hidden_gradient_product(tile, stride, weights, rows, columns, D, dhidden, column > 0, a);
-      head_gradient_product(tile, stride, x, rows, columns, D, b.dhead.as<float>() + column * D, b.add || row > 0, a);
+    const T* x = gather_rows(pool, b.hidden.as<T>(), index + row, rows, D, copy_memory.as<T>());
+    const BackwardChunk<T> chunk = {a, b, index + row, tile, summary_memory.as<RowSummary>(),
+                                    {tile, tile_stride(shape.columns), rows, D, x, b.head.as<T>(), dhidden,
+                                     b.dhead.as<float>(), b.add || row > 0}};
+    if (b.dentropy.present()) {
+      chunk.run_whole_rows(V);
+    } else {
+      chunk.run_bands(V);
     }
-    scatter_rows(pool, dhidden, chunk, rows, D, b.dhidden.as<T>());
+    scatter_rows(pool, dhidden, index + row, rows, D, b.dhidden.as<T>());
   }
 }
 

@@ -15,6 +15,10 @@ namespace linear_logprob_detail {
 
 inline constexpr int64_t kPartColumns = 1024;  // 4 KiB of logits: both passes over a part run from L1
 
+// Products and passes over a wide tile go band by band, so that a band (512 rows: 8 MiB) is still in L3 when the next pass
+// reads it. The sum over V in dhidden is cut here too, always at the same columns.
+inline constexpr int64_t kBandColumns = 4 * kPartColumns;
+
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -28,6 +32,15 @@ static inline float exp_scalar(float x) {
   store(lanes, exp(set1(x)));
   return lanes[0];
 }
+
+/** body(first column, columns) for each band of V columns. */
+template <typename Body>
+static inline void for_bands(int64_t vocabulary, const Body& body) {
+  for (int64_t begin = 0; begin < vocabulary; begin += kBandColumns) body(begin, smaller(kBandColumns, vocabulary - begin));
+}
+
+/** Rows of a pass over `columns` columns that make one task: 64 KiB of logits. */
+static inline int64_t rows_per_pass(int64_t columns) { return larger(1, 16384 / larger(columns, 1)); }
 
 /** Writes the rows that have a target, in order, and returns their number. Throws ERR_DATA for a target >= V. */
 static inline int64_t supervised_rows(const char* op, const View& target, int64_t vocabulary, int64_t* rows) {
@@ -170,11 +183,11 @@ static inline RowSummary summarise(RowSummary so_far, bool first, float* logits,
 template <typename T>
 inline constexpr bool kRoundGradient = sizeof(T) == 2 && CARAVAN_ISA_LEVEL == 4;
 
-/** The tile as the operand of the two gradient products. */
+/** Columns [column, ...) of the tile as the operand of the two gradient products. */
 template <typename T>
-static inline Matrix gradient_matrix(const float* tile, int64_t stride) {
-  if constexpr (kRoundGradient<T>) return {tile, DType::kBF16, 2 * stride, 1};
-  return {tile, DType::kF32, stride, 1};
+static inline Matrix gradient_matrix(const float* tile, int64_t stride, int64_t column) {
+  if constexpr (kRoundGradient<T>) return {reinterpret_cast<const bf16*>(tile) + column, DType::kBF16, 2 * stride, 1};
+  return {tile + column, DType::kF32, stride, 1};
 }
 
 static inline Matrix transposed(Matrix m) { return {m.data, m.dtype, m.column_stride, m.row_stride}; }
@@ -182,8 +195,8 @@ static inline Matrix transposed(Matrix m) { return {m.data, m.dtype, m.column_st
 template <typename T>
 inline constexpr DType kDTypeOf = sizeof(T) == 2 ? DType::kBF16 : DType::kF32;
 
-/** gradient[j] = value(logits, j) for j in [0, columns), in place; bf16 elements move to the front of the row, always
- *  behind the reading position. `value` gets a vector and the number of valid lanes is irrelevant to it. */
+/** Columns [begin, end) of a row of logits -> value(logits), in place. With kRoundGradient element j moves to the place of
+ *  the bf16 array that starts at the row: always behind the reading position, over logits that are used up. */
 template <typename T, typename Value>
 static inline void replace_row(float* row, int64_t begin, int64_t end, const Value& value) {
   if constexpr (kRoundGradient<T>) {
@@ -198,7 +211,7 @@ static inline void replace_row(float* row, int64_t begin, int64_t end, const Val
   }
 }
 
-/** gradient[column] += x after replace_row, with one rounding: `value` is the f32 entry that replace_row stored. */
+/** Overwrites one entry after replace_row, so that the target's is rounded once. */
 template <typename T>
 static inline void put_gradient(float* row, int64_t column, float value) {
   if constexpr (kRoundGradient<T>) {
@@ -225,37 +238,44 @@ static inline void logits_product(const T* hidden, const T* head, int64_t rows, 
   gemm(product, a.device, pool_of(a));
 }
 
-/** dhidden[R,D] (+)= gradient[R,C] head[C,D], f32. */
+/** What the gradient products of a chunk of rows read and write. */
 template <typename T>
-static inline void hidden_gradient_product(const float* tile, int64_t stride, const T* head, int64_t rows,
-                                           int64_t columns, int64_t D, float* dhidden, bool accumulate, const Args& a) {
-  GemmArgs product = {};
-  product.M = rows;
-  product.N = D;
-  product.K = columns;
-  product.a = gradient_matrix<T>(tile, stride);
-  product.b = {head, kDTypeOf<T>, D, 1};
-  product.c = dhidden;
-  product.c_dtype = DType::kF32;
-  product.c_row_stride = D;
-  product.accumulate = accumulate;
-  gemm(product, a.device, pool_of(a));
-}
+struct GradientChunk {
+  const float* tile;  // [R,stride], gradients of the columns in question
+  int64_t stride;
+  int64_t rows;
+  int64_t D;
+  const T* hidden;   // [R,D]
+  const T* head;     // [V,D]
+  float* dhidden;    // [R,D]
+  float* dhead;      // [V,D]
+  bool add_to_head;  // to what dhead holds already
+};
 
-/** dhead[C,D] (+)= gradient[R,C]^T hidden[R,D], f32. */
+/** dhidden (+)= gradient head and dhead (+)= gradient^T hidden for the vocabulary [column, column + columns), whose
+ *  gradients lie in the tile from `tile_column` on. dhidden starts at column 0. */
 template <typename T>
-static inline void head_gradient_product(const float* tile, int64_t stride, const T* hidden, int64_t rows,
-                                         int64_t columns, int64_t D, float* dhead, bool accumulate, const Args& a) {
+static inline void gradient_products(const GradientChunk<T>& chunk, int64_t column, int64_t columns,
+                                     int64_t tile_column, const Args& a) {
+  const Matrix gradient = gradient_matrix<T>(chunk.tile, chunk.stride, tile_column);
   GemmArgs product = {};
-  product.M = columns;
-  product.N = D;
-  product.K = rows;
-  product.a = transposed(gradient_matrix<T>(tile, stride));
-  product.b = {hidden, kDTypeOf<T>, D, 1};
-  product.c = dhead;
+  product.M = chunk.rows;
+  product.N = chunk.D;
+  product.K = columns;
+  product.a = gradient;
+  product.b = {chunk.head + column * chunk.D, kDTypeOf<T>, chunk.D, 1};
+  product.c = chunk.dhidden;
   product.c_dtype = DType::kF32;
-  product.c_row_stride = D;
-  product.accumulate = accumulate;
+  product.c_row_stride = chunk.D;
+  product.accumulate = column > 0;
+  gemm(product, a.device, pool_of(a));
+
+  product.M = columns;
+  product.K = chunk.rows;
+  product.a = transposed(gradient);
+  product.b = {chunk.hidden, kDTypeOf<T>, chunk.D, 1};
+  product.c = chunk.dhead + column * chunk.D;
+  product.accumulate = chunk.add_to_head;
   gemm(product, a.device, pool_of(a));
 }
 

@@ -10,8 +10,10 @@ namespace caravan::CARAVAN_ISA {
 namespace {
 namespace movement_detail {
 
-/** Side of a transpose tile: 64 lines of L1 for 4-byte elements. */
-constexpr int64_t kTile = 32;
+/** Side of a transpose tile: one cache line of elements, so that every line is read once and written once, whole.
+ *  Larger tiles of power-of-two strides would drive each other out of the few ways of L1. */
+template <typename E>
+constexpr int64_t kTile = 64 / sizeof(E);
 
 /** Calls body(E{}) with an unsigned integer of the element's size. */
 template <typename Body>
@@ -64,6 +66,22 @@ void write_strided(ThreadPool& pool, const BroadcastPlan<1>& plan, const View& x
   });
 }
 
+/** One tile, turned in a buffer in L1: to[i * to_step + j] = from[i + j * from_step]. */
+template <typename E>
+void transpose_tile(const E* from, int64_t from_step, E* to, int64_t to_step, int64_t rows, int64_t columns) {
+  E tile[kTile<E>][kTile<E>];
+  if (rows == kTile<E> && columns == kTile<E>) {
+    for (int64_t j = 0; j < kTile<E>; j++) {
+      for (int64_t i = 0; i < kTile<E>; i++) tile[i][j] = from[i + j * from_step];
+    }
+    for (int64_t i = 0; i < kTile<E>; i++) __builtin_memcpy(to + i * to_step, tile[i], sizeof(tile[i]));
+    return;
+  }
+  for (int64_t j = 0; j < columns; j++) {
+    for (int64_t i = 0; i < rows; i++) to[i * to_step + j] = from[i + j * from_step];
+  }
+}
+
 /** Transposes tiles of the plan's dimension `fast` (along which x is contiguous) and its last one (along which y is). */
 template <typename E>
 void transpose_tiles(ThreadPool& pool, const BroadcastPlan<1>& plan, int fast, const E* x, E* y) {
@@ -76,14 +94,15 @@ void transpose_tiles(ThreadPool& pool, const BroadcastPlan<1>& plan, int fast, c
     next *= plan.shape[i];
     if (i != last && i != fast) outer *= plan.shape[i];
   }
-  const int64_t bands = (plan.shape[fast] + kTile - 1) / kTile;
+  constexpr int64_t kSide = kTile<E>;
+  const int64_t bands = (plan.shape[fast] + kSide - 1) / kSide;
   const int64_t x_step = plan.stride[0][last];
   parallel_ranges(
-      pool, outer * bands, rows_per_task(kTile * plan.row() * 2 * static_cast<int64_t>(sizeof(E))),
+      pool, outer * bands, rows_per_task(kSide * plan.row() * 2 * static_cast<int64_t>(sizeof(E))),
       [&](int64_t begin, int64_t end, int) {
         for (int64_t band = begin; band < end; band++) {
-          const int64_t first = band % bands * kTile;
-          const int64_t count = plan.shape[fast] - first < kTile ? plan.shape[fast] - first : kTile;
+          const int64_t first = band % bands * kSide;
+          const int64_t count = plan.shape[fast] - first < kSide ? plan.shape[fast] - first : kSide;
           const E* from = x + first;
           E* to = y + first * y_stride[fast];
           int64_t left = band / bands;
@@ -93,12 +112,9 @@ void transpose_tiles(ThreadPool& pool, const BroadcastPlan<1>& plan, int fast, c
             to += left % plan.shape[i] * y_stride[i];
             left /= plan.shape[i];
           }
-          for (int64_t column = 0; column < plan.row(); column += kTile) {
-            const int64_t columns = plan.row() - column < kTile ? plan.row() - column : kTile;
-            for (int64_t i = 0; i < count; i++) {
-              E* row = to + i * y_stride[fast] + column;
-              for (int64_t j = 0; j < columns; j++) row[j] = from[i + (column + j) * x_step];
-            }
+          for (int64_t column = 0; column < plan.row(); column += kSide) {
+            const int64_t columns = plan.row() - column < kSide ? plan.row() - column : kSide;
+            transpose_tile(from + column * x_step, x_step, to + column, y_stride[fast], count, columns);
           }
         }
       });

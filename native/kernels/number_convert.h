@@ -16,20 +16,20 @@ static inline double to_f64(double x) { return x; }
 static inline double to_f64(float x) { return x; }
 static inline double to_f64(bf16 x) { return to_f32(x); }
 static inline double to_f64(int32_t x) { return x; }
-static inline double to_f64(f16 x) {
-  const int exponent = (x.bits >> 10) & 31;
-  const int fraction = x.bits & 1023;
-  double magnitude;
-  if (exponent == 0) {
-    magnitude = fraction * 0x1p-24;
-  } else if (exponent == 31) {
-    magnitude = fraction != 0 ? __builtin_nan("") : __builtin_inf();
-  } else {
-    uint64_t bits = static_cast<uint64_t>(exponent - 15 + 1023) << 52 | static_cast<uint64_t>(fraction) << 42;
-    __builtin_memcpy(&magnitude, &bits, 8);
-  }
-  return (x.bits & 0x8000) != 0 ? -magnitude : magnitude;
+/** Exact, and free of branches: with exponent and fraction moved into the places of an f32, a factor of 2^112 corrects
+ *  the bias of normal and subnormal numbers alike. Infinity and NaN keep their fraction under the largest exponent. */
+static inline float to_f32(f16 x) {
+  const uint32_t moved = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
+  float magnitude;
+  __builtin_memcpy(&magnitude, &moved, 4);
+  magnitude *= 0x1p112f;
+  uint32_t bits;
+  __builtin_memcpy(&bits, &magnitude, 4);
+  bits = (moved >= 0x0f800000u ? moved | 0x7f800000u : bits) | static_cast<uint32_t>(x.bits & 0x8000) << 16;
+  __builtin_memcpy(&magnitude, &bits, 4);
+  return magnitude;
 }
+static inline double to_f64(f16 x) { return to_f32(x); }
 
 /** Nearest integer, ties to even, for |x| < 2^51: adding 1.5 * 2^52 pushes the fraction out. */
 static inline double nearest_integer(double x) { return (x + 0x1.8p52) - 0x1.8p52; }

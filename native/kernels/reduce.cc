@@ -208,7 +208,8 @@ double largest(const double* x, int64_t count) {
   return most;
 }
 
-/** One pass in blocks: only the block that holds the winner, still in L1 or L2, is searched for its place. */
+/** One pass in blocks; then the block that holds the winner, still in L1 or L2, is searched for its place: by vectors for
+ *  the right piece of it, and that piece one by one. */
 template <typename T>
 int32_t argmax_row(const T* x, int64_t V) {
   constexpr int64_t kBlock = 2048;
@@ -224,8 +225,13 @@ int32_t argmax_row(const T* x, int64_t V) {
       to = end;
     }
   }
-  for (int64_t i = from; i < to; i++) {
-    if (to_f64(x[i]) == best) return static_cast<int32_t>(i);
+  constexpr int64_t kPiece = 64;
+  for (int64_t begin = from; begin < to; begin += kPiece) {
+    const int64_t end = begin + kPiece < to ? begin + kPiece : to;
+    if (largest(x + begin, end - begin) != best) continue;
+    for (int64_t i = begin; i < end; i++) {
+      if (to_f64(x[i]) == best) return static_cast<int32_t>(i);
+    }
   }
   return 0;
 }

@@ -17,7 +17,7 @@ void forward(const Args& a) {
     T* y = a.out[0].as<T>() + begin;
     for_vectors(end - begin, [&](int64_t i, auto vector) {
       F32 g = vector.load(gate + i);
-      vector.store(y + i, g * sigmoid(g) * vector.load(up + i));
+      vector.store(y + i, g / (set1(1.0f) + CARAVAN_ISA::exp(-g)) * vector.load(up + i));
     });
   });
 }

@@ -30,7 +30,8 @@ async function outputs(model: CausalLm, name: CaseName, tensors: ReturnType<type
     const target = Tensor.from(device, packed.targets, [packed.targets.length])
     return { logits: linear(hidden, model.head), logp: linearLogprob(hidden, model.head, target).logp }
   })
-  const [logits, logp] = [await made.logits.read(), await made.logp.read()]
+  const logits = (await made.logits.read()) as Float32Array
+  const logp = (await made.logp.read()) as Float32Array
   made.logits.dispose()
   made.logp.dispose()
   return { packed, logits, logp }

@@ -1,0 +1,68 @@
+// PyTorch's kernels as rivals: one Python process that answers requests, a line of JSON each, so that both sides take
+// turns under the same load. An op that PyTorch does not have is answered with nothing.
+import { type ChildProcessByStdio, spawn } from 'node:child_process'
+import { createInterface } from 'node:readline'
+import type { Readable, Writable } from 'node:stream'
+import type { Sample } from '../tensor/index.js'
+import { benchScript, pythonCommand } from './torch_peer.js'
+
+type Peer = ChildProcessByStdio<Writable, Readable, null>
+
+export class TorchKernels {
+  readonly #waiting: ((line: string | undefined) => void)[] = []
+  readonly #lines: string[] = []
+  #ended = false
+
+  private constructor(private readonly child: Peer) {
+    const lines = createInterface({ input: child.stdout })
+    lines.on('line', (line) => {
+      const wake = this.#waiting.shift()
+      if (wake) wake(line)
+      else this.#lines.push(line)
+    })
+    const end = () => {
+      this.#ended = true
+      for (const wake of this.#waiting.splice(0)) wake(undefined)
+    }
+    lines.on('close', end)
+    child.on('error', end)
+    child.stdin.on('error', end)
+  }
+
+  version = ''
+
+  /** Starts the process; `absent` says why there is none. */
+  static async start(options: { threads: number; dtype: string }): Promise<TorchKernels | { absent: string }> {
+    const script = benchScript('torch_kernels.py')
+    const words = [script, '--threads', String(options.threads), '--dtype', options.dtype]
+    const child = spawn(pythonCommand(), words, { stdio: ['pipe', 'pipe', 'ignore'] })
+    const peer = new TorchKernels(child)
+    const first = await peer.#line()
+    const hello = first === undefined ? undefined : (JSON.parse(first) as { version?: string })
+    if (hello?.version) {
+      peer.version = hello.version
+      return peer
+    }
+    peer.close()
+    return { absent: `no PyTorch beside it: ${pythonCommand()} has none (CARAVAN_PYTHON names another interpreter)` }
+  }
+
+  /** Seconds for one call, measured over about `budget` seconds; undefined where PyTorch has no such op. */
+  async seconds(op: string, sample: Sample, budget: number): Promise<number | undefined> {
+    if (this.#ended) return undefined
+    this.child.stdin.write(`${JSON.stringify({ op, sample, budget })}\n`)
+    const line = await this.#line()
+    return line === undefined ? undefined : ((JSON.parse(line) as { seconds?: number }).seconds ?? undefined)
+  }
+
+  close(): void {
+    this.child.kill()
+  }
+
+  #line(): Promise<string | undefined> {
+    const ready = this.#lines.shift()
+    if (ready !== undefined) return Promise.resolve(ready)
+    if (this.#ended) return Promise.resolve(undefined)
+    return new Promise((resolve) => this.#waiting.push(resolve))
+  }
+}

@@ -1,0 +1,157 @@
+// The plan of a run, before anything is allocated: sizes, memory, work and time, and where every setting comes from.
+import { totalmem } from 'node:os'
+import { CaravanError } from '../base/errors.js'
+import { openDataset } from '../data/dataset.js'
+import { forwardFlopsPerToken, parameterCount, readModelConfig, trainingMemory } from '../models/index.js'
+import type { DecoderShape } from '../nn/decoder_shape.js'
+import { linear, openDevice, randomNormal } from '../ops/index.js'
+import type { Device } from '../runtime/index.js'
+import { keep, type Tensor } from '../tensor/index.js'
+import { type RunOptions, resolveRun } from './resolve_run.js'
+import type { Origin, PretrainSettings, Recipe, Resolved, Setting, SftSettings } from './stage.js'
+import { pocketShape } from './stage_pretrain.js'
+
+export interface RunPlan {
+  recipe: string
+  scale: string
+  dtype: string
+  threads: number
+  notBuilt: string[]
+  stages: StagePlan[]
+}
+
+export interface StagePlan {
+  name: string
+  settings: Record<string, Setting>
+  origins: Record<string, Origin>
+  parameters: number
+  /** Optimizer steps; null when the data decides and is not there. */
+  steps: number | null
+  /** Tokens through the model, at most. */
+  tokens: number | null
+  flops: number | null
+  memory: { name: string; bytes: number }[]
+  memoryBytes: number
+  /** Estimated from a product measured on this machine; null when the work is unknown. */
+  seconds: number | null
+  notes: string[]
+}
+
+/** Share of the measured product speed that a whole training step reaches. */
+const STEP_EFFICIENCY = 0.6
+const PROBE = { rows: 512, width: 1024, repeats: 4 }
+
+/** Plans `recipe` without training. Errors as run() would give them before its first step. */
+export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunPlan> {
+  const resolved = resolveRun(recipe, options)
+  const { dtype = recipe.dtype, threads, device: kind } = options
+  using device = openDevice({ kind, threads })
+  const flopsPerSecond = await productSpeed(device)
+  const stages: StagePlan[] = []
+  let shape: DecoderShape | undefined
+  for (const [name, { values, origins }] of resolved) {
+    shape = 'width' in values ? pocketShape(values, values.vocabularySize) : await sftShape(values, recipe, shape)
+    const work = 'width' in values ? pretrainWork(values) : await sftWork(values, recipe)
+    stages.push(stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }))
+  }
+  const { name, scale, notBuilt } = recipe
+  return { recipe: name, scale, dtype, threads: device.threads, notBuilt, stages }
+}
+
+interface Work {
+  steps: number | null
+  tokens: number | null
+  notes: string[]
+}
+
+interface StageFacts extends Resolved<SftSettings | PretrainSettings> {
+  name: string
+  shape: DecoderShape
+  work: Work
+  dtype: 'f32' | 'bf16'
+  flopsPerSecond: number
+}
+
+function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }: StageFacts): StagePlan {
+  const { steps, tokens, notes } = work
+  const { microBatchTokens, maxTokens, activationCheckpointing: checkpoint, packing } = values
+  const micro = packing === 'none' ? maxTokens : microBatchTokens
+  const { total, ...parts } = trainingMemory(shape, { tokens: micro, dtype, checkpoint })
+  const flops = tokens === null ? null : 3 * forwardFlopsPerToken(shape, maxTokens / 2) * tokens
+  if (total > totalmem()) {
+    notes.push(`needs ${(total / 2 ** 30).toFixed(0)} GiB, this machine has ${(totalmem() / 2 ** 30).toFixed(0)} GiB`)
+  }
+  return {
+    name,
+    settings: values as unknown as Record<string, Setting>,
+    origins,
+    parameters: parameterCount(shape),
+    steps,
+    tokens,
+    flops,
+    memory: Object.entries(parts).map(([part, bytes]) => ({ name: part, bytes })),
+    memoryBytes: total,
+    seconds: flops === null ? null : flops / (flopsPerSecond * STEP_EFFICIENCY),
+    notes,
+  }
+}
+
+function pretrainWork({ steps, tokens, epochs, batchTokens }: PretrainSettings): Work {
+  const all = Math.ceil((tokens * epochs) / batchTokens)
+  const done = steps > 0 ? Math.min(steps, all) : all
+  return { steps: done, tokens: Math.min(done * batchTokens, tokens * epochs), notes: [] }
+}
+
+/** Rows are counted; tokens are not known before they are made, so each row counts as full. */
+async function sftWork(values: SftSettings, recipe: Recipe): Promise<Work> {
+  const { data, steps, epochs, maxTokens, rows: ownRows, batchTokens } = values
+  const own = recipe.scale === 'pocket'
+  if (data.length === 0 && !own) {
+    return { steps: null, tokens: null, notes: ['steps and tokens depend on the data: give --data'] }
+  }
+  const batch = values.batchSequences || 32
+  const rows = data.length === 0 ? ownRows : await countRows(data)
+  const perEpoch = batchTokens > 0 ? Math.ceil((rows * maxTokens) / batchTokens) : Math.ceil(rows / batch)
+  const all = perEpoch * epochs
+  const done = steps > 0 ? Math.min(steps, all) : all
+  const notes = [`${rows} rows; tokens and time are upper limits, with every row ${maxTokens} tokens long`]
+  return { steps: done, tokens: Math.min(done * batch, rows * epochs) * maxTokens, notes }
+}
+
+async function countRows(files: readonly string[]): Promise<number> {
+  const dataset = await openDataset([...files])
+  let rows = 0
+  for await (const _ of dataset.rows()) rows++
+  return rows
+}
+
+async function sftShape(
+  { model }: SftSettings,
+  recipe: Recipe,
+  before: DecoderShape | undefined,
+): Promise<DecoderShape> {
+  if (model !== '') return (await readModelConfig(model)).config
+  const shape = before ?? recipe.model?.shape
+  if (shape) return shape
+  throw new CaravanError('ERR_CONFIG', 'the sft stage needs a model', {
+    hint: 'give the folder of a Hugging Face checkpoint with --model, or run the base stage before it',
+  })
+}
+
+/** FLOP/s of a product of training size, best of a few. */
+async function productSpeed(device: Device): Promise<number> {
+  const { rows, width, repeats } = PROBE
+  const random = { deviation: 1, seed: 1, stream: 0, dtype: 'f32' } as const
+  const [x, w] = [rows, width].map((size) => keep(randomNormal(device, [size, width], random))) as [Tensor, Tensor]
+  let best = Number.POSITIVE_INFINITY
+  for (let i = 0; i <= repeats; i++) {
+    await device.idle()
+    const started = performance.now()
+    linear(x, w).dispose()
+    await device.idle()
+    if (i > 0) best = Math.min(best, (performance.now() - started) / 1000)
+  }
+  x.dispose()
+  w.dispose()
+  return (2 * rows * width * width) / best
+}

@@ -1,0 +1,98 @@
+// Samples for what the table leaves out: ops whose samples are those of a benchmark, and sizes at which a kernel is cut
+// into tasks for several threads.
+import { dtypeCode } from '../../lib/base/dtype.js'
+import type { Op, Sample } from '../../lib/tensor/index.js'
+import { type SampleCall, sampleCall, testSamples } from './sample_call.js'
+
+const segments = { queries: [150, 1, 49], keys: [150, 1, 49], S: 3 }
+const decode = { N: 3, M: 700, H: 4, K: 2, C: 24, S: 3, queries: [1, 1, 1], keys: [300, 1, 399] }
+const vocabulary = { N: 67, V: 2501, D: 40 }
+
+/** Large enough that there is something to share out, by op. */
+const shared: { [op: string]: Sample[] } = {
+  attention: [
+    { N: 200, M: 200, H: 4, K: 2, C: 24, ...segments, scale: 0.2, window: 0 },
+    { N: 200, M: 200, H: 3, K: 3, C: 17, ...segments, scale: 0.2, window: 40 },
+    { ...decode, scale: 0.2, window: 0 },
+  ],
+  attention_backward: [
+    { N: 6, M: 6, H: 2, K: 1, C: 4, S: 2, queries: [4, 2], keys: [4, 2], scale: 0.5, window: 0 },
+    { N: 200, M: 200, H: 4, K: 2, C: 24, ...segments, scale: 0.2, window: 0 },
+    { N: 200, M: 200, H: 3, K: 3, C: 17, ...segments, scale: 0.2, window: 40 },
+  ],
+  linear_logprob: [
+    { ...vocabulary, with_entropy: 1, chunk_bytes: 1 << 16 },
+    { ...vocabulary, with_entropy: 0, chunk_bytes: 1 << 22 },
+  ],
+  linear_logprob_backward: [
+    { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
+    { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
+    { ...vocabulary, chunk_bytes: 1 << 16, with_dentropy: 1 },
+  ],
+  linear_logprob_backward_add: [
+    { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
+    { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
+    { N: 0, V: 5, D: 3, chunk_bytes: 1024 },
+    { ...vocabulary, chunk_bytes: 1 << 16 },
+  ],
+  cross_entropy: [{ ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 }],
+  cross_entropy_add: [
+    { N: 7, V: 11, D: 5, z_loss: 0, chunk_bytes: 1 << 20 },
+    { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
+    { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
+    { ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 },
+  ],
+  adamw: [7, 33, 40_000].map((n) => ({ lead: [n], beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 })),
+  squared_sum_add: [{ lead: [5] }, { lead: [40_001] }],
+  clip_control: [{ scale: 0.5, max_norm: 1 }],
+  fill: [{ shapes: { y: [300, 301] }, value: 1.25, dtype: dtypeCode.f32 }],
+  iota: [{ N: 70_001, start: -3, step: 0.5, dtype: dtypeCode.f64 }],
+  random_normal: [{ shapes: { y: [201, 97] }, mean: 0, deviation: 1, seed: 5, stream: 9, dtype: dtypeCode.f32 }],
+  matmul: [
+    { G: 9, A1: 130, A2: 70, B1: 70, B2: 90, transpose_a: 0, transpose_b: 0, I: 130, P: 90 },
+    { G: 1, A1: 300, A2: 257, B1: 200, B2: 257, transpose_a: 0, transpose_b: 1, I: 300, P: 200 },
+    { G: 1, A1: 300, A2: 257, B1: 300, B2: 131, transpose_a: 1, transpose_b: 0, I: 257, P: 131 },
+  ],
+  rope: [{ N: 300, H: 5, C: 34, direction: 1 }],
+  rope_table: [{ N: 700, J: 24, C: 48 }],
+  embedding: [{ N: 400, V: 50, D: 129 }],
+  embedding_backward: [{ N: 400, V: 50, D: 257 }],
+  embedding_backward_add: [{ N: 400, V: 50, D: 257 }],
+  scatter_rows: [{ M: 301, N: 150, W: 257 }],
+  take: [{ lead: [3000], V: 33 }],
+  put: [{ lead: [3000], V: 33 }],
+  argmax: [{ lead: [900], V: 301 }],
+  slice: [{ shapes: { x: [90, 40, 33] }, axis: 1, start: 3, length: 30 }],
+  concat: [{ shapes: { a: [90, 20, 33], b: [90, 17, 33] }, axis: 1 }],
+  transpose: [{ shapes: { x: [90, 70, 33] }, p0: 2, p1: 0, p2: 1, p3: -1, p4: -1, p5: -1 }],
+}
+
+/** The first sample of an op in sizes that fill several tasks. */
+function enlarged(op: Op): Sample | undefined {
+  const first = testSamples(op)[0]
+  if (!first) return undefined
+  if (!first.shapes) return { ...first, N: 517, lead: [517], D: 261, F: 131 }
+  const larger = [...new Set(Object.values(first.shapes).flat())].filter((size) => size > 1).sort((a, b) => a - b)
+  const sizes = new Map(larger.map((size, i) => [size, 210 + 31 * i]))
+  const shapes = Object.entries(first.shapes).map(([name, shape]) => [name, shape.map((n) => sizes.get(n) ?? n)])
+  return { ...first, shapes: Object.fromEntries(shapes) as { [argument: string]: number[] } }
+}
+
+/** The table's samples, and some for several threads. */
+export function allSamples(op: Op): Sample[] {
+  const large = shared[op.definition.name] ?? [enlarged(op)].filter((sample) => sample !== undefined)
+  return [...testSamples(op), ...large]
+}
+
+/** As sampleCall, with data that make sense to the optimizer's ops. */
+export function plausibleCall(op: Op, sample: Sample): SampleCall {
+  const call = sampleCall(op, sample)
+  const control = [1e-2, 0.5, 1, 0.1, 0.05, 3, 0, 0]
+  for (const input of call.inputs) {
+    if (input.name === 'control') input.values = Float64Array.from(control)
+    if (input.name === 'sum' || (op.definition.name === 'adamw' && input.name === 'v')) {
+      input.values = input.values.map((value) => value * value)
+    }
+  }
+  return call
+}

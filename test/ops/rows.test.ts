@@ -1,0 +1,143 @@
+// A row has the same bits alone and in a batch: what makes the sampler's log-probabilities the trainer's.
+import { afterAll, describe, expect, it } from 'vitest'
+import { dtypeBytes } from '../../lib/base/dtype.js'
+import { attentionOp, openDevice } from '../../lib/ops/index.js'
+import { declaredOps, type Op, type Sample } from '../../lib/tensor/index.js'
+import {
+  argumentsOn,
+  bitsOf,
+  callOp,
+  disposeAll,
+  dtypeIn,
+  type HostArgument,
+  roundedCall,
+  type SampleCall,
+  sampleCall,
+} from './sample_call.js'
+
+const device = openDevice({ threads: 2 })
+afterAll(() => device.close())
+
+type Cut = { begin: number; end: number }
+
+const N = 150
+const vocabulary = { N, V: 1333, D: 96 }
+const samples: { [op: string]: Sample } = {
+  linear: { lead: [N], D: 133, F: 97, with_bias: 1, with_residual: 1 },
+  linear_backward_input: { lead: [N], D: 133, F: 97, with_dx0: 1 },
+  rms_norm: { N, D: 129, eps: 1e-5, with_residual: 1 },
+  rms_norm_backward: { N, D: 129 },
+  add_rms_norm: { N, D: 129, eps: 1e-5 },
+  layer_norm: { N, D: 129, eps: 1e-5 },
+  layer_norm_backward: { N, D: 129 },
+  rope: { N, H: 3, C: 34, direction: 1 },
+  rope_table: { N, J: 17, C: 34 },
+  swiglu: { N, F: 131 },
+  swiglu_backward: { N, F: 131 },
+  embedding: { N, V: 40, D: 65 },
+  linear_logprob: { ...vocabulary, with_entropy: 1, chunk_bytes: 1 << 17 },
+  linear_logprob_backward: { ...vocabulary, with_dentropy: 1, chunk_bytes: 1 << 17 },
+  cross_entropy: { ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 17 },
+}
+
+const isByRow = (dims: string[] | undefined) => dims?.[0] === 'N' || dims?.[0] === '*'
+
+/** Rows [begin, end) of an argument. */
+function rowsOf(argument: HostArgument, { begin, end }: Cut): HostArgument {
+  const width = argument.values.length / argument.shape[0]!
+  const values = argument.values.slice(begin * width, end * width)
+  return { ...argument, shape: [end - begin, ...argument.shape.slice(1)], values }
+}
+
+/** The call for rows [begin, end) alone. */
+function cutCall(call: SampleCall, cut: Cut): SampleCall {
+  const dims = new Map(call.op.parsed.inputs.map((input) => [input.name, input.dims]))
+  return { ...call, inputs: call.inputs.map((input) => (isByRow(dims.get(input.name)) ? rowsOf(input, cut) : input)) }
+}
+
+async function bitsBy(call: SampleCall, dtype: 'f32' | 'bf16'): Promise<{ [name: string]: string }> {
+  const given = argumentsOn(device, call, dtype)
+  const made = callOp(call.op, given)
+  const bits = await bitsOf(made)
+  disposeAll(given, made)
+  return bits
+}
+
+const cuts: Cut[] = [
+  { begin: 0, end: 1 },
+  { begin: 37, end: 38 },
+  { begin: N - 1, end: N },
+  { begin: 3, end: 5 },
+  { begin: 11, end: 18 },
+  { begin: 60, end: 133 },
+]
+
+describe.each(Object.entries(samples))('%s', (name, sample) => {
+  const op = declaredOps().get(name)!
+
+  it.each(['f32', 'bf16'] as const)('rows alone equal those of the batch, %s', async (dtype) => {
+    const call = roundedCall(sampleCall(op, sample), dtype)
+    const whole = await bitsBy(call, dtype)
+    const outputs = op.parsed.outputs.filter((output) => isByRow(output.dims) && whole[output.name] !== undefined)
+    expect(outputs.length).toBeGreaterThan(0)
+    for (const cut of cuts) {
+      const alone = await bitsBy(cutCall(call, cut), dtype)
+      for (const output of outputs) {
+        const characters = whole[output.name]!.length / N
+        const expected = whole[output.name]!.slice(cut.begin * characters, cut.end * characters)
+        expect(alone[output.name] === expected, `${output.name} of rows ${cut.begin}..${cut.end}`).toBe(true)
+      }
+    }
+  })
+})
+
+describe('attention', () => {
+  const [H, K, C] = [4, 2, 24]
+  const lengths = [90, 1, 59]
+
+  /** Queries [q.begin, q.end) of a sequence at `start` against its keys up to the last of them, alone. */
+  function sequenceCall(whole: SampleCall, start: number, q: Cut): SampleCall {
+    const rows: { [name: string]: Cut } = {
+      q: { begin: start + q.begin, end: start + q.end },
+      k: { begin: start, end: start + q.end },
+      v: { begin: start, end: start + q.end },
+    }
+    const table = [0, q.end - q.begin, 0, q.end]
+    const inputs = whole.inputs.map((input) =>
+      input.name === 'segments'
+        ? { ...input, shape: [1, 4], values: Float64Array.from(table) }
+        : rowsOf(input, rows[input.name]!),
+    )
+    return { ...whole, inputs }
+  }
+
+  it.each([
+    ['f32', 0],
+    ['bf16', 0],
+    ['f32', 20],
+    ['bf16', 20],
+  ] as const)('training, chunked prefill and decode agree: %s, window %i', async (dtype, window) => {
+    const total = lengths.reduce((a, b) => a + b)
+    const sample: Sample = { N: total, M: total, H, K, C, S: 3, queries: lengths, keys: lengths, scale: 0.2, window }
+    const call = roundedCall(sampleCall(attentionOp as Op, sample), dtype)
+    const whole = await bitsBy(call, dtype)
+    const characters = { o: 2 * H * C * dtypeBytes[dtypeIn({ dtype: undefined }, dtype)], lse: 2 * H * 4 }
+    let start = 0
+    for (const length of lengths) {
+      const parts: Cut[] = [
+        { begin: 0, end: length },
+        { begin: length - 1, end: length },
+        { begin: Math.floor(length / 3), end: Math.ceil((2 * length) / 3) },
+        { begin: 0, end: 1 },
+      ]
+      for (const part of parts) {
+        const alone = await bitsBy(sequenceCall(call, start, part), dtype)
+        for (const name of ['o', 'lse'] as const) {
+          const [from, to] = [start + part.begin, start + part.end].map((row) => row * characters[name])
+          expect(alone[name] === whole[name]!.slice(from, to), `${name}, ${part.begin}..${part.end} of ${length}`).toBe(true)
+        }
+      }
+      start += length
+    }
+  })
+})

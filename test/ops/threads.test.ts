@@ -1,0 +1,43 @@
+// Same bits on any number of threads, for every op: training is to be repeatable on another machine's core count.
+import { afterAll, describe, expect, it } from 'vitest'
+import { openDevice } from '../../lib/ops/index.js'
+import { declaredOps, type Op, type Sample } from '../../lib/tensor/index.js'
+import { allSamples, plausibleCall } from './extra_samples.js'
+import { argumentsOn, bitsOf, callOp, disposeAll, type FloatDType, roundedCall, sampleText } from './sample_call.js'
+
+const devices = [1, 2, 3, 4].map((threads) => openDevice({ threads }))
+
+afterAll(() => {
+  for (const device of devices) device.close()
+})
+
+/** Bits of the results and of every argument (some are updated in place). */
+async function bitsOn(device: (typeof devices)[number], op: Op, { sample, dtype }: { sample: Sample; dtype: FloatDType }) {
+  const call = roundedCall(plausibleCall(op, sample), dtype)
+  const given = argumentsOn(device, call, dtype)
+  const made = callOp(op, given)
+  const bits = { ...(await bitsOf(made)), ...(await bitsOf(given)) }
+  disposeAll(given, made)
+  return bits
+}
+
+describe.each([...declaredOps()])('%s', (_, op) => {
+  const dtypes = (op.definition.dtypes ?? ['f32', 'bf16']).filter((d) => d === 'f32' || d === 'bf16' || d === 'f64')
+
+  it('has the same bits on 1, 2, 3 and 4 threads', async () => {
+    const samples = allSamples(op)
+    expect(samples.length).toBeGreaterThan(0)
+    for (const sample of samples) {
+      for (const dtype of dtypes as FloatDType[]) {
+        const [one, ...others] = await Promise.all(devices.map((device) => bitsOn(device, op, { sample, dtype })))
+        expect(Object.keys(one!).length).toBeGreaterThan(0)
+        for (const [i, other] of others.entries()) {
+          for (const [name, bits] of Object.entries(one!)) {
+            // Not toBe on the strings themselves: the report of a difference would be megabytes.
+            expect(other[name] === bits, `${name} with ${i + 2} threads, ${dtype}, ${sampleText(sample)}`).toBe(true)
+          }
+        }
+      }
+    }
+  })
+})
