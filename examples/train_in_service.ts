@@ -56,15 +56,15 @@ class TrainingJob {
   async #follow(recipe: Recipe, options: RunOptions): Promise<void> {
     try {
       for await (const event of run(recipe, { ...options, signal: this.#abort.signal })) {
+        await this.#gate
         if (this.#abort.signal.aborted) break
         this.#publish(event)
       }
       this.state = this.#abort.signal.aborted ? 'aborted' : 'done'
     } catch (error) {
-      if (!(error instanceof CaravanError)) throw error
-      this.state = error.code === 'ERR_ABORTED' ? 'aborted' : 'failed'
-      const { code, message, hint } = error
-      this.#send('failure', { code, message, hint })
+      const { code, message, hint } = error instanceof CaravanError ? error : unexpected(error)
+      this.state = this.#abort.signal.aborted ? 'aborted' : 'failed'
+      if (this.state === 'failed') this.#send('failure', { code, message, hint })
     } finally {
       this.#send('state', this.state)
       for (const response of this.#readers) response.end()
@@ -82,6 +82,11 @@ class TrainingJob {
       else response.write(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`)
     }
   }
+}
+
+/** A bug must not take the service down with the run. */
+function unexpected(cause: unknown): CaravanError {
+  return new CaravanError('ERR_INTERNAL', cause instanceof Error ? cause.message : String(cause), { cause })
 }
 
 export interface Service {

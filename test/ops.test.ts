@@ -131,7 +131,10 @@ describe('the op table', () => {
 
   it('leaves no op unchecked', () => {
     for (const op of checkedHere) {
-      expect(nameOf(op) in oracles || op.definition.reference, `${nameOf(op)} has no oracle and no reference`).toBeTruthy()
+      expect(
+        nameOf(op) in oracles || op.definition.reference,
+        `${nameOf(op)} has no oracle and no reference`,
+      ).toBeTruthy()
       expect(testSamples(op).length, `${nameOf(op)} has no samples`).toBeGreaterThan(0)
     }
     for (const name of Object.keys(checkedElsewhere)) expect(declaredOps().has(name), name).toBe(true)
@@ -140,9 +143,12 @@ describe('the op table', () => {
 })
 
 describe.each(checkedHere.map((op) => [nameOf(op), op] as const))('%s', (_, op) => {
-  it.each(testSamples(op).map((sample) => [sampleText(sample), sample] as const))('sample %s', async (_text, sample) => {
-    await checkSample(op, sample)
-  })
+  it.each(testSamples(op).map((sample) => [sampleText(sample), sample] as const))(
+    'sample %s',
+    async (_text, sample) => {
+      await checkSample(op, sample)
+    },
+  )
 
   it('sizes 0, 1 and around the vector widths', async () => {
     const samples = oddSamples(op)

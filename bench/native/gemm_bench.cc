@@ -2,15 +2,18 @@
 // turns within every repetition and the best repetition counts. One-thread rows use the CPU time of the thread, so that
 // a shared machine disturbs them less; rows with more threads use the wall clock.
 //   gemm_bench [--isa avx2] [--threads 1] [--repeat 7] [--only 512x]
+#define CARAVAN_ISA portable
+
 #include <time.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "cpu/gemm.h"
@@ -25,9 +28,11 @@ using namespace caravan;
 
 #define DECLARE_ISA(isa) \
   namespace caravan::isa { void gemm(const GemmArgs&, Device&, ThreadPool&); }
+#if defined(__x86_64__)
 DECLARE_ISA(avx2)
 DECLARE_ISA(avx512)
 DECLARE_ISA(avx512bf16)
+#endif
 
 namespace {
 
@@ -41,9 +46,11 @@ struct IsaChoice {
 
 const IsaChoice kIsas[] = {
     {"portable", true, portable::gemm},
+#if defined(__x86_64__)
     {"avx2", bool(__builtin_cpu_supports("avx2")) && bool(__builtin_cpu_supports("fma")), avx2::gemm},
     {"avx512", bool(__builtin_cpu_supports("avx512dq")), avx512::gemm},
     {"avx512bf16", bool(__builtin_cpu_supports("avx512bf16")), avx512bf16::gemm},
+#endif
 };
 
 struct Options {
@@ -147,6 +154,34 @@ double time_of(int calls, const Body& body) {
   return (seconds() - begin) / calls;
 }
 
+/** GFLOP/s of independent multiply-adds on eight lanes, the ceiling of the f32 rows on AVX2; 0 without it. */
+double fma_peak() {
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("fma")) return 0;
+  double best = 1e30;
+  const long rounds = 2000000;
+  for (int i = 0; i < g_options.repeat; i++) {
+    best = std::min(best, time_of(1, [&] {
+      long n = rounds;
+      asm volatile(
+          "1:\n"
+          "vfmadd231ps %%ymm14, %%ymm15, %%ymm0\n vfmadd231ps %%ymm14, %%ymm15, %%ymm1\n"
+          "vfmadd231ps %%ymm14, %%ymm15, %%ymm2\n vfmadd231ps %%ymm14, %%ymm15, %%ymm3\n"
+          "vfmadd231ps %%ymm14, %%ymm15, %%ymm4\n vfmadd231ps %%ymm14, %%ymm15, %%ymm5\n"
+          "vfmadd231ps %%ymm14, %%ymm15, %%ymm6\n vfmadd231ps %%ymm14, %%ymm15, %%ymm7\n"
+          "vfmadd231ps %%ymm14, %%ymm15, %%ymm8\n vfmadd231ps %%ymm14, %%ymm15, %%ymm9\n"
+          "dec %0\n jnz 1b\n"
+          : "+r"(n)
+          :
+          : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "cc");
+    }));
+  }
+  return 10 * 16 * static_cast<double>(rounds) / best / 1e9;
+#else
+  return 0;
+#endif
+}
+
 struct Rates {
   double ours = 0, rival = 0;
 };
@@ -194,6 +229,7 @@ int main(int argc, char** argv) {
   getloadavg(load, 1);
   std::printf("isa %s, %d thread(s), best of %d, load %.1f; GFLOP/s ours / oneDNN (- = not available)\n", choice->name,
               g_options.threads, g_options.repeat, load[0]);
+  std::printf("one thread's 8-lane FMA ceiling now: %.1f GFLOP/s\n", fma_peak());
   const Shape shapes[] = {{512, 512, 512},   {1024, 1024, 1024}, {2048, 2048, 2048}, {256, 768, 768},
                           {512, 768, 3072},  {1024, 64, 64},     {4096, 64, 64},     {4096, 256, 256},
                           {2048, 256, 1024}, {256, 4096, 4096},  {512, 256, 32000},  {128, 4096, 128},

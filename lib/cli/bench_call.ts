@@ -18,9 +18,10 @@ export interface BenchCall {
   bytes: number
   /** Undefined where the op does not say. */
   flops: number | undefined
-  /** Sizes by shape letter, for people and for a rival. */
-  sizes: { [letter: string]: number }
 }
+
+/** Tables of which a call reads as many rows as it writes, so that the output's bytes are counted twice instead. */
+const readInPart = new Set(['embedding.w'])
 
 /** Whether the kernels of `op` take `dtype`. */
 export function takesDtype(op: Op, dtype: DType): boolean {
@@ -39,21 +40,24 @@ export function benchCall(op: Op, sample: Sample, { device, dtype }: { device: D
     const shape = shapeOf(argument, sample)
     const type = argument.dtype === undefined || argument.dtype === 'dtype' ? dtype : argument.dtype
     const values = given?.[argument.name]
-    const tensor = values ? uploaded(device, type, { values, shape }) : randomTensor(device, type, { shape, stream: ++stream })
+    const tensor = values
+      ? uploaded(device, type, { values, shape })
+      : randomTensor(device, type, { shape, stream: ++stream })
     inputs.set(argument.name, tensor)
-    bytes += tensor.bytes * (argument.inPlace ? 2 : 1)
+    if (!readInPart.has(`${op.definition.name}.${argument.name}`)) bytes += tensor.bytes * (argument.inPlace ? 2 : 1)
   }
   const attributes: { [name: string]: number } = {}
   for (const name of op.parsed.attributes) attributes[name] = Number(sample[name])
+  const hasPartlyRead = op.parsed.inputs.some(({ name }) => readInPart.has(`${op.definition.name}.${name}`))
   for (const output of op.parsed.outputs) {
     if (output.optional && !sample[`with_${output.name}`]) continue
     const shape = output.dims ? shapeOf(output, sample) : (sample.shapes?.[output.name] ?? largestShape(inputs))
-    bytes += countOf(shape) * dtypeBytes[output.dtype === undefined || output.dtype === 'dtype' ? dtype : output.dtype]
+    const type = output.dtype === undefined || output.dtype === 'dtype' ? dtype : output.dtype
+    bytes += countOf(shape) * dtypeBytes[type] * (hasPartlyRead ? 2 : 1)
   }
   const call = { ...Object.fromEntries(inputs), ...attributes }
-  const sizes = sizesOf(sample)
-  const flops = op.definition.flops?.({ ...sizes, rows: countOf(leadOf(sample)) })
-  return { run: () => op(call as never), inputs, bytes, flops, sizes }
+  const flops = op.definition.flops?.({ ...sizesOf(sample), rows: countOf(leadOf(sample)) })
+  return { run: () => op(call as never), inputs, bytes, flops }
 }
 
 function leadOf(sample: Sample): number[] {
@@ -78,7 +82,6 @@ function largestShape(inputs: ReadonlyMap<string, Tensor>): Shape {
 function sizesOf(sample: Sample): { [letter: string]: number } {
   const sizes: { [letter: string]: number } = {}
   for (const [key, value] of Object.entries(sample)) if (typeof value === 'number') sizes[key] = value
-  if (sample.lead) sizes.rows = countOf(sample.lead)
   return sizes
 }
 
@@ -88,6 +91,7 @@ function uploaded(
   { values, shape }: { values: ArrayLike<number>; shape: Shape },
 ): Tensor {
   if (dtype === 'i32') return keep(Tensor.from(device, Int32Array.from(values), shape))
+  if (dtype === 'f64') return keep(Tensor.from(device, Float64Array.from(values), shape))
   const numbers = Float32Array.from(values)
   return keep(Tensor.from(device, dtype === 'bf16' ? f32ToBf16(numbers) : numbers, shape))
 }
@@ -106,10 +110,15 @@ function randomTensor(device: Device, dtype: DType, { shape, stream }: { shape: 
 export function sampleText(sample: Sample): string {
   const parts: string[] = []
   for (const [key, value] of Object.entries(sample)) {
-    if (typeof value === 'number' && !/^(with_|chunk_bytes$|eps$|scale$|window$|z_loss$|transpose_)/.test(key)) parts.push(`${key}=${value}`)
+    if (
+      typeof value === 'number' &&
+      !/^(with_|chunk_bytes$|eps$|scale$|window$|z_loss$|transpose_|beta|weight_decay$|direction$)/.test(key)
+    )
+      parts.push(`${key}=${value}`)
     else if (key === 'lead') parts.push((value as number[]).join('x'))
     else if (key === 'shapes') {
-      for (const [name, shape] of Object.entries(value as { [name: string]: number[] })) parts.push(`${name}=${shape.join('x')}`)
+      for (const [name, shape] of Object.entries(value as { [name: string]: number[] }))
+        parts.push(`${name}=${shape.join('x')}`)
     }
   }
   return parts.join(' ')

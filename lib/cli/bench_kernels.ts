@@ -9,6 +9,7 @@ import { type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { percentText, shortNumber } from './format.js'
 import { machineLine, measurePeak, type Peak } from './machine.js'
+import { ProgressLine } from './progress_line.js'
 import { tableLines } from './table.js'
 import { Terminal } from './terminal.js'
 import { median, repeatsFor, secondsPerCall } from './timing.js'
@@ -38,10 +39,14 @@ export interface KernelResult {
 
 /** How long one measurement takes: long beside a wait, short beside a change of load. */
 const MEASUREMENT_SECONDS = 0.03
+/** Slow kernels get fewer measurements than asked for, once this long has been spent on them. */
+const KERNEL_SECONDS = 1.5
+const FEWEST_SAMPLES = 3
 
 /** Measures kernels and prints them; the value is the exit code. */
 export async function benchKernels(name: string | undefined, flags: BenchKernelFlags): Promise<number> {
   const terminal = new Terminal(process.stdout)
+  const progress = new ProgressLine(terminal)
   const dtype = engineDtype(flags.dtype)!
   const rows = benchRows(name, dtype)
   using device = openDevice({ threads: flags.threads })
@@ -54,10 +59,14 @@ export async function benchKernels(name: string | undefined, flags: BenchKernelF
     if (flags.json) terminal.line(JSON.stringify({ type: 'machine', ...head, note: notes }))
     const results: KernelResult[] = []
     for (const { op, sample } of rows) {
+      const parts = ['measuring', op.definition.name, sampleText(sample)]
+      if (terminal.interactive && !flags.json)
+        progress.show({ id: 'kernels', done: results.length, total: rows.length, parts })
       const result = await measure(op, sample, { device, flags, peak, rival })
       results.push(result)
       if (flags.json) terminal.line(JSON.stringify({ type: 'kernel', ...result }))
     }
+    progress.clear()
     if (!flags.json) for (const line of resultLines(results, { ...head, note: notes }, terminal)) terminal.line(line)
     return exitCodes.done
   } finally {
@@ -95,8 +104,10 @@ async function measure(op: Op, sample: Sample, { device, flags, peak, rival }: M
     const repeats = await repeatsFor(device, call.run, MEASUREMENT_SECONDS)
     const times: number[] = []
     const torchTimes: number[] = []
-    for (let i = 0; i < flags.samples; i++) {
+    let spent = 0
+    while (times.length < flags.samples && (times.length < FEWEST_SAMPLES || spent < KERNEL_SECONDS)) {
       times.push(await secondsPerCall(device, call.run, repeats))
+      spent += times.at(-1)! * repeats
       const theirs = await rival?.seconds(op.definition.name, sample, MEASUREMENT_SECONDS)
       if (theirs !== undefined) torchTimes.push(theirs)
     }
@@ -142,7 +153,17 @@ interface Head {
 
 function resultLines(results: readonly KernelResult[], head: Head, terminal: Terminal): string[] {
   const { bold, dim } = terminal.color
-  const titles = ['kernel', 'sizes', 'us', 'best us', 'GB/s', 'GFLOP/s', 'of peak', head.torch ? 'torch us' : '', head.torch ? 'x' : '']
+  const titles = [
+    'kernel',
+    'sizes',
+    'us',
+    'best us',
+    'GB/s',
+    'GFLOP/s',
+    'of peak',
+    head.torch ? 'torch us' : '',
+    head.torch ? 'x' : '',
+  ]
   const rows = results.map((result) => [
     bold(result.op),
     dim(result.sample),

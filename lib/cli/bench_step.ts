@@ -59,7 +59,9 @@ export async function benchStep(flags: BenchStepFlags): Promise<number> {
   const result = { ...best(ours), peer: theirs.length > 0 ? bestPeer(theirs) : undefined }
   if (flags.json) {
     const { model, dtype, threads } = flags
-    terminal.line(JSON.stringify({ ...result, model, dtype, threads, batch: shape.B, sequence: shape.T, machine: loadBefore }))
+    terminal.line(
+      JSON.stringify({ ...result, model, dtype, threads, batch: shape.B, sequence: shape.T, machine: loadBefore }),
+    )
     return exitCodes.done
   }
   terminal.line(terminal.color.dim(loadBefore))
@@ -146,7 +148,11 @@ class RandomTokens implements Method<CausalLm, TokenBatch> {
     const { data, shape } = selfSegments(bounds)
     const hidden = model.hidden({
       ids: Tensor.from(device, ids, [N]),
-      positions: Tensor.from(device, ids.map((_, i) => i % T), [N]),
+      positions: Tensor.from(
+        device,
+        ids.map((_, i) => i % T),
+        [N],
+      ),
       segments: Tensor.from(device, data, shape),
     })
     const target = Tensor.from(device, labels, [N])
@@ -180,7 +186,10 @@ function resultLines(flags: BenchStepFlags, result: StepResult & { peer?: PeerSt
     shortNumber(r.peakMiB),
     r.loss.toFixed(4),
   ]
-  const rows = [['', 'tokens/s', 'GFLOP/s', 'ms/step', 'peak MiB', 'loss'].map((cell) => dim(cell)), row('caravan', result)]
+  const rows = [
+    ['', 'tokens/s', 'GFLOP/s', 'ms/step', 'peak MiB', 'loss'].map((cell) => dim(cell)),
+    row('caravan', result),
+  ]
   const { peer } = result
   const notes: string[] = []
   if (peer && 'tokensPerSecond' in peer) {

@@ -53,7 +53,9 @@ async function diagnose(threads?: number): Promise<Diagnosis> {
     load: loadText(),
     engine: await engineFindings(threads),
     cuda: cudaFindings(),
-    peers: Object.fromEntries(['onnxruntime-node', '@tensorflow/tfjs-node-gpu'].map((name) => [name, isInstalled(name)])),
+    peers: Object.fromEntries(
+      ['onnxruntime-node', '@tensorflow/tfjs-node-gpu'].map((name) => [name, isInstalled(name)]),
+    ),
   }
 }
 
@@ -121,7 +123,11 @@ function diagnosisLines(found: Diagnosis, terminal: Terminal): string[] {
     ]),
   ]
   const section = (title: string, rows: string[][]) => [bold(title), ...tableLines(rows, { indent: '  ' }), '']
-  return [...section('machine', machine), ...section('engine', engineRows(found.engine, terminal)), ...section('optional', extras)]
+  return [
+    ...section('machine', machine),
+    ...section('engine', engineRows(found.engine, terminal)),
+    ...section('optional', extras),
+  ]
 }
 
 function engineRows(engine: Diagnosis['engine'], terminal: Terminal): string[][] {

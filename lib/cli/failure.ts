@@ -21,7 +21,9 @@ export function printFailure(error: unknown, terminal: Terminal, environment = p
   } else {
     const message = error instanceof Error ? error.message : String(error)
     terminal.line(`${red(bold('error:'))} ${message}`)
-    terminal.line(`${cyan('hint:')} this is a bug in caravan, please report it${debug ? '' : '; CARAVAN_DEBUG=1 shows where'}`)
+    terminal.line(
+      `${cyan('hint:')} this is a bug in caravan, please report it${debug ? '' : '; CARAVAN_DEBUG=1 shows where'}`,
+    )
   }
   if (debug && error instanceof Error) terminal.line(dim(debugText(error)))
 }

@@ -60,7 +60,9 @@ export async function inspect(flags: InspectFlags): Promise<number> {
 
 function tokenizerFolder({ model, tokenizer }: InspectFlags): string {
   if (model !== undefined && tokenizer !== undefined) {
-    throw new CaravanError('ERR_USAGE', '--model and --tokenizer both name a tokenizer', { hint: 'leave one of them out' })
+    throw new CaravanError('ERR_USAGE', '--model and --tokenizer both name a tokenizer', {
+      hint: 'leave one of them out',
+    })
   }
   const folder = tokenizer ?? model
   if (folder !== undefined) return folder
@@ -108,7 +110,15 @@ async function encodeChunk(chunk: DatasetRow[], { tokenizer, template, flags }: 
   for (const { row, file, line } of chunk) {
     if (row.kind === 'messages') {
       const { ids, mask, truncated, untrainedReason } = encoded[chat]!
-      result.push({ file, line, ids, mask, truncated, untrainedReason, endsTurn: endOfTurnIsTrained(tokenizer, encoded[chat]!) })
+      result.push({
+        file,
+        line,
+        ids,
+        mask,
+        truncated,
+        untrainedReason,
+        endsTurn: endOfTurnIsTrained(tokenizer, encoded[chat]!),
+      })
       chat++
     } else result.push(plainRow({ row, file, line }, await idsAndMask(row, tokenizer), maxTokens))
   }
@@ -118,7 +128,8 @@ async function encodeChunk(chunk: DatasetRow[], { tokenizer, template, flags }: 
 type PlainRow = Exclude<DatasetRow['row'], { kind: 'messages' }>
 
 async function idsAndMask(row: PlainRow, tokenizer: Tokenizer): Promise<{ ids: Int32Array; mask: Uint8Array }> {
-  if (row.kind === 'ids') return { ids: row.inputIds, mask: Uint8Array.from(row.labels, (label) => (label >= 0 ? 1 : 0)) }
+  if (row.kind === 'ids')
+    return { ids: row.inputIds, mask: Uint8Array.from(row.labels, (label) => (label >= 0 ? 1 : 0)) }
   const encoded = await tokenizer.encode(row.text, { addSpecialTokens: true, offsets: false })
   // As in training, a text ends with the end token.
   const { eosId } = tokenizer

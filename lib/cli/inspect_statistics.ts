@@ -90,7 +90,10 @@ export class InspectStatistics {
     ]
     for (const [reason, named] of this.#untrained) {
       const count = grouped(this.#untrainedCount[reason]!)
-      rows.push([yellow('not trained'), `${count}, ${reasons[reason] ?? reason}: ${listed(named, this.#untrainedCount[reason]!)}`])
+      rows.push([
+        yellow('not trained'),
+        `${count}, ${reasons[reason] ?? reason}: ${listed(named, this.#untrainedCount[reason]!)}`,
+      ])
     }
     if (this.#withoutEndCount > 0) {
       const where = listed(this.#withoutEnd, this.#withoutEndCount)

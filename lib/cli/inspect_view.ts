@@ -10,9 +10,13 @@ import { printable, type Terminal } from './terminal.js'
 export async function tokenTexts(tokenizer: Tokenizer, ids: Int32Array): Promise<string[]> {
   const outside = ids.find((id) => id >= tokenizer.vocabularySize)
   if (outside !== undefined) {
-    throw new CaravanError('ERR_DATA', `token id ${outside} is outside the tokenizer's vocabulary of ${tokenizer.vocabularySize}`, {
-      hint: 'the ids were made with another tokenizer',
-    })
+    throw new CaravanError(
+      'ERR_DATA',
+      `token id ${outside} is outside the tokenizer's vocabulary of ${tokenizer.vocabularySize}`,
+      {
+        hint: 'the ids were made with another tokenizer',
+      },
+    )
   }
   // The text that a token adds is the difference between two decoded prefixes; a window keeps that linear. U+FFFD at the
   // end is a character whose last bytes are still to come: it is shown with the token that completes it.

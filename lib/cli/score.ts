@@ -45,7 +45,9 @@ export async function score(flags: ScoreFlags): Promise<number> {
     if (flags.json) terminal.line(JSON.stringify({ ...summary, output: flags.output }))
     else if (!flags.quiet) {
       const rate = `${countText(Math.round(tokens / seconds))} tokens/s`
-      terminal.line(`${grouped(rows)} rows, ${grouped(tokens)} tokens in ${durationText(seconds)} (${rate}) -> ${flags.output}`)
+      terminal.line(
+        `${grouped(rows)} rows, ${grouped(tokens)} tokens in ${durationText(seconds)} (${rate}) -> ${flags.output}`,
+      )
     }
     return exitCodes.done
   } finally {
@@ -93,7 +95,10 @@ async function* batchesOf(rows: AsyncIterable<ScoreRow>, tokens: number): AsyncG
 
 /** One line of JSON for each row. */
 async function scoreBatch(model: CausalLm, batch: readonly ScoreRow[]): Promise<string[]> {
-  const logprobs = await tokenLogprobs(model, batch.map(({ ids }) => ids))
+  const logprobs = await tokenLogprobs(
+    model,
+    batch.map(({ ids }) => ids),
+  )
   return logprobs.map((values, i) => {
     const { file, line } = batch[i]!
     let sum = 0

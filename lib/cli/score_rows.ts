@@ -74,7 +74,9 @@ class LazyEncoder {
 function givenIds(file: string, { row, line }: JsonRow): Int32Array {
   const values = row.input_ids
   const fault = (wanted: string, details: object) =>
-    new CaravanError('ERR_DATA', `${file}:${line}: ${wanted}`, { details: { file, line, field: 'input_ids', ...details } })
+    new CaravanError('ERR_DATA', `${file}:${line}: ${wanted}`, {
+      details: { file, line, field: 'input_ids', ...details },
+    })
   if (!Array.isArray(values)) throw fault(`\`input_ids\` must be a list of integers; got ${JSON.stringify(values)}`, {})
   return Int32Array.from(values, (value: unknown, i) => {
     if (Number.isInteger(value) && (value as number) >= 0 && (value as number) < 2 ** 31) return value as number
@@ -83,7 +85,10 @@ function givenIds(file: string, { row, line }: JsonRow): Int32Array {
   })
 }
 
-function checkIds(ids: Int32Array, { file, line, vocabularySize }: { file: string; line: number; vocabularySize: number }) {
+function checkIds(
+  ids: Int32Array,
+  { file, line, vocabularySize }: { file: string; line: number; vocabularySize: number },
+) {
   const index = ids.findIndex((id) => id >= vocabularySize)
   if (index < 0) return
   const message = `${file}:${line}: token ${index} has id ${ids[index]}; the model's embedding has ${vocabularySize} rows`

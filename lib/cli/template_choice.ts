@@ -11,11 +11,15 @@ export async function chosenTemplate(tokenizer: Tokenizer, name?: string): Promi
   const source = await readFile(name, 'utf8').catch((cause) => {
     const known = [...builtInTemplates.keys()]
     const nearest = nearestName(name, known)
-    throw new CaravanError('ERR_CONFIG', `--template ${name}: neither a built-in template nor a file that can be read`, {
-      details: { template: name },
-      hint: nearest ? `did you mean "${nearest}"?` : `built in: ${known.join(', ')}`,
-      cause,
-    })
+    throw new CaravanError(
+      'ERR_CONFIG',
+      `--template ${name}: neither a built-in template nor a file that can be read`,
+      {
+        details: { template: name },
+        hint: nearest ? `did you mean "${nearest}"?` : `built in: ${known.join(', ')}`,
+        cause,
+      },
+    )
   })
   return ChatTemplate.of(tokenizer, source)
 }

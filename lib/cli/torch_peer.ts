@@ -74,6 +74,8 @@ export function runProcess(command: string, words: readonly string[]): Promise<F
       stderr += text
     })
     child.on('error', (error) => resolve({ exitCode: 127, stdout, stderr: error.message }))
-    child.on('close', (code, signal) => resolve({ exitCode: code ?? 128, stdout, stderr: signal ? `${signal}` : stderr }))
+    child.on('close', (code, signal) =>
+      resolve({ exitCode: code ?? 128, stdout, stderr: signal ? `${signal}` : stderr }),
+    )
   })
 }

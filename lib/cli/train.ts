@@ -83,7 +83,7 @@ async function follow(recipe: Recipe, options: RunOptions, flags: TrainFlags): P
     view.pause()
     if (stopping.exitCode === undefined || !wasStopped(error)) throw error
     if (flags.json) terminal.line(JSON.stringify({ type: 'stopped', message: error.message, ...error.details }))
-    errors.line(`${errors.color.yellow('stopped:')} ${error.message}`)
+    errors.line(errors.color.yellow(error.message))
     errors.line(`${errors.color.cyan('continue with:')} caravan train --resume ${options.directory}`)
     return stopping.exitCode
   } finally {

@@ -18,7 +18,9 @@ export async function showPlan(recipe: Recipe, options: RunOptions, asJson: bool
 export function planLines(plan: RunPlan, terminal: Terminal): string[] {
   const { bold, dim, yellow } = terminal.color
   const { recipe, scale, dtype, threads, stages, notBuilt } = plan
-  const lines = [`${bold(`${recipe} ${scale}`)}  ${dtype}, ${threads} threads, ${stages.map(({ name }) => name).join(' -> ')}`]
+  const lines = [
+    `${bold(`${recipe} ${scale}`)}  ${dtype}, ${threads} threads, ${stages.map(({ name }) => name).join(' -> ')}`,
+  ]
   for (const stage of stages) lines.push('', ...stageLines(stage, terminal))
   if (notBuilt.length > 0) {
     lines.push('', dim(`not in this version: ${notBuilt.join(', ')}`))

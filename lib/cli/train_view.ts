@@ -8,6 +8,7 @@ import { printable, type Terminal } from './terminal.js'
 
 type Sample = RunEvent & { type: 'sample' }
 type Gate = RunEvent & { type: 'gate' }
+type LastingEvent = Exclude<RunEvent, { type: 'step' | 'progress' | 'sample' | 'gate' | 'done' }>
 
 export class TrainView {
   readonly #progress: ProgressLine
@@ -31,33 +32,31 @@ export class TrainView {
 
   show(event: RunEvent): void {
     if (event.type !== 'sample' && event.type !== 'gate') this.#showCollected()
+    if (event.type === 'step') this.#step(event)
+    else if (event.type === 'progress') this.#preparation(event)
+    else if (event.type === 'sample') this.#samples.push(event)
+    else if (event.type === 'gate') this.#gates.push(event)
+    else if (event.type === 'done') this.#done(event)
+    else this.#lasting(this.#linesOf(event))
+  }
+
+  #linesOf(event: LastingEvent): string[] {
+    const { dim, yellow } = this.terminal.color
     switch (event.type) {
       case 'run':
-        return this.#lasting([this.#runHeader(event)])
+        return [this.#runHeader(event)]
       case 'stage':
-        return this.#lasting(this.#stageHeader(event))
-      case 'step':
-        return this.#step(event)
-      case 'progress':
-        return this.#preparation(event)
+        return this.#stageHeader(event)
       case 'evaluation':
-        return this.#lasting([`${this.#label('eval')} step ${grouped(event.step)}: ${metricsText(event.metrics)}`])
+        return [`${this.#label('eval')} step ${grouped(event.step)}: ${metricsText(event.metrics)}`]
       case 'checkpoint':
-        return this.#lasting([this.terminal.color.dim(checkpointText(event))])
-      case 'sample':
-        this.#samples.push(event)
-        return
-      case 'gate':
-        this.#gates.push(event)
-        return
+        return [dim(checkpointText(event))]
       case 'saved':
-        return this.#lasting([`${this.#label('saved')} ${event.directory}`])
+        return [`${this.#label('saved')} ${event.directory}`]
       case 'note':
-        return this.#lasting([this.terminal.color.dim(`${event.stage}: ${event.text}`)])
-      case 'warning':
-        return this.#warning(event)
-      case 'done':
-        return this.#done(event)
+        return [dim(`${event.stage}: ${event.text}`)]
+      case 'warning': // with --quiet the command writes it to stderr
+        return [`${yellow('warning')} ${event.stage}: ${event.message}`]
     }
   }
 
@@ -101,11 +100,6 @@ export class TrainView {
     if (this.#quiet) return
     const amount = total === undefined ? grouped(done) : `${grouped(done)}/${grouped(total)}`
     this.#progress.show({ id: `${stage} ${what}`, done, total, parts: [stage, what, amount] })
-  }
-
-  #warning({ stage, message }: RunEvent & { type: 'warning' }): void {
-    if (this.#quiet) return // the command writes it to stderr
-    this.#always([`${this.terminal.color.yellow('warning')} ${stage}: ${message}`])
   }
 
   #showCollected(): void {

@@ -33,9 +33,10 @@ export class CausalLm extends Module {
   ) {
     super()
     const root = new ParameterScope(source)
-    this.decoder = new Decoder(root.at('decoder'), config)
     const { D: inputs, V: outputs } = config
+    // Before the decoder, which owns more than parameters: a source that throws here leaves nothing else behind.
     this.output = config.tiedHead ? undefined : new Linear(root.at('output'), { inputs, outputs, role: 'head' })
+    this.decoder = new Decoder(root.at('decoder'), config)
   }
 
   /** [V,D]: the embedding itself where the head is tied. */

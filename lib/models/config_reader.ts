@@ -16,13 +16,15 @@ export class ConfigReader {
     return Object.hasOwn(this.json, key) && this.json[key] !== null && this.json[key] !== undefined
   }
 
-  /** An integer >= `minimum` (default 1). Without `fallback` the key must be there. */
-  integer(key: string, options: { fallback?: number; minimum?: number } = {}): number {
-    const { minimum = 1 } = options
-    if (!this.has(key)) return this.absent(key, options.fallback, `an integer >= ${minimum}`)
+  /** An integer from `minimum` (default 1) to `maximum`. Without `fallback` the key must be there. */
+  integer(key: string, options: { fallback?: number; minimum?: number; maximum?: number } = {}): number {
+    const { minimum = 1, maximum } = options
+    const expected = maximum === undefined ? `an integer >= ${minimum}` : `an integer from ${minimum} to ${maximum}`
+    if (!this.has(key)) return this.absent(key, options.fallback, expected)
     const value = this.json[key]
-    if (typeof value === 'number' && Number.isSafeInteger(value) && value >= minimum && value < 2 ** 31) return value
-    throw this.fault(key, `an integer >= ${minimum}`)
+    const inside = typeof value === 'number' && value >= minimum && value <= (maximum ?? 2 ** 31 - 1)
+    if (inside && Number.isSafeInteger(value)) return value
+    throw this.fault(key, expected)
   }
 
   /** A finite number > 0. */

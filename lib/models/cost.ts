@@ -91,10 +91,10 @@ export function workspaceBytes(shape: DecoderShape, options: TrainingCostOptions
   const e = bytesOf(dtype)
   // Gradient of the hidden rows, and of one chunk of them the rows, their gradient in f32, and the logits.
   const chunk = Math.min(LOGITS_CHUNK_BYTES, tokens * V * 4)
-  const loss = tokens * D * e + (chunk / (V * 4)) * D * (e + 4) + chunk
+  const loss = tokens * D * e + (chunk / (V * 4)) * D * (e + 4) + chunk + PACKING_BYTES
   const replayed = checkpoint ? blockTapeBytesPerToken(shape, dtype) - D * e : 0
   const block = tokens * (replayed + (2 * F + 2 * D) * e)
-  return Math.max(loss, block) + PACKING_BYTES
+  return Math.max(loss, block)
 }
 
 /** Bytes of a training step by what they are for. */

@@ -26,6 +26,10 @@ export const huggingFaceDtype: Record<StoredDtype, string> = { f32: 'float32', b
 /** Keys that mean the weights are not plain matrices of the family. */
 const refusedKeys = ['quantization_config', 'compression_config', 'sparsity_config']
 
+/** Far above any model, low enough that a damaged file cannot make us count to 2^31. */
+const MAX_LAYERS = 10_000
+const MAX_HEAD_WIDTH = 65_536
+
 /** Values that a family may give for keys that are absent from the file. */
 export interface CommonDefaults {
   eps: number
@@ -45,7 +49,7 @@ export function readCommon(reader: ConfigReader, family: string, defaults: Commo
   if (activation !== 'silu' && activation !== 'swish') throw reader.fault('hidden_act', '"silu"')
   const D = reader.integer('hidden_size')
   const H = reader.integer('num_attention_heads')
-  const L = reader.integer('num_hidden_layers')
+  const L = reader.integer('num_hidden_layers', { maximum: MAX_LAYERS })
   const contextTokens = reader.integer('max_position_embeddings', { fallback: 2048 })
   if (!reader.has('head_dim') && defaults.headWidth === undefined && D % H !== 0) {
     throw reader.fault('num_attention_heads', `a divisor of hidden_size ${D} where head_dim is absent`)
@@ -57,7 +61,7 @@ export function readCommon(reader: ConfigReader, family: string, defaults: Commo
     L,
     H,
     K: reader.integer('num_key_value_heads', { fallback: H }),
-    C: reader.integer('head_dim', { fallback: defaults.headWidth ?? D / H }),
+    C: reader.integer('head_dim', { fallback: defaults.headWidth ?? D / H, maximum: MAX_HEAD_WIDTH }),
     F: reader.integer('intermediate_size'),
     normPlacement: 'pre',
     normKind: 'rms',
@@ -77,6 +81,9 @@ export function readCommon(reader: ConfigReader, family: string, defaults: Commo
     initializerDeviation: reader.positive('initializer_range', 0.02),
   }
   if (H % config.K !== 0) throw reader.fault('num_key_value_heads', `a divisor of num_attention_heads ${H}`)
+  if (config.C > MAX_HEAD_WIDTH) {
+    throw reader.fault('num_attention_heads', `such that hidden_size ${D} / heads is at most ${MAX_HEAD_WIDTH}`)
+  }
   if (config.C % 2 !== 0) {
     throw reader.fault(
       'head_dim',

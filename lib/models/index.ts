@@ -1,12 +1,6 @@
 // Language models: configuration, Hugging Face folders in and out, sizes and costs.
 export { CausalLm, type ModelOrigin } from './causal_lm.js'
 export { ConfigReader, type JsonObject } from './config_reader.js'
-export { checkConfig, type DecoderConfig, type StoredDtype } from './decoder_config.js'
-export type { Family } from './family.js'
-export { type LoadModelOptions, loadModel, openModelFolder, ParameterLoader, readModelConfig } from './load_model.js'
-export { type Initialisation, type NewModelOptions, newModel } from './new_model.js'
-export { families, familyNamed, readConfig, type Task } from './registry.js'
-export { configJsonOf, type SaveModelOptions, saveModel } from './save_model.js'
 export {
   blockTapeBytesPerToken,
   forwardFlopsPerToken,
@@ -17,3 +11,9 @@ export {
   trainingMemory,
   workspaceBytes,
 } from './cost.js'
+export { checkConfig, type DecoderConfig, type StoredDtype } from './decoder_config.js'
+export type { Family } from './family.js'
+export { type LoadModelOptions, loadModel, openModelFolder, ParameterLoader, readModelConfig } from './load_model.js'
+export { type Initialisation, type NewModelOptions, newModel } from './new_model.js'
+export { families, familyNamed, readConfig, type Task } from './registry.js'
+export { configJsonOf, type SaveModelOptions, saveModel } from './save_model.js'

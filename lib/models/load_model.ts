@@ -142,10 +142,12 @@ export class ParameterLoader {
     const name = huggingFaceName(place.name, this.folder.family.blockNorms)
     this.#asked.add(name)
     const entry = this.folder.shards.tensors.get(name)
-    const tensor = keep(Tensor.empty(this.device, this.options.dtype, place.shape))
+    if (!entry) this.#missing.push(name)
+    const stored = entry && { entry, ...this.#check(name, entry, place) }
+    // Memory is taken only for what lies in a file: sizes that config.json alone claims may be anything.
+    const tensor = keep(Tensor.empty(this.device, this.options.dtype, stored ? place.shape : [0]))
     this.#made.push(tensor)
-    if (entry) this.#fill(tensor, name, { entry, place })
-    else this.#missing.push(name)
+    if (stored) this.#fill(tensor, stored)
     return tensor
   }
 
@@ -173,11 +175,10 @@ export class ParameterLoader {
     for (const tensor of this.#made) tensor.dispose()
   }
 
-  #fill(tensor: Tensor, name: string, found: { entry: ShardTensor; place: ParameterPlace }): void {
-    const { entry, place } = found
+  /** Element type and rows of a stored tensor. ERR_MODEL unless it has the shape that config.json asks for. */
+  #check(name: string, entry: ShardTensor, place: ParameterPlace): { dtype: DType; rows: number } {
     const inVocabulary = place.role === 'embedding' || place.role === 'head'
-    const fileRows = this.folder.config.V
-    const wanted = inVocabulary ? [fileRows, ...place.shape.slice(1)] : place.shape
+    const wanted = inVocabulary ? [this.folder.config.V, ...place.shape.slice(1)] : place.shape
     const dtype = FILE_DTYPES[entry.dtype]
     const fault = (rule: string, received: string) =>
       new CaravanError(
@@ -187,13 +188,17 @@ export class ParameterLoader {
       )
     if (!sameShape(entry.shape, wanted)) throw fault(shapeText(wanted), shapeText(entry.shape))
     if (!dtype) throw fault(Object.keys(FILE_DTYPES).join(', '), entry.dtype)
+    return { dtype, rows: wanted[0]! }
+  }
+
+  #fill(tensor: Tensor, { entry, dtype, rows }: { entry: ShardTensor; dtype: DType; rows: number }): void {
     const { path, byteOffset } = entry
-    if (sameShape(wanted, place.shape)) {
+    if (rows === tensor.shape[0]) {
       this.device.loadFile(tensor.id, { path, byteOffset, dtype })
       return
     }
     scope(() => {
-      const old = rowsOf(tensor, 0, fileRows)
+      const old = rowsOf(tensor, 0, rows)
       this.device.loadFile(old.id, { path, byteOffset, dtype })
       appendMeanRows(tensor, old)
     })

@@ -2,6 +2,7 @@
 // the folder to be atomic saves into a new one and renames it.
 import { mkdir, readFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
+import { isDeepStrictEqual } from 'node:util'
 import { CaravanError } from '../base/errors.js'
 import { bf16ToF32, f32ToBf16, f32ToF16 } from '../base/half.js'
 import { fileError, type WrittenFile, writeFileAtomic } from '../data/atomic_file.js'
@@ -61,7 +62,7 @@ export function configJsonOf(config: DecoderConfig, original: JsonObject = {}): 
   const again = family.read(new ConfigReader('config.json', ours))
   for (const [key, value] of Object.entries(config)) {
     const read = again[key as keyof DecoderConfig]
-    if (JSON.stringify(read) === JSON.stringify(value)) continue
+    if (isDeepStrictEqual(read, value)) continue
     const [asked, gets] = [JSON.stringify(value), JSON.stringify(read)]
     throw new CaravanError('ERR_MODEL', `a ${family.name} model cannot have ${key} = ${asked}; it would be ${gets}`, {
       details: { family: family.name, key, value },

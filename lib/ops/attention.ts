@@ -1,7 +1,8 @@
 // Causal attention over sequences that lie end to end: no padding, grouped key/value heads, optional sliding window, and
 // never a T x T matrix in memory. One definition serves training (keys = queries), chunked prefill and decoding (few
 // queries against the end of a long key/value buffer).
-import type { Shape } from '../base/shape.js'
+import { CaravanError } from '../base/errors.js'
+import { type Shape, shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Sample, type Tensor } from '../tensor/index.js'
 import { add, affine, cast, div, exp, greater, iota, log, maximum, mul, sub } from './elementwise.js'
 import { matmul } from './matmul.js'
@@ -49,6 +50,14 @@ function headsFirst(x: Tensor, repeats: number): Tensor {
   const t = transpose(x, [1, 0, 2])
   if (repeats === 1) return t
   return reshape(broadcastTo(reshape(t, [heads, 1, N, C]), [heads, repeats, N, C]), [heads * repeats, N, C])
+}
+
+function checkHeads(name: string, q: Shape, k: Shape): Record<string, never> {
+  const [H, K] = [q[1]!, k[1]!]
+  if (K === 0 ? H !== 0 : H % K !== 0) {
+    throw new CaravanError('ERR_SHAPE', `${name}: H of q[N,H,C]=${shapeText(q)} must be a multiple of K=${K}`)
+  }
+  return {}
 }
 
 function attentionReference(call: {
@@ -113,6 +122,7 @@ export const attentionOp = defineOp({
   name: 'attention',
   signature: 'q[N,H,C] k[M,K,C] v[M,K,C] segments[S,4]:i32 -> o[N,H,C] lse[N,H]:f32 | scale window',
   reference: attentionReference,
+  shapes: ({ q, k }) => checkHeads('attention', q.shape, k.shape),
   saved: ['q', 'k', 'v', 'o', 'lse', 'segments'],
   backward: ({ o: dout }, { q, k, v, o, lse, segments, scale, window }) => {
     const { dq, dk, dv } = attentionBackwardOp({ do: dout!, q, k, v, o, lse, segments, scale, window })
@@ -127,6 +137,7 @@ export const attentionBackwardOp = defineOp({
   name: 'attention_backward',
   signature:
     'do[N,H,C] q[N,H,C] k[M,K,C] v[M,K,C] o[N,H,C] lse[N,H]:f32 segments[S,4]:i32 -> dq[N,H,C] dk[M,K,C] dv[M,K,C] | scale window',
+  shapes: ({ q, k }) => checkHeads('attention_backward', q.shape, k.shape),
   data: testSegments,
   samples: samples.filter((sample) => sample.bench && sample.N !== 1),
 })

@@ -219,6 +219,15 @@ export const affineOp = defineOp({
 export const addIntoOp = defineOp({
   name: 'add_into',
   signature: 'y[...]! x[...] ->',
+  shapes: ({ y, x }) => {
+    if (!sameShape(y.shape, x.shape)) {
+      throw new CaravanError('ERR_SHAPE', `add_into: ${shapeText(x.shape)} cannot be added into ${shapeText(y.shape)}`)
+    }
+    if (x.dtype !== y.dtype && !(y.dtype === 'f32' && x.dtype === 'bf16')) {
+      throw new CaravanError('ERR_DTYPE', `add_into: x must be ${y.dtype} to match y (or bf16 where y is f32); got ${x.dtype}`)
+    }
+    return {}
+  },
   dtypes: primitive,
   mixed: true,
   samples: [{ shapes: { y: [3, 7], x: [3, 7] } }, { shapes: { y: [33], x: [33] } }, { shapes: { y: [0], x: [0] } }],
@@ -286,11 +295,8 @@ export const affine = (x: Tensor, scale: number, shift: number): Tensor => affin
 export const cast = (x: Tensor, dtype: DType): Tensor =>
   x.dtype === dtype ? reshape(x, x.shape) : castOp({ x, dtype: dtypeCode[dtype] }).y
 
-/** y += x, overwriting y. */
+/** y += x, overwriting y; the shapes must be equal. */
 export function addInto(y: Tensor, x: Tensor): void {
-  if (!sameShape(y.shape, x.shape)) {
-    throw new CaravanError('ERR_SHAPE', `add_into: ${shapeText(x.shape)} cannot be added into ${shapeText(y.shape)}`)
-  }
   addIntoOp({ y, x })
 }
 

@@ -68,5 +68,5 @@ export const embeddingBackwardAddOp = defineOp({
   samples: [{ N: 7, V: 5, D: 9 }],
 })
 
-/** Rows `ids` [N] of `w` [V,D]. ERR_SHAPE at the next wait when an id is outside the table. */
+/** Rows `ids` [N] of `w` [V,D]. ERR_KERNEL at the next wait when an id is outside the table. */
 export const embedding = (ids: Tensor, w: Tensor): Tensor => embeddingOp({ ids, w }).y

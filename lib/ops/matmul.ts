@@ -1,7 +1,7 @@
 // Matrix products: the batched primitive, and the linear layer with its bias and residual added where the sum is stored.
 import type { DType } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
-import { countOf, shapeText } from '../base/shape.js'
+import { countOf, type Shape, shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Tensor } from '../tensor/index.js'
 import { add } from './elementwise.js'
 import { sum } from './reduce.js'
@@ -13,6 +13,13 @@ export const matmulOp = defineOp({
   name: 'matmul',
   signature: 'a[G,A1,A2] b[G,B1,B2] -> c[G,I,P] | transpose_a transpose_b I P',
   dtypes: withF64,
+  shapes: ({ a, b, transpose_a, transpose_b, I, P }) => {
+    const sizes = productSizes(a.shape, b.shape, { transposeA: transpose_a === 1, transposeB: transpose_b === 1 })
+    if (sizes.I !== I || sizes.P !== P) {
+      throw new CaravanError('ERR_SHAPE', `matmul: the result is [G,${sizes.I},${sizes.P}]; got I=${I} P=${P}`)
+    }
+    return {}
+  },
   saved: ['a', 'b'],
   backward: ({ c: dc }, { a, b, transpose_a, transpose_b }) => {
     const [ta, tb] = [transpose_a === 1, transpose_b === 1]
@@ -142,16 +149,26 @@ function weightGradient(dy: Tensor, x: Tensor): Tensor {
   return reshape(matmul(reshape(dy, [1, rows, F]), reshape(x, [1, rows, D]), { transposeA: true }), [F, D])
 }
 
+/** Rows and columns of a product; throws ERR_SHAPE when the inner sizes differ. */
+function productSizes(
+  a: Shape,
+  b: Shape,
+  options: { transposeA: boolean; transposeB: boolean },
+): { I: number; P: number } {
+  const [, a1, a2] = a as [number, number, number]
+  const [, b1, b2] = b as [number, number, number]
+  const [I, J] = options.transposeA ? [a2, a1] : [a1, a2]
+  const [inner, P] = options.transposeB ? [b2, b1] : [b1, b2]
+  if (J !== inner) {
+    throw new CaravanError('ERR_SHAPE', `matmul: inner sizes of ${shapeText(a)} and ${shapeText(b)} differ`)
+  }
+  return { I, P }
+}
+
 /** Batched product of a [G,I,J] and b [G,J,P]; with transposeA, a is [G,J,I]; with transposeB, b is [G,P,J]. */
 export function matmul(a: Tensor, b: Tensor, options: { transposeA?: boolean; transposeB?: boolean } = {}): Tensor {
   const { transposeA = false, transposeB = false } = options
-  const [, a1, a2] = a.shape as [number, number, number]
-  const [, b1, b2] = b.shape as [number, number, number]
-  const [I, J] = transposeA ? [a2, a1] : [a1, a2]
-  const [inner, P] = transposeB ? [b2, b1] : [b1, b2]
-  if (J !== inner) {
-    throw new CaravanError('ERR_SHAPE', `matmul: inner sizes of ${shapeText(a.shape)} and ${shapeText(b.shape)} differ`)
-  }
+  const { I, P } = productSizes(a.shape, b.shape, { transposeA, transposeB })
   return matmulOp({ a, b, transpose_a: transposeA ? 1 : 0, transpose_b: transposeB ? 1 : 0, I, P }).c
 }
 

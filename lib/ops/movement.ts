@@ -1,7 +1,7 @@
 // Primitives that move elements: repeat, permute, cut, join, pick.
 import type { DType } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
-import { type Shape, sameShape, shapeText } from '../base/shape.js'
+import { broadcastShape, type Shape, sameShape, shapeText } from '../base/shape.js'
 import { defineOp, type Sample, type SampleDraw, type Tensor } from '../tensor/index.js'
 import { fill, sumTo } from './elementwise.js'
 
@@ -10,7 +10,14 @@ const primitive: readonly DType[] = ['f32', 'bf16', 'f64', 'i32']
 export const broadcastToOp = defineOp({
   name: 'broadcast_to',
   signature: 'x[...] -> y[...]',
-  shapes: (call) => ({ y: (call as unknown as { shape: Shape }).shape }),
+  shapes: (call) => {
+    const { x, shape } = call as unknown as { x: Tensor; shape: Shape }
+    const reached = broadcastShape(x.shape, shape)
+    if (!reached || !sameShape(reached, shape)) {
+      throw new CaravanError('ERR_SHAPE', `broadcast_to: ${shapeText(x.shape)} does not fill ${shapeText(shape)}`)
+    }
+    return { y: shape }
+  },
   dtypes: primitive,
   saved: ['x'],
   backward: ({ y: dy }, { x }) => ({ x: sumTo(dy!, x.shape) }),
@@ -27,6 +34,10 @@ export const transposeOp = defineOp({
   signature: 'x[...] -> y[...] | p0 p1 p2 p3 p4 p5',
   shapes: (call) => {
     const order = [call.p0, call.p1, call.p2, call.p3, call.p4, call.p5].slice(0, call.x.shape.length)
+    if (call.x.shape.length > 6 || [...order].sort((a, b) => a - b).some((axis, i) => axis !== i)) {
+      const given = `${shapeText(call.x.shape)} by [${order.join(',')}]`
+      throw new CaravanError('ERR_SHAPE', `transpose: the order must name each axis of x once, at most 6; got ${given}`)
+    }
     return { y: order.map((axis) => call.x.shape[axis]!) }
   },
   dtypes: primitive,
@@ -81,7 +92,8 @@ export const concatOp = defineOp({
   name: 'concat',
   signature: 'a[...] b[...] -> c[...] | axis',
   shapes: ({ a, b, axis }) => {
-    const fits = a.shape.length === b.shape.length && a.shape.every((n, i) => i === axis || n === b.shape[i])
+    const sameRank = a.shape.length === b.shape.length && a.shape[axis] !== undefined
+    const fits = sameRank && a.shape.every((n, i) => i === axis || n === b.shape[i])
     if (!fits) {
       throw new CaravanError(
         'ERR_SHAPE',

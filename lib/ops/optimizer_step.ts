@@ -14,6 +14,7 @@ export const adamwOp = defineOp({
 export const squaredSumAddOp = defineOp({
   name: 'squared_sum_add',
   signature: 'g[*] sum[1]:f64! ->',
+  dtypes: ['f32', 'bf16', 'f64'],
   samples: [{ lead: [1024, 4096], bench: true }],
 })
 

@@ -1,6 +1,7 @@
 // Reductions over one axis, which stays with size 1. The order of the sum is fixed.
 import type { DType } from '../base/dtype.js'
-import type { Shape } from '../base/shape.js'
+import { CaravanError } from '../base/errors.js'
+import { type Shape, shapeText } from '../base/shape.js'
 import { defineOp, type Tensor } from '../tensor/index.js'
 import { affine, div, greater, mul } from './elementwise.js'
 import { broadcastTo } from './movement.js'
@@ -8,6 +9,9 @@ import { broadcastTo } from './movement.js'
 const primitive: readonly DType[] = ['f32', 'bf16', 'f64']
 
 function reducedShape({ x, axis }: { x: Tensor; axis: number }): { y: Shape } {
+  if (x.shape[axis] === undefined) {
+    throw new CaravanError('ERR_SHAPE', `a reduction runs over an axis of ${shapeText(x.shape)}; got axis ${axis}`)
+  }
   return { y: x.shape.map((size, i) => (i === axis ? 1 : size)) }
 }
 

@@ -1,5 +1,7 @@
 // Rotary position embedding (Su et al. 2021) with pairs (i, i + C/2), as Hugging Face checkpoints expect. The table of
 // cosines and sines is made once per batch, with angles in f64, and serves every layer.
+import { CaravanError } from '../base/errors.js'
+import { shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Tensor } from '../tensor/index.js'
 import { add, affine, cast, cos, mul, neg, sin } from './elementwise.js'
 import { concat, slice } from './movement.js'
@@ -12,6 +14,12 @@ export const ropeTableOp = defineOp({
     const p = reshape(cast(positions, 'f64'), [-1, 1])
     const angles = mul(p, reshape(frequencies, [1, -1]))
     return { table: concat(cos(angles), sin(angles), 1) }
+  },
+  shapes: ({ frequencies, C }) => {
+    if (C !== 2 * frequencies.shape[0]!) {
+      throw new CaravanError('ERR_SHAPE', `rope_table: C must be 2 J = ${2 * frequencies.shape[0]!}; got ${C}`)
+    }
+    return {}
   },
   data: (sample, draw) => ({
     positions: Int32Array.from({ length: sample.N as number }, () => draw.integer(0, 100_000)),
@@ -37,6 +45,12 @@ export const ropeOp = defineOp({
     const [c, s] = [part(row, 0), affine(part(row, half), direction, 0)]
     const [a, b] = [part(x, 0), part(x, half)]
     return { y: concat(add(mul(a, c), neg(mul(b, s))), add(mul(b, c), mul(a, s)), 2) }
+  },
+  shapes: ({ x }) => {
+    if (x.shape[2]! % 2 !== 0) {
+      throw new CaravanError('ERR_SHAPE', `rope: C of x[N,H,C]=${shapeText(x.shape)} must be even`)
+    }
+    return {}
   },
   saved: ['table'],
   backward: ({ y: dy }, { table, direction }) => ({ x: ropeOf(dy!, table, -direction) }),

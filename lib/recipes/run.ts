@@ -1,7 +1,8 @@
 // Runs a recipe: its stages in order, each from the folder that the one before has saved. The public face of training.
-import { appendFile, readFile } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { fileError, writeFileAtomic } from '../data/atomic_file.js'
+import { CaravanError } from '../base/errors.js'
+import { writeFileAtomic } from '../data/atomic_file.js'
 import { forwardFlopsPerToken, saveModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { AdamW } from '../optim/adamw.js'
@@ -39,7 +40,9 @@ export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<
     const folder = join(directory, name)
     if (resume && (await folderExists(folder))) {
       yield { type: 'note', stage: name, text: `${folder} is finished` }
+      gatesPassed &&= await gatesPassedBefore(directory, name)
     } else {
+      if (options.stop?.aborted) throw stoppedBefore(name, options.stop)
       const stage = recipe.stages.find((entry) => entry.name === name)!
       const settings = { ...values, ...('model' in values && values.model === '' ? { model: before ?? '' } : {}) }
       const judged = yield* runOne({ stage, settings, origins, folder, device, options: { ...options, seed, dtype } })
@@ -64,12 +67,15 @@ interface StageJob {
 async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
   const { stage, settings, folder, device, options } = job
   const { directory, seed, dtype, signal } = options
-  const prepared = yield* reporting(async (report): Promise<PreparedStage> => {
-    const context: StageContext = { stage: stage.name, seed, dtype, directory, signal, report }
+  const prepare = async (report: StageContext['report'], ending: AbortSignal): Promise<PreparedStage> => {
+    const context: StageContext = { stage: stage.name, seed, dtype, directory, signal: ending, report }
     return stage.kind === 'sft'
       ? await prepareSft(device, settings as SftSettings, context)
       : await preparePretrain(device, settings as PretrainSettings, context)
-  })
+  }
+  // Before the first step there is nothing to save, so `stop` ends the preparation as `signal` does.
+  const ends = { signals: [signal, options.stop], discard: (unused: PreparedStage) => unused.model.dispose() }
+  const prepared = yield* reporting(prepare, ends)
   const { model, method, evaluate } = prepared
   const parameters = model.parameters()
   const { beta1, beta2, eps, weightDecay } = settings
@@ -121,10 +127,12 @@ async function saveStage({ model, tokenizer, template }: PreparedStage, folder: 
 async function* judge(prepared: PreparedStage, job: StageJob): AsyncGenerator<RunEvent, boolean> {
   const { stage, origins, options } = job
   const { directory, signal } = options
+  const samples: RunEvent[] = []
   for await (const sample of prepared.samples?.(signal) ?? []) {
-    await append(join(directory, 'samples.jsonl'), sample)
+    samples.push(sample)
     yield sample
   }
+  if (samples.length > 0) await replaceSamples(directory, stage.name, samples)
   if (!prepared.gates) return true
   const changed = Object.keys(origins).filter((key) => origins[key] === 'flag' && !uncritical.has(key))
   if (changed.length > 0) {
@@ -152,16 +160,39 @@ const uncritical = new Set([
   'activationCheckpointing',
 ])
 
-async function append(path: string, value: unknown): Promise<void> {
-  try {
-    await appendFile(path, `${JSON.stringify(value)}\n`)
-  } catch (cause) {
-    throw fileError('append', path, cause)
-  }
+/** Writes the samples of a stage into samples.jsonl, in place of those of an attempt that was killed before it ended. */
+async function replaceSamples(directory: string, stage: string, samples: readonly RunEvent[]): Promise<void> {
+  const path = join(directory, 'samples.jsonl')
+  const before = await readFile(path, 'utf8').catch(() => '')
+  const ofOthers = before.split('\n').filter((line) => line !== '' && JSON.parse(line).stage !== stage)
+  const lines = [...ofOthers, ...samples.map((sample) => JSON.stringify(sample))]
+  await writeFileAtomic(path, lines.map((line) => `${line}\n`).join(''))
 }
 
-async function addResult(directory: string, stage: string, result: unknown): Promise<void> {
-  const path = join(directory, 'result.json')
-  const before = await readFile(path, 'utf8').then(JSON.parse, () => ({}))
-  await writeFileAtomic(path, `${JSON.stringify({ ...before, [stage]: result }, null, 2)}\n`)
+interface StageResult {
+  metrics: { [name: string]: number | null }
+  gates: readonly { passed: boolean }[]
+}
+
+async function readResults(directory: string): Promise<{ [stage: string]: StageResult }> {
+  return readFile(join(directory, 'result.json'), 'utf8').then(JSON.parse, () => ({}))
+}
+
+async function addResult(directory: string, stage: string, result: StageResult): Promise<void> {
+  const results = { ...(await readResults(directory)), [stage]: result }
+  await writeFileAtomic(join(directory, 'result.json'), `${JSON.stringify(results, null, 2)}\n`)
+}
+
+/** Whether a stage that an earlier process has finished passed its gates. */
+async function gatesPassedBefore(directory: string, stage: string): Promise<boolean> {
+  const result = (await readResults(directory))[stage]
+  return result?.gates.every(({ passed }) => passed) ?? true
+}
+
+function stoppedBefore(stage: string, stop: AbortSignal): CaravanError {
+  return new CaravanError('ERR_ABORTED', `stopped before stage ${stage}; the stages before it are saved`, {
+    details: { stage },
+    hint: 'continue with --resume',
+    cause: stop.reason,
+  })
 }

@@ -1,6 +1,6 @@
 // The run folder: recipe.json (resolved, with where each value came from), metrics.jsonl, checkpoints/<stage>/step-N/, one
 // Hugging Face folder per finished stage, samples.jsonl, result.json and report.html.
-import { mkdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
 import { fileError, syncDirectory, writeFileAtomic } from '../data/atomic_file.js'
@@ -67,6 +67,7 @@ export async function openRunFolder(directory: string, record: RunRecord, resume
   const existing = await stat(join(directory, 'recipe.json')).catch(() => undefined)
   if (resume && existing) {
     checkSame(await readRunRecord(directory), record)
+    await removeTemporaries(directory)
     return
   }
   if (existing) {
@@ -81,6 +82,17 @@ export async function openRunFolder(directory: string, record: RunRecord, resume
     throw fileError('mkdir', directory, cause)
   }
   await writeFileAtomic(join(directory, 'recipe.json'), `${JSON.stringify(record, null, 2)}\n`)
+}
+
+/** Removes files and folders that a killed process had not finished. */
+async function removeTemporaries(directory: string): Promise<void> {
+  try {
+    for (const name of await readdir(directory)) {
+      if (/\.tmp-\d+/.test(name)) await rm(join(directory, name), { recursive: true, force: true })
+    }
+  } catch (cause) {
+    throw fileError('clean up', directory, cause)
+  }
 }
 
 function checkSame(before: RunRecord, now: RunRecord): void {

@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { CaravanError } from '../base/errors.js'
+import { CaravanError, throwIfAborted } from '../base/errors.js'
 import { workerUrl } from '../base/worker.js'
 import { openDataset } from '../data/dataset.js'
 import { encodeDataset, encodeRows } from '../data/encode.js'
@@ -35,6 +35,18 @@ export async function prepareSft(device: Device, settings: SftSettings, context:
   const tokenizer = await Tokenizer.load(settings.model)
   const template = await chosenTemplate(tokenizer, settings)
   const model = await loadModel(device, settings.model, { dtype: context.dtype, trainable: true })
+  try {
+    return await prepareData({ model, tokenizer, template }, settings, context)
+  } catch (error) {
+    model.dispose()
+    throw error
+  }
+}
+
+type Loaded = Pick<PreparedStage, 'model' | 'tokenizer'> & { template: ChatTemplate }
+
+async function prepareData(loaded: Loaded, settings: SftSettings, context: StageContext): Promise<PreparedStage> {
+  const { model, tokenizer, template } = loaded
   for (const warning of model.warnings) context.report({ type: 'warning', stage: context.stage, message: warning })
   checkVocabulary(model, tokenizer, settings.model)
   const examples = await encodedExamples(tokenizer, template, settings, context)
@@ -199,7 +211,7 @@ async function heldOutLoss(
   const plan = planPacking(held.lengths(), tokens, 'bfd')
   let [sum, count] = [0, 0]
   for (let row = 0; row < plan.rowCount; row++) {
-    signal?.throwIfAborted()
+    throwIfAborted(signal)
     const micro = packRow(plan, row, held)
     using logp = scope(() => logprobsOf(model, micro))
     for (const value of await logp.read()) sum -= value

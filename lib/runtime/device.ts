@@ -71,7 +71,8 @@ export class Device {
     this.#opIndex = new Map(names.map((name, i) => [name, i]))
     const isa = options.isa ?? process.env.CARAVAN_ISA ?? ''
     const threads = options.threads ?? availableParallelism()
-    const budget = options.memoryBudgetBytes ?? Math.floor(totalmem() * 0.9)
+    const wanted = options.memoryBudgetBytes ?? totalmem() * 0.9
+    const budget = Math.min(Math.floor(wanted), Number.MAX_SAFE_INTEGER)
     checkOptions(this.#addon, { threads, budget, isa })
     this.#index = native(() =>
       this.#addon.openCpu(threads, budget, isa, names, (ticket, error) => this.#finished(ticket, error)),

@@ -105,13 +105,16 @@ export function defineOp<const S extends string, const K extends InputNames<S> |
 type AnyCall = { [name: string]: Tensor | number | undefined }
 type AnyResult = { [name: string]: Tensor | undefined }
 
+/** Dtypes that all primitives take, so that a reference can run in them. */
+const composable: readonly DType[] = ['f32', 'bf16', 'f64']
+
 function run(op: Op, inputNames: Set<string>, call: AnyCall): AnyResult {
   const checked = check(op, call)
   const { device, dtype } = checked
   const index = device.opIndex(op.definition.name)
   const dtypes = op.definition.dtypes ?? ['f32', 'bf16']
   if (index === undefined || !dtypes.includes(dtype)) {
-    if (op.definition.reference) return op.definition.reference(call as never) as AnyResult
+    if (op.definition.reference && composable.includes(dtype)) return op.definition.reference(call as never) as AnyResult
     throw new CaravanError('ERR_DTYPE', `${op.definition.name}: no kernel for ${dtype} on device ${device.kind}`)
   }
   const results: AnyResult = {}

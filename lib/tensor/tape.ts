@@ -115,10 +115,10 @@ export class Tape {
   backward(output: Tensor, seed: Tensor, gradients: Gradients): void {
     const outer = current
     current = undefined
-    gradients.accumulate(output, seed)
     const records = this.#records
     this.#records = []
     try {
+      gradients.accumulate(output, seed)
       for (let record = records.pop(); record; record = records.pop()) play(record, gradients)
     } finally {
       current = outer
@@ -139,26 +139,33 @@ export class Tape {
 
 function play(record: Record, gradients: Gradients): void {
   const incoming = record.outputs.map((output) => output && gradients.take(output))
-  if (incoming.some((gradient) => gradient !== undefined)) {
-    scope(() => {
-      const taken: Tensor[] = []
-      const into: Into = (input) => {
-        const before = input && gradients.get(input)
-        if (!input || !before || before.references !== 1) return undefined
-        gradients.take(input)
-        taken.push(before)
-        return before
-      }
-      const outgoing = record.backward(incoming, into, gradients)
-      record.inputs.forEach((input, i) => {
-        const gradient = outgoing[i]
-        if (input?.tracked && gradient) gradients.accumulate(input, gradient)
-      })
-      for (const before of taken) before.dispose()
-    })
+  try {
+    if (incoming.some((gradient) => gradient !== undefined)) scope(() => pass(record, incoming, gradients))
+  } finally {
+    for (const gradient of incoming) gradient?.dispose()
+    release(record)
   }
-  for (const gradient of incoming) gradient?.dispose()
-  release(record)
+}
+
+/** Runs one backward function and hands its results on. */
+function pass(record: Record, incoming: readonly (Tensor | undefined)[], gradients: Gradients): void {
+  const taken: Tensor[] = []
+  const into: Into = (input) => {
+    const before = input && gradients.get(input)
+    if (!input || !before || before.references !== 1) return undefined
+    gradients.take(input)
+    taken.push(before)
+    return before
+  }
+  try {
+    const outgoing = record.backward(incoming, into, gradients)
+    record.inputs.forEach((input, i) => {
+      const gradient = outgoing[i]
+      if (input?.tracked && gradient) gradients.accumulate(input, gradient)
+    })
+  } finally {
+    for (const before of taken) before.dispose()
+  }
 }
 
 function release(record: Record): void {

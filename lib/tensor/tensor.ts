@@ -64,6 +64,7 @@ export class Tensor {
 
   /** Another view of the memory of `source` from element `offset` on. */
   static viewOf(source: Tensor, shape: Shape, offset = 0): Tensor {
+    source.assertAlive()
     const tensor = new Tensor(source.device, source.dtype, shape)
     source.device.view(tensor.id, source.id, { dtype: source.dtype, offset, shape })
     return tensor

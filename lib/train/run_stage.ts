@@ -88,6 +88,12 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
     yield event
     const stopping = run.stop?.aborted ?? false
     const last = step.step >= method.totalSteps
+    // Before the checkpoint, so that no kill can leave a checkpoint whose evaluation is missing.
+    if (run.evaluate && (last || (evaluateEvery > 0 && step.step % evaluateEvery === 0))) {
+      const results = await run.evaluate(run.signal)
+      yield* record(metrics, { stage, step: step.step, ...results })
+      yield { type: 'evaluation', stage, step: step.step, metrics: results }
+    }
     if (!last && ((checkpointEvery > 0 && step.step % checkpointEvery === 0) || stopping)) {
       const state: CheckpointState = {
         stage,
@@ -99,11 +105,6 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
       }
       const saved = yield* save(root, { state, groups, keep: keepCheckpoints, fileSystem: run.fileSystem })
       if (stopping) throw stopped(step.step, saved)
-    }
-    if (run.evaluate && (last || (evaluateEvery > 0 && step.step % evaluateEvery === 0))) {
-      const results = await run.evaluate(run.signal)
-      yield* record(metrics, { stage, step: step.step, ...results })
-      yield { type: 'evaluation', stage, step: step.step, metrics: results }
     }
   }
 }

@@ -24,6 +24,12 @@ double read_f64(const int32_t* words) {
   return value;
 }
 
+/** An array on the host must be exactly as large as the tensor that it fills or receives. */
+void check_size(const char* what, const View& view, size_t bytes) {
+  if (bytes == view.bytes()) return;
+  fail("ERR_INTERNAL", "%s: the array has %zu bytes, tensor %s has %zu", what, bytes, shape_text(view).c_str(), view.bytes());
+}
+
 const int32_t* read_shape(const int32_t* word, int64_t* shape, int* rank) {
   *rank = *word++;
   for (int i = 0; i < *rank; i++) shape[i] = *word++;
@@ -82,7 +88,9 @@ void CommandQueue::upload(int32_t id, std::vector<uint8_t> bytes) {
   push([this, id, data = std::move(bytes)] {
     guarded("upload", [&] {
       Tensor& tensor = slot(id);
-      if (tensor.storage != nullptr) device_->copy_in(tensor.view.data, data.data(), data.size());
+      if (tensor.storage == nullptr) return;
+      check_size("upload", tensor.view, data.size());
+      device_->copy_in(tensor.view.data, data.data(), data.size());
     });
   });
 }
@@ -101,6 +109,7 @@ void CommandQueue::read(int32_t id, void* target, size_t bytes, Completion done)
     guarded("read", [&] {
       Tensor& tensor = slot(id);
       if (tensor.storage == nullptr) return;
+      check_size("read", tensor.view, bytes);
       device_->synchronize();
       device_->copy_out(target, tensor.view.data, bytes);
     });

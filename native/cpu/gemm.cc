@@ -7,7 +7,7 @@
 #include "cpu/gemm_f64.h"
 #include "cpu/gemm_few_rows.h"
 
-namespace caravan::CARAVAN_ISA {
+namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 // Units of K in one pass. With 8 lanes a panel of B (24 KiB) stays in L1 while the panels of A go by; with 16 lanes a tile
@@ -17,12 +17,16 @@ constexpr int64_t kPassUnits = kLanes >= 16 ? 512 : 384;
 constexpr int64_t kStreamUnits = 16;
 // Panels of rows up to which B is read in place where it is contiguous along N: packing would cost more than it saves.
 constexpr int64_t kDirectPanels = 4;
+// Columns that go by together when B is read in place: 4 KiB of each K row, and their sums stay in L1.
+constexpr int64_t kStreamColumns = 1024;
 // Columns of a product of few rows that one task computes at least.
 constexpr int64_t kFewRowsColumns = 64;
 // Packed columns of B that one task keeps in L2 while its rows go by.
 constexpr int64_t kBlockBytes = (kLanes >= 16 ? 512 : 192) << 10;
-// Rows are taken in chunks whose packed A fits in L3 beside everything else.
-constexpr int64_t kChunkBytes = 4 << 20;
+// Rows are taken in chunks whose packed A stays near (L3 is shared with the service), but of enough rows to pay for
+// packing B again; of at most kMaxChunkRows where sums are spilled.
+constexpr int64_t kChunkBytes = 1 << 20;
+constexpr int64_t kMinChunkRows = 512;
 constexpr int64_t kMaxChunkRows = 1024;
 // A task shorter than this costs more to hand out than it gains (about 20 microseconds).
 constexpr int64_t kTaskFlops = 2 << 20;
@@ -58,44 +62,58 @@ struct Plan {
   }
 };
 
-Plan make_plan(const GemmArgs& g, int threads) {
-  Plan p{g, false, 0, 0, 0, ASource::kPanel, BSource::kUnits, false, false, 0, 1};
+/** Which operands are packed. */
+void choose_sources(Plan& p) {
+  const GemmArgs& g = p.g;
   p.pairs = kHasPairs && g.a.dtype == DType::kBF16 && g.b.dtype == DType::kBF16;
   p.units = p.pairs ? ceil_div(g.K, 2) : g.K;
-  bool odd_pair = p.pairs && g.K % 2 != 0;  // the closing zero exists in packed panels only
-  bool one_panel = g.M <= kTileRows;
+  const bool odd_pair = p.pairs && g.K % 2 != 0;  // the closing zero exists in packed panels only
   p.few_rows = g.M <= kFewRows && (g.b.column_stride == 1 || g.b.row_stride == 1);
   p.b_direct = !p.few_rows && g.M <= kDirectPanels * kTileRows && g.b.column_stride == 1 && !odd_pair;
   if (p.b_direct && g.b.dtype == DType::kBF16) p.b_source = p.pairs ? BSource::kBf16Pairs : BSource::kBf16;
-  bool unit_rows = g.a.column_stride == 1 && (p.pairs ? !odd_pair : g.a.dtype == DType::kF32);
-  if (unit_rows && p.b_source == BSource::kUnits && (one_panel || g.N <= 4 * kColumns)) p.a_source = ASource::kRows;
+  // Packing A pays once it is read for enough columns.
+  const bool unit_rows = g.a.column_stride == 1 && (p.pairs ? !odd_pair : g.a.dtype == DType::kF32);
+  const bool read_seldom = g.M <= kTileRows || g.N <= 8 * kColumns;
+  if (unit_rows && p.b_source == BSource::kUnits && read_seldom) p.a_source = ASource::kRows;
+}
 
-  int64_t passes = ceil_div(p.units, p.b_direct ? kStreamUnits : kPassUnits);
+/** Passes over K and chunks of rows. */
+void choose_cuts(Plan& p) {
+  const int64_t passes = ceil_div(p.units, p.b_direct ? kStreamUnits : kPassUnits);
   p.pass_units = max_of(ceil_div(p.units, max_of(passes, 1)), 1);
-  p.chunk_rows = min_of(g.M, kMaxChunkRows);
+  p.chunk_rows = passes > 1 ? min_of(p.g.M, kMaxChunkRows) : p.g.M;
   if (p.a_source == ASource::kPanel) {
-    p.chunk_rows = min_of(p.chunk_rows, max_of(kChunkBytes / 4 / max_of(p.units, 1), 8 * kTileRows));
+    p.chunk_rows = min_of(p.chunk_rows, max_of(kChunkBytes / 4 / max_of(p.units, 1), kMinChunkRows));
   }
-  p.chunk_rows = ceil_div(g.M, ceil_div(g.M, p.chunk_rows));
+  p.chunk_rows = ceil_div(p.g.M, ceil_div(p.g.M, p.chunk_rows));
+}
 
-  // Columns per task: as many as L2 holds, fewer where the threads would not all have work; then rows are split too.
-  int64_t column_panels = ceil_div(g.N, kColumns);
-  int64_t flops = 2 * p.chunk_rows * g.N * max_of(g.K, 1);
-  int64_t wanted = threads == 1 ? 1 : min_of(4 * threads, max_of(flops / kTaskFlops, 1));
+/** Blocks of C: as many columns as L2 holds, fewer where the threads would not all have work; then rows are split too. */
+void choose_blocks(Plan& p, int threads) {
+  const GemmArgs& g = p.g;
+  const int64_t column_panels = ceil_div(g.N, kColumns);
+  const int64_t flops = 2 * p.chunk_rows * g.N * max_of(g.K, 1);
+  const int64_t wanted = threads == 1 ? 1 : min_of(4 * threads, max_of(flops / kTaskFlops, 1));
   if (p.few_rows) {
-    // Whole K rows of at most 4 KiB at a time where B is contiguous along N: longer sums would not stay in L1.
-    int64_t most = g.b.column_stride == 1 ? 1024 : g.N;
-    p.block_columns = ceil_div(max_of(min_of(most, ceil_div(g.N, wanted)), kFewRowsColumns), kColumns) * kColumns;
-    return p;
+    int64_t columns = max_of(min_of(kStreamColumns, ceil_div(g.N, wanted)), kFewRowsColumns);
+    p.block_columns = ceil_div(columns, kColumns) * kColumns;
+    return;
   }
-  int64_t panel_bytes = p.pass_units * kColumns * 4;
-  int64_t most = p.b_direct ? 1024 / kColumns : max_of(kBlockBytes / panel_bytes, 1);
+  const int64_t panel_bytes = p.pass_units * kColumns * 4;
+  const int64_t most = p.b_direct ? kStreamColumns / kColumns : max_of(kBlockBytes / panel_bytes, 1);
   int64_t block_panels = min_of(most, max_of(ceil_div(column_panels, wanted), min_of(4, column_panels)));
-  int64_t row_panels = ceil_div(p.chunk_rows, kTileRows);
-  int64_t tasks = ceil_div(column_panels, block_panels);
+  const int64_t tasks = ceil_div(column_panels, block_panels);
+  const int64_t row_panels = ceil_div(p.chunk_rows, kTileRows);
   if (tasks < wanted) p.row_splits = max_of(min_of(ceil_div(wanted, tasks), row_panels / 8), 1);
   if (tasks * p.row_splits < wanted) block_panels = max_of(block_panels * tasks * p.row_splits / wanted, 1);
   p.block_columns = min_of(block_panels * kColumns, g.N);
+}
+
+Plan make_plan(const GemmArgs& g, int threads) {
+  Plan p{g, false, 0, 0, 0, ASource::kPanel, BSource::kUnits, false, false, 0, 1};
+  choose_sources(p);
+  choose_cuts(p);
+  choose_blocks(p, threads);
   return p;
 }
 
@@ -281,15 +299,16 @@ void check_types(const GemmArgs& g) {
   }
 }
 
-}  // namespace
-
-void gemm(const GemmArgs& g, Device& device, ThreadPool& pool) {
-  check_types(g);
-  if (g.M == 0 || g.N == 0) return;
-  if (g.c_dtype == DType::kF64) {
-    parallel_for(pool, g.M, [&](int64_t row, int) { gemm_f64_row(g, row); });
-    return;
+/** Computes a block by the way that the plan has chosen, with one worker's buffers. */
+void run_task(const Plan& p, const RowPanels& rows, const Block& block, float* packed_a, float* buffers) {
+  if (p.few_rows) {
+    run_few_rows(p, block.column, block.columns, packed_a, buffers);
+  } else {
+    run_block(p, rows, block, packed_a, buffers);
   }
+}
+
+void run_on_pool(const GemmArgs& g, Device& device, ThreadPool& pool) {
   Plan p = make_plan(g, pool.threads());
   int64_t column_blocks = ceil_div(g.N, p.block_columns);
   int64_t workers = min_of(pool.threads(), column_blocks * p.row_splits);
@@ -311,55 +330,60 @@ void gemm(const GemmArgs& g, Device& device, ThreadPool& pool) {
       int64_t column = task / splits * p.block_columns;
       Block block{rows.count * split / splits, rows.count * (split + 1) / splits, column,
                   min_of(p.block_columns, g.N - column)};
-      float* buffers = worker_buffers + worker * p.worker_floats();
-      if (p.few_rows) {
-        run_few_rows(p, column, block.columns, packed_a, buffers);
-      } else {
-        run_block(p, rows, block, packed_a, buffers);
-      }
+      run_task(p, rows, block, packed_a, worker_buffers + worker * p.worker_floats());
     });
   }
 }
 
-size_t gemm_serial_workspace(int64_t M, int64_t N, int64_t K) {
-  // The largest over the types and directions of the operands, which the caller need not know yet.
-  int64_t most = 0;
-  for (int variant = 0; variant < 8; variant++) {
-    DType dtype = (variant & 1) != 0 ? DType::kBF16 : DType::kF32;
-    GemmArgs g{};
-    g.M = M;
-    g.N = N;
-    g.K = K;
-    g.a = {nullptr, dtype, 2, (variant & 2) != 0 ? 1 : 2};
-    g.b = {nullptr, dtype, 2, (variant & 4) != 0 ? 1 : 2};
-    Plan p = make_plan(g, 1);
-    most = max_of(most, p.a_floats() + p.worker_floats());
+/** A bound on a_floats() + worker_floats() over all plans for one thread, growing with each size. */
+int64_t serial_floats(int64_t M, int64_t N, int64_t K) {
+  const int64_t panels = ceil_div(N, kColumns);
+  const int64_t a = min_of(M * K, max_of(kChunkBytes / 4, kMinChunkRows * K));
+  const int64_t b = min_of(panels * Plan::panel_floats(min_of(K, kPassUnits)),
+                           kBlockBytes / 4 + Plan::panel_floats(kPassUnits) + 16 * panels);
+  // Sums are spilled for a block: of kStreamColumns, or of as many as kBlockBytes hold in a pass of half its full length.
+  static_assert(kBlockBytes / 4 <= kStreamColumns * kPassUnits / 2);
+  const int64_t rows = min_of(ceil_div(M, kTileRows) * kTileRows, kMaxChunkRows + kTileRows);
+  return aligned(a) + b + rows * min_of(panels * kColumns, kStreamColumns);
+}
+
+void run_serial(const GemmArgs& g, float* packed_a) {
+  Plan p = make_plan(g, 1);
+  float* buffers = packed_a + p.a_floats();
+  for (int64_t row = 0; row < g.M; row += p.chunk_rows) {
+    RowPanels rows(row, min_of(p.chunk_rows, g.M - row), g.M);
+    if (p.a_source == ASource::kPanel) pack_a_panels(p, rows, {packed_a, 0, rows.count});
+    for (int64_t column = 0; column < g.N; column += p.block_columns) {
+      run_task(p, rows, {0, rows.count, column, min_of(p.block_columns, g.N - column)}, packed_a, buffers);
+    }
   }
-  return static_cast<size_t>(most) * 4;
+}
+
+}  // namespace
+}  // namespace caravan::CARAVAN_ISA::packed
+
+namespace caravan::CARAVAN_ISA {
+
+void gemm(const GemmArgs& g, Device& device, ThreadPool& pool) {
+  packed::check_types(g);
+  if (g.M == 0 || g.N == 0) return;
+  if (g.c_dtype == DType::kF64) {
+    parallel_for(pool, g.M, [&](int64_t row, int) { packed::gemm_f64_row(g, row); });
+  } else {
+    packed::run_on_pool(g, device, pool);
+  }
+}
+
+size_t gemm_serial_workspace(int64_t M, int64_t N, int64_t K) {
+  return M == 0 || N == 0 ? 0 : static_cast<size_t>(packed::serial_floats(M, N, K)) * sizeof(float);
 }
 
 void gemm_serial(const GemmArgs& g, void* workspace) {
   if (g.M == 0 || g.N == 0) return;
   if (g.c_dtype == DType::kF64) {
-    for (int64_t row = 0; row < g.M; row++) gemm_f64_row(g, row);
-    return;
-  }
-  Plan p = make_plan(g, 1);
-  float* packed_a = static_cast<float*>(workspace);
-  float* buffers = packed_a + p.a_floats();
-  for (int64_t row = 0; row < g.M; row += p.chunk_rows) {
-    RowPanels rows(row, min_of(p.chunk_rows, g.M - row), g.M);
-    if (p.a_source == ASource::kPanel) {
-      pack_a_panels(p, rows, {packed_a, 0, rows.count});
-    }
-    for (int64_t column = 0; column < g.N; column += p.block_columns) {
-      Block block{0, rows.count, column, min_of(p.block_columns, g.N - column)};
-      if (p.few_rows) {
-        run_few_rows(p, column, block.columns, packed_a, buffers);
-      } else {
-        run_block(p, rows, block, packed_a, buffers);
-      }
-    }
+    for (int64_t row = 0; row < g.M; row++) packed::gemm_f64_row(g, row);
+  } else {
+    packed::run_serial(g, static_cast<float*>(workspace));
   }
 }
 

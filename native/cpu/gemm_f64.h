@@ -3,7 +3,7 @@
 #pragma once
 #include "cpu/gemm.h"
 
-namespace caravan::CARAVAN_ISA {
+namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 inline double at_f64(const Matrix& m, int64_t row, int64_t column) {
@@ -34,4 +34,4 @@ inline void gemm_f64_row(const GemmArgs& g, int64_t row) {
 }
 
 }  // namespace
-}  // namespace caravan::CARAVAN_ISA
+}  // namespace caravan::CARAVAN_ISA::packed

@@ -4,7 +4,7 @@
 #pragma once
 #include "cpu/gemm_tile.h"
 
-namespace caravan::CARAVAN_ISA {
+namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 constexpr int kFewRows = 4;
@@ -110,4 +110,4 @@ inline void sum_few_rows(const FewRows& f, int64_t rows) {
 }
 
 }  // namespace
-}  // namespace caravan::CARAVAN_ISA
+}  // namespace caravan::CARAVAN_ISA::packed

@@ -5,7 +5,7 @@
 #include "cpu/gemm.h"
 #include "cpu/gemm_vector.h"
 
-namespace caravan::CARAVAN_ISA {
+namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 // 12 (AVX2) and 28 (AVX-512) accumulators: the registers that two vectors of B and one broadcast of A leave.
@@ -232,4 +232,4 @@ inline void pack_a(const Matrix& a, Units units, const RowPanels& rows, APanels 
 }
 
 }  // namespace
-}  // namespace caravan::CARAVAN_ISA
+}  // namespace caravan::CARAVAN_ISA::packed

@@ -3,7 +3,7 @@
 #pragma once
 #include "cpu/gemm_pack.h"
 
-namespace caravan::CARAVAN_ISA {
+namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 /** How the tile finds the units of A and B. B as bf16 in place goes with a packed A. */
@@ -153,4 +153,4 @@ inline void finish(const GemmArgs& g, const Sums& sums, const Rectangle& at) {
 }
 
 }  // namespace
-}  // namespace caravan::CARAVAN_ISA
+}  // namespace caravan::CARAVAN_ISA::packed

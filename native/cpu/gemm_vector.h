@@ -8,7 +8,7 @@
 #include "cpu/simd.h"
 #endif
 
-namespace caravan::CARAVAN_ISA {
+namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 constexpr int kLanes = F32::kLanes;
@@ -142,4 +142,4 @@ inline void transpose(Floats (&v)[kLanes]) {
 #endif
 
 }  // namespace
-}  // namespace caravan::CARAVAN_ISA
+}  // namespace caravan::CARAVAN_ISA::packed

@@ -23,25 +23,32 @@ CARAVAN_SECTION_BOUNDS(avx512bf16)
 
 namespace caravan {
 
+#if defined(__x86_64__)
+namespace {
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+#ifdef CARAVAN_EMULATE_AVX512
+bool has_avx512() { return has_avx2(); }
+bool has_avx512bf16() { return has_avx2(); }
+#else
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+}  // namespace
+#endif
+
 const std::vector<IsaLevel>& isa_levels() {
   static const std::vector<IsaLevel> levels = {
       {"portable", CARAVAN_SPAN(portable), [] { return true; }, nullptr},
 #if defined(__x86_64__)
-      {"avx2", CARAVAN_SPAN(avx2),
-       [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, nullptr},
-      {"avx512", CARAVAN_SPAN(avx512),
-       [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-       },
-       nullptr},
-      {"avx512bf16", CARAVAN_SPAN(avx512bf16),
-       [] {
-         return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512f") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512dq");
-       },
-       "avx512"},
+      {"avx2", CARAVAN_SPAN(avx2), has_avx2, nullptr},
+      {"avx512", CARAVAN_SPAN(avx512), has_avx512, nullptr},
+      {"avx512bf16", CARAVAN_SPAN(avx512bf16), has_avx512bf16, "avx512"},
 #endif
   };
   return levels;

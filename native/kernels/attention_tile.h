@@ -153,18 +153,18 @@ static inline void transpose_block(const T* from, int64_t row_stride, int64_t ke
   constexpr int64_t kLanes = F32::kLanes;
   for (int64_t j = 0; j < keys; j += kLanes) {
     for (int64_t c = 0; c < C; c += kLanes) {
-      Floats rows[kLanes];
+      packed::Floats rows[kLanes];
       const int valid = static_cast<int>(smaller(kLanes, C - c));
       const T* corner = from + j * row_stride + c;
       if (valid == kLanes && j + kLanes <= keys) {
 #pragma GCC unroll 16
-        for (int r = 0; r < kLanes; r++) rows[r] = (Floats)load(corner + r * row_stride).v;
+        for (int r = 0; r < kLanes; r++) rows[r] = (packed::Floats)load(corner + r * row_stride).v;
       } else {
         for (int r = 0; r < kLanes; r++) {
-          rows[r] = (Floats)(j + r < keys ? load_first(corner + r * row_stride, valid) : zero()).v;
+          rows[r] = (packed::Floats)(j + r < keys ? load_first(corner + r * row_stride, valid) : zero()).v;
         }
       }
-      transpose(rows);
+      packed::transpose(rows);
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; r++) store(to + (c + r) * kBlockKeys + j, F32{rows[r]});
     }

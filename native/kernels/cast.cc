@@ -33,6 +33,22 @@ void convert(const T* x, T* y, int64_t count) {
   __builtin_memcpy(y, x, static_cast<size_t>(count) * sizeof(T));
 }
 
+/** The unsigned integer of a size: compilers vectorise a store of it, and not that of a struct like bf16. */
+template <size_t kBytes>
+struct Bits;
+template <>
+struct Bits<2> {
+  using Type = uint16_t;
+};
+template <>
+struct Bits<4> {
+  using Type = uint32_t;
+};
+template <>
+struct Bits<8> {
+  using Type = uint64_t;
+};
+
 }  // namespace cast_detail
 
 CARAVAN_KERNEL(cast, cpu, "x[...] -> y[...]:dtype | dtype") {
@@ -50,10 +66,13 @@ CARAVAN_KERNEL(cast, cpu, "x[...] -> y[...]:dtype | dtype") {
 CARAVAN_KERNEL(fill, cpu, "-> y[...]:dtype | value dtype") {
   const View& y = a.out[0];
   with_number_type("fill", y.dtype, [&]<typename T>(T) {
+    using Word = typename cast_detail::Bits<sizeof(T)>::Type;
     const T value = rounded<T>(a.attrs[0]);
+    Word word;
+    __builtin_memcpy(&word, &value, sizeof(T));
     parallel_ranges(pool_of(a), y.count(), rows_per_task(sizeof(T)), [&](int64_t begin, int64_t end, int) {
-      T* to = y.as<T>() + begin;
-      for (int64_t i = 0; i < end - begin; i++) to[i] = value;
+      Word* to = y.as<Word>() + begin;
+      for (int64_t i = 0; i < end - begin; i++) to[i] = word;
     });
   });
 }

@@ -68,16 +68,16 @@ CARAVAN_KERNEL(linear_backward_weight_add, cpu, "dw[F,D]:f32! dy[*,F] x[*,D] ->"
   gemm(g, a.device, pool_of(a));
 }
 
-// ---- bias gradient: rows are summed in chunks of kChunkRows, chunks in increasing order, whatever the threads ----------
+// ---- bias gradient: rows are summed in chunks of kBiasRows, chunks in increasing order, whatever the threads ----------
 
-constexpr int64_t kChunkRows = 64;
-constexpr int64_t kColumnGrain = 256;
+constexpr int64_t kBiasRows = 64;
+constexpr int64_t kBiasColumns = 256;
 
 template <typename T>
 void sum_columns(const T* dy, int64_t rows, int64_t stride, int64_t columns, float* sums) {
   auto add_chunk = [&](int64_t first, auto load_dy, auto load_sum, auto store_sum) {
-    for (int64_t chunk = 0; chunk < rows; chunk += kChunkRows) {
-      int64_t end = chunk + kChunkRows < rows ? chunk + kChunkRows : rows;
+    for (int64_t chunk = 0; chunk < rows; chunk += kBiasRows) {
+      int64_t end = chunk + kBiasRows < rows ? chunk + kBiasRows : rows;
       F32 sum = zero();
       for (int64_t row = chunk; row < end; row++) sum = sum + load_dy(dy + row * stride + first);
       store_sum(sums + first, chunk == 0 ? sum : load_sum(sums + first) + sum);
@@ -104,8 +104,9 @@ void sum_columns_f64(const double* dy, int64_t rows, int64_t stride, int64_t col
 CARAVAN_KERNEL(linear_backward_bias, cpu, "dy[*,F] -> db[F]:f32") {
   const View &dy = a.in[0], &db = a.out[0];
   int64_t rows = dy.rows(), F = dy.last();
+  if (F == 0) return;
   __builtin_memset(db.data, 0, db.bytes());
-  parallel_ranges(pool_of(a), F, kColumnGrain, [&](int64_t begin, int64_t end, int) {
+  parallel_ranges(pool_of(a), F, kBiasColumns, [&](int64_t begin, int64_t end, int) {
     if (dy.dtype == DType::kF64) {
       sum_columns_f64(dy.as<double>() + begin, rows, F, end - begin, db.as<double>() + begin);
     } else if (dy.dtype == DType::kBF16) {

@@ -80,6 +80,20 @@ uint32_t number_at(const Napi::CallbackInfo& info, size_t i) {
   return info[i].As<Napi::Number>().Uint32Value();
 }
 
+/** A whole number from `least` to `most`; anything else is a RangeError. */
+double whole_at(const Napi::CallbackInfo& info, size_t i, double least, double most) {
+  double value = info[i].IsNumber() ? info[i].As<Napi::Number>().DoubleValue() : least - 1;
+  if (!(value >= least && value <= most) || value != static_cast<double>(static_cast<int64_t>(value))) {
+    throw Napi::RangeError::New(info.Env(), "argument " + std::to_string(i) + " must be a whole number in range");
+  }
+  return value;
+}
+
+int32_t tensor_at(const Napi::CallbackInfo& info, size_t i) {
+  constexpr double kMostTensors = 1 << 30;
+  return static_cast<int32_t>(whole_at(info, i, 1, kMostTensors));
+}
+
 Napi::TypedArray array_at(const Napi::CallbackInfo& info, size_t i) {
   if (!info[i].IsTypedArray()) throw Napi::TypeError::New(info.Env(), "typed array expected");
   return info[i].As<Napi::TypedArray>();
@@ -124,8 +138,8 @@ Napi::Value kernel_table(const Napi::CallbackInfo& info) {
 /** openCpu(threads, budgetBytes, isa, opNames, onFinished(ticket, error|null)) -> device index. */
 Napi::Value open_cpu(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
-    int threads = info[0].As<Napi::Number>().Int32Value();
-    double budget = info[1].As<Napi::Number>().DoubleValue();
+    int threads = static_cast<int>(whole_at(info, 0, 1, 1024));
+    double budget = whole_at(info, 1, 1, 0x1p53);
     std::string isa = info[2].As<Napi::String>().Utf8Value();
     Napi::Array names = info[3].As<Napi::Array>();
     std::vector<std::string> ops;
@@ -172,7 +186,7 @@ Napi::Value upload(const Napi::CallbackInfo& info) {
     OpenDevice& device = device_at(info);
     Napi::TypedArray array = array_at(info, 2);
     const uint8_t* bytes = bytes_of(array);
-    device.queue->upload(static_cast<int32_t>(number_at(info, 1)), std::vector<uint8_t>(bytes, bytes + array.ByteLength()));
+    device.queue->upload(tensor_at(info, 1), std::vector<uint8_t>(bytes, bytes + array.ByteLength()));
     return env.Undefined();
   });
 }
@@ -181,8 +195,9 @@ Napi::Value upload(const Napi::CallbackInfo& info) {
 Napi::Value load_file(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     OpenDevice& device = device_at(info);
-    device.queue->load_file(static_cast<int32_t>(number_at(info, 1)), info[2].As<Napi::String>().Utf8Value(),
-                            info[3].As<Napi::Number>().Int64Value(), static_cast<DType>(number_at(info, 4)));
+    int64_t offset = static_cast<int64_t>(whole_at(info, 3, 0, 0x1p53));
+    DType source = static_cast<DType>(static_cast<int>(whole_at(info, 4, 0, static_cast<double>(DType::kF16))));
+    device.queue->load_file(tensor_at(info, 1), info[2].As<Napi::String>().Utf8Value(), offset, source);
     return env.Undefined();
   });
 }
@@ -231,11 +246,11 @@ Napi::Value fence(const Napi::CallbackInfo& info) {
 Napi::Value read(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     OpenDevice& device = device_at(info);
+    int32_t tensor = tensor_at(info, 1);
     uint32_t ticket = number_at(info, 2);
     Napi::TypedArray array = array_at(info, 3);
     device.held.emplace_back(ticket, Napi::Persistent(array.As<Napi::Object>()));
-    device.queue->read(static_cast<int32_t>(number_at(info, 1)), bytes_of(array), array.ByteLength(),
-                       completion(env, device, ticket));
+    device.queue->read(tensor, bytes_of(array), array.ByteLength(), completion(env, device, ticket));
     return env.Undefined();
   });
 }

@@ -58,7 +58,10 @@ describe('examples/train_in_service', () => {
     })()
     const steps = () => seen.filter(({ event }) => event === 'step').length
     const until = async (condition: () => boolean) => {
-      while (!condition()) await sleep(5)
+      while (!condition()) {
+        expect(seen.find(({ event }) => event === 'failure')).toBeUndefined()
+        await sleep(5)
+      }
     }
     await until(() => steps() >= 2)
 
@@ -73,7 +76,7 @@ describe('examples/train_in_service', () => {
     // Client and server share this thread with the run. A blocked loop would be late by a whole step, over and over; the
     // bound leaves room for a machine that is busy with other things.
     expect(latencies[Math.floor(latencies.length * 0.5)]).toBeLessThan(25)
-    expect(latencies[Math.floor(latencies.length * 0.99)]).toBeLessThan(250)
+    expect(latencies[Math.floor(latencies.length * 0.99)]).toBeLessThan(300)
 
     expect(await post('/pause')).toMatchObject({ state: 'paused' })
     await sleep(50) // what was sent before the pause may still be on its way, on the other connection

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
-import { generateGreedy } from '../../lib/generate/index.js'
+import { cacheBytes, generateGreedy, KeyValueCache } from '../../lib/generate/index.js'
 import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { linear, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
@@ -144,6 +144,15 @@ describe('continuous batching', () => {
     await expect(run).rejects.toMatchObject({ code: 'ERR_ABORTED', cause: 'enough' })
     await device.idle()
     expect(device.stats().liveTensors).toBe(before)
+  })
+
+  it('takes the cache memory that was said', async () => {
+    await device.idle()
+    const before = device.stats().liveBytes
+    const size = { slots: 3, capacity: 32 }
+    using _ = new KeyValueCache(device, model.config, { ...size, dtype: 'f32' })
+    await device.idle()
+    expect(device.stats().liveBytes - before).toBe(cacheBytes(model.config, size, 4))
   })
 
   it('has nothing to do without prompts', async () => {

@@ -140,3 +140,13 @@ export async function parameterValues(model: CausalLm): Promise<Map<string, Floa
   for (const [name, tensor] of model.parameters()) values.set(name, (await tensor.read()) as Float32Array)
   return values
 }
+
+/** Names under which two sets of values are not the same bits (or that only one has). */
+export function differing(a: Map<string, Float32Array>, b: Map<string, Float32Array>): string[] {
+  const bits = (values: Float32Array | undefined) =>
+    values && Buffer.from(values.buffer, values.byteOffset, values.byteLength)
+  return [...new Set([...a.keys(), ...b.keys()])].filter((name) => {
+    const [one, other] = [bits(a.get(name)), bits(b.get(name))]
+    return !one || !other || !one.equals(other)
+  })
+}

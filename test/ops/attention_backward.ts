@@ -12,7 +12,11 @@ interface Sizes {
 }
 
 /** Row `row`, head `head` of an argument [rows, heads, C]. */
-function rowOf(argument: { values: Float64Array }, row: number, { head, heads, C }: { head: number; heads: number; C: number }) {
+function rowOf(
+  argument: { values: Float64Array },
+  row: number,
+  { head, heads, C }: { head: number; heads: number; C: number },
+) {
   const begin = (row * heads + head) * C
   return argument.values.subarray(begin, begin + C)
 }
@@ -45,7 +49,11 @@ const byName = (call: SampleCall): { [name: string]: HostArgument } =>
   Object.fromEntries(call.inputs.map((input) => [input.name, input]))
 
 /** Gradients of q, k and v of an `attention` call under output gradient `dout`, o being stored in `dtype`. */
-export function naiveAttentionBackward(call: SampleCall, dout: Float64Array, dtype: FloatDType): Map<string, Float64Array> {
+export function naiveAttentionBackward(
+  call: SampleCall,
+  dout: Float64Array,
+  dtype: FloatDType,
+): Map<string, Float64Array> {
   const { q, k, v } = byName(call) as { q: HostArgument; k: HostArgument; v: HostArgument }
   const [N, H, C] = q.shape as [number, number, number]
   const sizes: Sizes = { H, K: k.shape[1]!, C }
@@ -81,7 +89,10 @@ function oneQuery(call: SampleCall, { n, h, sizes, dtype, dout, gradients }: Que
   const o = new Float64Array(C)
   for (const [i, m] of keys.entries()) addScaled(o, weights[i]!, rowOf(v, m, shared))
   const gradient = rowOf(dout, n, own)
-  const delta = dot(gradient, o.map((value) => rounded(value, dtype)))
+  const delta = dot(
+    gradient,
+    o.map((value) => rounded(value, dtype)),
+  )
   for (const [i, m] of keys.entries()) {
     const slope = f32(scale * f32(weights[i]! * f32(dot(gradient, rowOf(v, m, shared)) - delta)))
     addScaled(rowOf(gradients[0]!, n, own), slope, rowOf(k, m, shared))

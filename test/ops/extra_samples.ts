@@ -67,13 +67,17 @@ const shared: { [op: string]: Sample[] } = {
   transpose: [{ shapes: { x: [90, 70, 33] }, p0: 2, p1: 0, p2: 1, p3: -1, p4: -1, p5: -1 }],
 }
 
+/** Elements of a tensor that is cut into a few tasks. */
+const MANY_ELEMENTS = 50_000
+
 /** The first sample of an op in sizes that fill several tasks. */
 function enlarged(op: Op): Sample | undefined {
   const first = testSamples(op)[0]
   if (!first) return undefined
-  if (!first.shapes) return { ...first, N: 517, lead: [517], D: 261, F: 131 }
+  if (!first.shapes) return { ...first, N: 317, lead: [317], D: 161, F: 131 }
   const larger = [...new Set(Object.values(first.shapes).flat())].filter((size) => size > 1).sort((a, b) => a - b)
-  const sizes = new Map(larger.map((size, i) => [size, 210 + 31 * i]))
+  const edge = Math.round(MANY_ELEMENTS ** (1 / larger.length))
+  const sizes = new Map(larger.map((size, i) => [size, edge + 2 * i]))
   const shapes = Object.entries(first.shapes).map(([name, shape]) => [name, shape.map((n) => sizes.get(n) ?? n)])
   return { ...first, shapes: Object.fromEntries(shapes) as { [argument: string]: number[] } }
 }
@@ -84,11 +88,27 @@ export function allSamples(op: Op): Sample[] {
   return [...testSamples(op), ...large]
 }
 
-/** As sampleCall, with data that make sense to the optimizer's ops. */
+/** Log-sum-exp of each row of hidden head^T. */
+function logSumExp({ inputs }: SampleCall): Float64Array {
+  const [hidden, head] = ['hidden', 'head'].map((name) => inputs.find((input) => input.name === name)!)
+  const [D, V] = [head!.shape[1]!, head!.shape[0]!]
+  return Float64Array.from({ length: hidden!.shape[0]! }, (_, n) => {
+    let sum = 0
+    for (let v = 0; v < V; v++) {
+      let logit = 0
+      for (let d = 0; d < D; d++) logit += hidden!.values[n * D + d]! * head!.values[v * D + d]!
+      sum += Math.exp(logit)
+    }
+    return Math.log(sum)
+  })
+}
+
+/** As sampleCall, with data that make sense to the optimizer's ops and log-sum-exps that belong to their logits. */
 export function plausibleCall(op: Op, sample: Sample): SampleCall {
   const call = sampleCall(op, sample)
   const control = [1e-2, 0.5, 1, 0.1, 0.05, 3, 0, 0]
   for (const input of call.inputs) {
+    if (input.name === 'lse' && op.definition.name.startsWith('linear_logprob')) input.values = logSumExp(call)
     if (input.name === 'control') input.values = Float64Array.from(control)
     if (input.name === 'sum' || (op.definition.name === 'adamw' && input.name === 'v')) {
       input.values = input.values.map((value) => value * value)

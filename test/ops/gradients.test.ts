@@ -1,7 +1,8 @@
 // Gradients of every op of the table. In f64 against central differences; the fused f32 and bf16 backward kernels against
 // the differentiated reference in f64, under the tolerance rule.
 import { afterAll, describe, expect, it } from 'vitest'
-import { openDevice, crossEntropyOp } from '../../lib/ops/index.js'
+import { countOf } from '../../lib/base/shape.js'
+import { crossEntropyOp, openDevice } from '../../lib/ops/index.js'
 import {
   checkGradient,
   declaredOps,
@@ -13,7 +14,6 @@ import {
   Tape,
   type Tensor,
 } from '../../lib/tensor/index.js'
-import { countOf } from '../../lib/base/shape.js'
 import { cancellingTerms, naiveAttentionBackward } from './attention_backward.js'
 import { differentiable, gradientsBy, seedValues } from './autodiff.js'
 import {
@@ -25,8 +25,8 @@ import {
   sampleCall,
   sampleText,
   type Tensors,
-  testSamples,
   tensorsOf,
+  testSamples,
   uniformArguments,
   upload,
 } from './sample_call.js'
@@ -148,30 +148,33 @@ describe.each(fused.map((op) => [nameOf(op), op] as const))('%s against its diff
 })
 
 describe('cross_entropy', () => {
-  it.each(testSamples(crossEntropyOp as Op).map((s) => [sampleText(s), s] as const))('gradients of %s', async (_t, s) => {
-    const call = argumentsOn(device, sampleCall(crossEntropyOp as Op, s), 'f64')
-    const { hidden, head } = call as { hidden: Tensor; head: Tensor }
-    hidden.tracked = true
-    head.tracked = true
-    using gradients = new Gradients()
-    const made = scope(() => {
-      const results = crossEntropyOp.definition.reference!(call as never)
-      return { dhidden: results.dhidden!, dhead: results.dhead! }
-    })
-    scope(() => {
-      const tape = new Tape()
-      const { loss } = tape.record(() => ({ loss: crossEntropyOp.definition.reference!(call as never).loss! }))
-      tape.backward(loss, upload(device, 'f64', [1], [1]), gradients)
-    })
-    for (const [input, tensor] of [
-      [hidden, made.dhidden],
-      [head, made.dhead],
-    ] as const) {
-      const truth = await gradients.get(input)!.read()
-      const got = await tensor.read()
-      const allowed = 1e-12 * (1 + largestMagnitude(truth))
-      for (let i = 0; i < truth.length; i++) expect(Math.abs(got[i]! - truth[i]!)).toBeLessThanOrEqual(allowed)
-    }
-    disposeAll(call, made)
-  })
+  it.each(testSamples(crossEntropyOp as Op).map((s) => [sampleText(s), s] as const))(
+    'gradients of %s',
+    async (_t, s) => {
+      const call = argumentsOn(device, sampleCall(crossEntropyOp as Op, s), 'f64')
+      const { hidden, head } = call as { hidden: Tensor; head: Tensor }
+      hidden.tracked = true
+      head.tracked = true
+      using gradients = new Gradients()
+      const made = scope(() => {
+        const results = crossEntropyOp.definition.reference!(call as never)
+        return { dhidden: results.dhidden!, dhead: results.dhead! }
+      })
+      scope(() => {
+        const tape = new Tape()
+        const { loss } = tape.record(() => ({ loss: crossEntropyOp.definition.reference!(call as never).loss! }))
+        tape.backward(loss, upload(device, 'f64', [1], [1]), gradients)
+      })
+      for (const [input, tensor] of [
+        [hidden, made.dhidden],
+        [head, made.dhead],
+      ] as const) {
+        const truth = await gradients.get(input)!.read()
+        const got = await tensor.read()
+        const allowed = 1e-12 * (1 + largestMagnitude(truth))
+        for (let i = 0; i < truth.length; i++) expect(Math.abs(got[i]! - truth[i]!)).toBeLessThanOrEqual(allowed)
+      }
+      disposeAll(call, made)
+    },
+  )
 })

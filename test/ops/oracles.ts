@@ -35,7 +35,10 @@ function at(argument: HostArgument, index: readonly number[]): number {
 /** The element of a broadcast argument that output element `index` sees. */
 function broadcastAt(argument: HostArgument, index: readonly number[]): number {
   const own = index.slice(index.length - argument.shape.length)
-  return at(argument, own.map((i, axis) => (argument.shape[axis] === 1 ? 0 : i)))
+  return at(
+    argument,
+    own.map((i, axis) => (argument.shape[axis] === 1 ? 0 : i)),
+  )
 }
 
 function inputOf(call: SampleCall, name: string): HostArgument {
@@ -63,9 +66,12 @@ function binary(f: (a: number, b: number) => number, roundings: number): Oracle 
       const pad = (shape: number[]) => [...Array<number>(rank - shape.length).fill(1), ...shape]
       const [left, right] = [pad(a.shape), pad(b.shape)]
       const c: number[] = []
-      eachIndex(left.map((n, i) => (n === 1 ? right[i]! : n)), (index) => {
-        c.push(f(broadcastAt(a, index), broadcastAt(b, index)))
-      })
+      eachIndex(
+        left.map((n, i) => (n === 1 ? right[i]! : n)),
+        (index) => {
+          c.push(f(broadcastAt(a, index), broadcastAt(b, index)))
+        },
+      )
       return { c }
     },
   }
@@ -76,11 +82,21 @@ function reduction(start: number, f: (sum: number, x: number) => number): Oracle
     const x = inputOf(call, 'x')
     const axis = call.attributes.axis!
     const y: number[] = []
-    eachIndex(x.shape.map((n, i) => (i === axis ? 1 : n)), (index) => {
-      let sum = start
-      for (let r = 0; r < x.shape[axis]!; r++) sum = f(sum, at(x, index.map((n, i) => (i === axis ? r : n))))
-      y.push(sum)
-    })
+    eachIndex(
+      x.shape.map((n, i) => (i === axis ? 1 : n)),
+      (index) => {
+        let sum = start
+        for (let r = 0; r < x.shape[axis]!; r++)
+          sum = f(
+            sum,
+            at(
+              x,
+              index.map((n, i) => (i === axis ? r : n)),
+            ),
+          )
+        y.push(sum)
+      },
+    )
     return { y }
   }
 }
@@ -102,7 +118,10 @@ function matmul(call: SampleCall): { c: number[] } {
   return { c }
 }
 
-function moved(shape: (call: SampleCall) => number[], from: (call: SampleCall, index: number[]) => number): Oracle['run'] {
+function moved(
+  shape: (call: SampleCall) => number[],
+  from: (call: SampleCall, index: number[]) => number,
+): Oracle['run'] {
   return (call) => {
     const y: number[] = []
     eachIndex(shape(call), (index) => y.push(from(call, index)))
@@ -118,9 +137,19 @@ function concat(call: SampleCall): { c: number[] } {
   const axis = call.attributes.axis!
   const seam = a.shape[axis]!
   const c: number[] = []
-  eachIndex(a.shape.map((n, i) => (i === axis ? n + b.shape[i]! : n)), (index) => {
-    c.push(index[axis]! < seam ? at(a, index) : at(b, index.map((n, i) => (i === axis ? n - seam : n))))
-  })
+  eachIndex(
+    a.shape.map((n, i) => (i === axis ? n + b.shape[i]! : n)),
+    (index) => {
+      c.push(
+        index[axis]! < seam
+          ? at(a, index)
+          : at(
+              b,
+              index.map((n, i) => (i === axis ? n - seam : n)),
+            ),
+      )
+    },
+  )
   return { c }
 }
 
@@ -159,7 +188,7 @@ export const oracles: { [op: string]: Oracle } = {
   sub: binary((a, b) => a - b, 1),
   mul: binary((a, b) => a * b, 1),
   div: binary((a, b) => a / b, 1),
-  maximum: binary((a, b) => (a > b ? a : b), 0),
+  maximum: binary(Math.max, 0),
   greater: binary((a, b) => (a > b ? 1 : 0), 0),
   neg: unary((x) => -x, 0),
   exp: unary(Math.exp, 4),
@@ -177,15 +206,25 @@ export const oracles: { [op: string]: Oracle } = {
     scale: (call) => oracles.affine!.run(absolute(call)),
   },
   sum: { roundings: 4, run: sum, scale: (call) => sum(absolute(call)) },
-  max: { roundings: 0, run: reduction(-Infinity, (most, x) => (x > most ? x : most)) },
+  max: { roundings: 0, run: reduction(-Infinity, Math.max) },
   argmax: { roundings: 0, run: argmax },
   matmul: { roundings: 4, run: matmul, scale: (call) => matmul(absolute(call)) },
-  broadcast_to: { roundings: 0, run: moved((call) => [...call.shape!], (call, index) => broadcastAt(call.inputs[0]!, index)) },
+  broadcast_to: {
+    roundings: 0,
+    run: moved(
+      (call) => [...call.shape!],
+      (call, index) => broadcastAt(call.inputs[0]!, index),
+    ),
+  },
   transpose: {
     roundings: 0,
     run: moved(
       (call) => order(call).map((axis) => call.inputs[0]!.shape[axis]!),
-      (call, index) => at(call.inputs[0]!, index.map((_, axis) => index[order(call).indexOf(axis)]!)),
+      (call, index) =>
+        at(
+          call.inputs[0]!,
+          index.map((_, axis) => index[order(call).indexOf(axis)]!),
+        ),
     ),
   },
   slice: {
@@ -193,7 +232,10 @@ export const oracles: { [op: string]: Oracle } = {
     run: moved(
       (call) => call.inputs[0]!.shape.map((n, axis) => (axis === call.attributes.axis ? call.attributes.length! : n)),
       (call, index) =>
-        at(call.inputs[0]!, index.map((n, axis) => (axis === call.attributes.axis ? n + call.attributes.start! : n))),
+        at(
+          call.inputs[0]!,
+          index.map((n, axis) => (axis === call.attributes.axis ? n + call.attributes.start! : n)),
+        ),
     ),
   },
   concat: { roundings: 0, run: concat },

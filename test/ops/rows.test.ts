@@ -134,7 +134,9 @@ describe('attention', () => {
         const alone = await bitsBy(sequenceCall(call, start, part), dtype)
         for (const name of ['o', 'lse'] as const) {
           const [from, to] = [start + part.begin, start + part.end].map((row) => row * characters[name])
-          expect(alone[name] === whole[name]!.slice(from, to), `${name}, ${part.begin}..${part.end} of ${length}`).toBe(true)
+          expect(alone[name] === whole[name]!.slice(from, to), `${name}, ${part.begin}..${part.end} of ${length}`).toBe(
+            true,
+          )
         }
       }
       start += length

@@ -1,12 +1,13 @@
 // From a row of the op table and one of its samples to a call: sizes, data, tensors of a chosen dtype. All values are made
 // on the host in f64 and rounded to the dtype under test, so that every run of one sample starts from the same numbers.
-import { type DType, dtypeCode } from '../../lib/base/dtype.js'
-import { f32ToBf16, f32ToBf16Bits, bf16BitsToF32 } from '../../lib/base/half.js'
+import { createHash } from 'node:crypto'
+import type { DType } from '../../lib/base/dtype.js'
+import { bf16BitsToF32, f32ToBf16, f32ToBf16Bits } from '../../lib/base/half.js'
 import { Random } from '../../lib/base/random.js'
 import { countOf, type Shape } from '../../lib/base/shape.js'
 import type { Argument } from '../../lib/base/signature.js'
 import type { Device } from '../../lib/runtime/index.js'
-import { type Op, type Sample, Tensor } from '../../lib/tensor/index.js'
+import { type Op, type Sample, Tensor, type TypedArray } from '../../lib/tensor/index.js'
 
 export type FloatDType = 'f32' | 'bf16' | 'f64'
 
@@ -115,7 +116,8 @@ export function upload(device: Device, dtype: DType, values: ArrayLike<number>, 
 /** The arguments of `call` as tensors: the named inputs, the attributes, the device and shape of source ops. */
 export function argumentsOn(device: Device, call: SampleCall, common: FloatDType): AnyCall {
   const result: AnyCall = { ...call.attributes }
-  for (const input of call.inputs) result[input.name] = upload(device, dtypeIn(input, common), input.values, input.shape)
+  for (const input of call.inputs)
+    result[input.name] = upload(device, dtypeIn(input, common), input.values, input.shape)
   if (call.op.parsed.inputs.length === 0) Object.assign(result, { device })
   if (call.shape) Object.assign(result, { shape: call.shape })
   return result
@@ -149,10 +151,21 @@ export async function bitsOf(values: { [name: string]: unknown }): Promise<{ [na
   const bits: { [name: string]: string } = {}
   for (const [name, tensor] of tensorsOf(values)) {
     const raw = await tensor.readRaw()
-    bits[name] = Buffer.from(raw.buffer, raw.byteOffset, raw.byteLength).toString('hex')
+    bits[name] = Buffer.from(bytesOf(raw)).toString('hex')
   }
   return bits
 }
+
+/** A digest of the bytes of all results: equal digests are equal bits. */
+export async function digestOf(values: { [name: string]: unknown }): Promise<{ [name: string]: string }> {
+  const entries = tensorsOf(values)
+  const raws = await Promise.all(entries.map(([, tensor]) => tensor.readRaw()))
+  return Object.fromEntries(
+    entries.map(([name], i) => [name, createHash('sha256').update(bytesOf(raws[i]!)).digest('base64')]),
+  )
+}
+
+const bytesOf = (raw: TypedArray) => new Uint8Array(raw.buffer, raw.byteOffset, raw.byteLength)
 
 /** The samples of an op that tests run: those of the benchmark are too large. */
 export function testSamples(op: Op): Sample[] {
@@ -163,5 +176,3 @@ export function testSamples(op: Op): Sample[] {
 export function sampleText(sample: Sample): string {
   return JSON.stringify(sample).replaceAll('"', '')
 }
-
-export { dtypeCode }

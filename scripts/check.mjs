@@ -1,0 +1,41 @@
+// Everything that can be known without running the code: types, style, layers, sizes, documentation. The first part of
+// `npm test`; all checks run, so that one look shows all faults.
+import { spawnSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)))
+const bin = (name) => join(root, 'node_modules/.bin', name)
+
+const checks = [
+  { name: 'types of lib, and build', command: [bin('tsc'), '-p', 'tsconfig.json'] },
+  { name: 'types of tests', command: [bin('tsc'), '--noEmit', '-p', 'test/tsconfig.json'] },
+  { name: 'format and lint', command: [bin('biome'), 'ci', '--reporter=summary'] },
+  { name: 'layers', command: [process.execPath, 'scripts/check_layers.mjs'] },
+  { name: 'sizes and names', command: [process.execPath, 'scripts/check_sizes.mjs'] },
+  { name: 'docs/ops.md', command: [process.execPath, 'scripts/op_docs.mjs', '--check'] },
+]
+
+if (!existsSync(bin('tsc'))) {
+  console.error('the development tools are not installed: run `npm ci`')
+  process.exit(1)
+}
+
+const failed = []
+for (const { name, command } of checks) {
+  const started = performance.now()
+  const [program, ...words] = command
+  const { status, stdout, stderr, error } = spawnSync(program, words, { cwd: root, encoding: 'utf8' })
+  const seconds = ((performance.now() - started) / 1000).toFixed(1)
+  const passed = status === 0
+  console.log(`${passed ? 'ok  ' : 'FAIL'} ${name} (${seconds} s)`)
+  if (passed) continue
+  failed.push(name)
+  const output = `${error ? `${error.message}\n` : ''}${stdout ?? ''}${stderr ?? ''}`.trimEnd()
+  console.log(output.replace(/^/gm, '     '))
+}
+if (failed.length > 0) {
+  console.log(`\n${failed.length} of ${checks.length} checks failed: ${failed.join(', ')}`)
+  process.exit(1)
+}

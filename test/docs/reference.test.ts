@@ -1,0 +1,165 @@
+// What the documentation lists is what there is: options, settings with their defaults, numbers of the recipe, error codes,
+// environment variables. A list that nobody checks is wrong after the next change.
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import type { Command } from 'commander'
+import { describe, expect, it } from 'vitest'
+import { createProgram } from '../../lib/cli/program.js'
+import {
+  pretrainDefaults,
+  type Setting,
+  type SftSettings,
+  sftDefaults,
+  trainingDefaults,
+} from '../../lib/recipes/stage.js'
+import { tulu3 } from '../../lib/recipes/tulu3.js'
+
+const root = fileURLToPath(new URL('../..', import.meta.url))
+const textOf = (path: string) => readFileSync(join(root, path), 'utf8')
+
+/** The text below `heading`, to the next heading of the same or a higher level. */
+function section(text: string, heading: string): string {
+  const level = /^#+/.exec(heading)![0].length
+  const lines = text.split('\n')
+  const begin = lines.indexOf(heading)
+  expect(begin, heading).toBeGreaterThanOrEqual(0)
+  const end = lines.findIndex((line, i) => i > begin && /^#+ /.test(line) && /^#+/.exec(line)![0].length <= level)
+  return lines.slice(begin + 1, end < 0 ? undefined : end).join('\n')
+}
+
+/** The cells of the rows of all tables in `text`, in the order of the text. */
+function tableRows(text: string): string[][] {
+  const rows = text.split('\n').filter((line) => line.startsWith('|') && !/^\|[-|\s]+$/.test(line))
+  return rows.map((line) =>
+    line
+      .slice(1, -1)
+      .split(/(?<!\\)\|/)
+      .map((cell) => cell.trim()),
+  )
+}
+
+const codeWords = (text: string) => [...text.matchAll(/`([^`]+)`/g)].map(([, word]) => word!)
+const longOptions = (text: string) => new Set([...text.matchAll(/(?<![\w-])--[a-z][a-z-]*/g)].map(([option]) => option))
+
+describe('docs/cli.md', () => {
+  const text = textOf('docs/cli.md')
+  const commands = createProgram(() => {}).commands.filter((command) => command.name() !== 'help')
+
+  /** Options of a command and of those below it. */
+  const optionsOf = (command: Command): string[] => [
+    ...command.options.filter(({ hidden }) => !hidden).map(({ long }) => long!),
+    ...command.commands.flatMap(optionsOf),
+  ]
+
+  it.each(commands.map((command) => [command.name(), command] as const))('lists the options of %s', (name, command) => {
+    const documented = longOptions(section(text, `## ${name}`))
+    expect([...documented].sort()).toEqual([...new Set(optionsOf(command))].sort())
+  })
+
+  it('has a section for every command and no other', () => {
+    const linked = [...text.matchAll(/^\| \[`(\w+)`\]/gm)].map(([, name]) => name)
+    expect(linked.sort()).toEqual(commands.map((command) => command.name()).sort())
+  })
+
+  it('names the environment variables that the code reads', () => {
+    const sources = readdirSync(join(root, 'lib'), { recursive: true, encoding: 'utf8' }).filter((name) =>
+      name.endsWith('.ts'),
+    )
+    const read = sources.flatMap(
+      (name) => textOf(`lib/${name}`).match(/(?:process\.env|environment)\.CARAVAN_\w+/g) ?? [],
+    )
+    const wanted = new Set(read.map((use) => use.replace(/.*\./, '')))
+    const named = new Set(section(text, '## Environment').match(/CARAVAN_\w+/g))
+    expect([...named].sort()).toEqual([...wanted].sort())
+  })
+})
+
+/** As docs/recipes.md writes a value: numbers in either notation, words, nothing for what is empty. */
+function sameValue(written: string, value: Setting): boolean {
+  const plain = written.replaceAll('`', '').trim()
+  if (typeof value === 'number') return plain !== '' && Number(plain.replaceAll(' ', '')) === value
+  if (typeof value === 'object') return plain === '' && Object.keys(value).length === 0
+  return plain === String(value)
+}
+
+/** Rows of a table of settings as [key, value] pairs; a row may hold several, separated by commas. */
+function settingPairs(text: string): [string, string][] {
+  return tableRows(text).flatMap(([keys, values]) => {
+    const names = codeWords(keys!)
+    const parts = names.length > 1 ? values!.split(',') : [values!]
+    return names.map((name, i): [string, string] => [name, parts[i] ?? ''])
+  })
+}
+
+describe('docs/recipes.md', () => {
+  const text = textOf('docs/recipes.md')
+
+  it.each([
+    ['### All stages', trainingDefaults],
+    ['### sft', Object.fromEntries(Object.entries(sftDefaults).filter(([key]) => !(key in trainingDefaults)))],
+  ] as [string, { [key: string]: Setting }][])('lists the settings of %s with their defaults', (heading, defaults) => {
+    const pairs = settingPairs(section(text, heading))
+    expect(pairs.map(([key]) => key).sort()).toEqual(Object.keys(defaults).sort())
+    for (const [key, written] of pairs) expect(sameValue(written, defaults[key]!), `${key}: ${written}`).toBe(true)
+  })
+
+  it('lists the settings of base', () => {
+    const words = new Map(
+      [...section(text, '### base (pretrain)').matchAll(/`(\w+)` ([\d. e-]*\d)/g)].map(([, key, value]) => [
+        key,
+        value!,
+      ]),
+    )
+    const own = Object.entries(pretrainDefaults).filter(([key]) => !(key in trainingDefaults))
+    expect([...words.keys()].sort()).toEqual(own.map(([key]) => key).sort())
+    for (const [key, value] of own) expect(sameValue(words.get(key)!, value), key).toBe(true)
+  })
+
+  it('has the numbers of the published scales', () => {
+    const rows = tableRows(section(text, '### Published scales')).slice(1)
+    for (const [column, scale] of ['8b', '70b', '405b'].entries()) {
+      const stage = tulu3({ scale }).stages[0]!
+      const settings: Partial<SftSettings> = { ...sftDefaults, ...stage.settings }
+      const written = new Map<string, string>()
+      for (const cells of rows) {
+        // An empty cell repeats the one to its left.
+        const cell = cells.slice(1, column + 2).findLast((text) => text !== '') ?? ''
+        const names = codeWords(cells[0]!)
+        const parts = cell.replace(' to 0', '').split(',')
+        for (const [i, name] of names.entries()) written.set(name, parts[i] ?? '')
+      }
+      expect(written.size).toBeGreaterThan(15)
+      for (const [name, value] of written) {
+        expect(sameValue(value, settings[name as keyof SftSettings]!), `${scale}: ${name} ${value}`).toBe(true)
+      }
+      const unwritten = Object.keys(stage.settings).filter((name) => !written.has(name))
+      expect(unwritten).toEqual(['activationCheckpointing']) // in the text below the table
+    }
+  })
+})
+
+describe('docs/embedding.md', () => {
+  it('lists the error codes', () => {
+    const declared = new Set(
+      [...textOf('lib/base/errors.ts').matchAll(/^ {2}\| '(ERR_\w+)'/gm)].map(([, code]) => code!),
+    )
+    const rows = tableRows(section(textOf('docs/embedding.md'), '## Errors'))
+    expect([...new Set(rows.flatMap(([codes]) => codeWords(codes!)))].sort()).toEqual([...declared].sort())
+  })
+})
+
+describe('docs/data.md', () => {
+  it('lists the row shapes in the order in which they are tried', () => {
+    const source = textOf('lib/data/rows.ts')
+    const shapes = [...source.matchAll(/^ {2}\{? ?(?:\n)?\s*fields: \[([^\]]+)\]|^ {2}\{ fields: \[([^\]]+)\]/gm)]
+    expect(shapes.length).toBeGreaterThan(0)
+    const tried = shapes.map(([, a, b]) => codeWordsOf(a ?? b!))
+    const rows = tableRows(section(textOf('docs/data.md'), '## Rows')).slice(1)
+    const documented = rows.flatMap(([cell]) => cell!.split(', or').map((part) => codeWords(part)))
+    const required = documented.map((fields, i) => fields.slice(0, tried[i]?.length))
+    expect(required).toEqual(tried)
+  })
+})
+
+const codeWordsOf = (list: string) => [...list.matchAll(/'(\w+)'/g)].map(([, word]) => word!)
