@@ -78,7 +78,7 @@ export async function benchKernels(name: string | undefined, flags: BenchKernelF
 function benchRows(name: string | undefined, dtype: 'f32' | 'bf16'): { op: Op; sample: Sample }[] {
   const ops = declaredOps()
   if (name !== undefined && !ops.has(name)) {
-    const nearest = nearestName(name, [...ops.keys(), 'step', 'kernels'])
+    const nearest = nearestName(name, ['step', 'kernels', ...ops.keys()])
     throw new CaravanError('ERR_USAGE', `there is no op '${name}'`, {
       hint: nearest ? `did you mean ${nearest}?` : 'docs/ops.md lists the ops',
     })

@@ -7,19 +7,26 @@ import { CommanderError } from 'commander'
 import { CaravanError } from '../base/errors.js'
 import { exitCodeOf, exitCodes, failureEvent, printFailure } from './failure.js'
 import { createProgram } from './program.js'
-import { Terminal } from './terminal.js'
+import { type OutputStream, Terminal } from './terminal.js'
 
 /** Runs the command line `argv` (without node and script) and sets the exit code of the process. Never throws. */
 export async function main(argv: readonly string[] = process.argv.slice(2)): Promise<void> {
   survivePipe(process.stdout)
   survivePipe(process.stderr)
-  const errors = new Terminal(process.stderr)
+  process.exitCode = await execute(argv, process)
+}
+
+/** Runs `argv`, writes a failure to the streams, and returns the exit code. */
+export async function execute(
+  argv: readonly string[],
+  streams: { stdout: OutputStream; stderr: OutputStream },
+): Promise<number> {
   try {
-    process.exitCode = await runCommand(argv)
+    return await runCommand(argv)
   } catch (error) {
-    if (argv.includes('--json')) process.stdout.write(`${JSON.stringify(failureEvent(error))}\n`)
-    printFailure(error, errors)
-    process.exitCode = exitCodeOf(error)
+    if (argv.includes('--json')) streams.stdout.write(`${JSON.stringify(failureEvent(error))}\n`)
+    printFailure(error, new Terminal(streams.stderr))
+    return exitCodeOf(error)
   }
 }
 

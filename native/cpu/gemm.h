@@ -11,7 +11,8 @@ namespace caravan {
 
 class Device;
 
-/** An operand, read only; it must not overlap C. Element (row, column) lies at data + row * row_stride + column * column_stride (in elements). */
+/** An operand, read only; it must not overlap C. Element (row, column) lies at
+ *  data + row * row_stride + column * column_stride (in elements). */
 struct Matrix {
   const void* data;
   DType dtype;  // kF32 or kBF16 (kF64 when all three are)

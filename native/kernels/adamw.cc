@@ -1,8 +1,8 @@
 // AdamW (Loshchilov & Hutter 2019) in the order of torch.optim.AdamW: p -= lr * weight_decay * p; m and v; then
 // p -= lr / bias1 * m / (sqrt(v) / sqrt(bias2) + eps). Learning rate, gradient scale (clipping), bias corrections and
 // the flag "gradients are finite" are read from `control` on the device, so the host never waits for a norm. With bf16
-// weights the truth is the f32 `master`, of which p is the rounded copy: a bf16 p alone would swallow every update below
-// 2^-9 of a weight. Traffic per parameter: 28 bytes for f32 p, 30 with master and bf16 p.
+// weights the truth is the f32 `master`, of which p is the rounded copy: a bf16 p alone would swallow every update
+// below 2^-9 of a weight. Traffic per parameter: 28 bytes for f32 p, 30 with master and bf16 p.
 #include "core/kernel_registry.h"
 #include "cpu/device.h"
 #include "kernels/dispatch.h"
@@ -26,7 +26,8 @@ Constants constants_of(const Args& a) {
   const double lr = c.lr;
   return {
       .gradient_scale = set1(c.gradient_scale),
-      // Kept as a small number to be subtracted: 1 - lr * wd in f32 would round a decay of 1e-7 to nothing or to double.
+      // Kept as a small number to be subtracted: 1 - lr * wd in f32 would round a decay of 1e-7 to nothing or to
+      // double.
       .decay = set1(static_cast<float>(-lr * a.attrs[3])),
       .step = set1(static_cast<float>(-lr / c.bias1)),
       .root_bias2 = set1(static_cast<float>(__builtin_sqrt(static_cast<double>(c.bias2)))),

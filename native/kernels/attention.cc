@@ -139,14 +139,19 @@ void attend_tile(const Args& a, const Shapes& s, const Tile& tile, const Workspa
   load_queries(s, tile, w, a.in[0].as<T>());
   const int64_t first = segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
   const int64_t end = segment.end_key(tile.position + tile.positions - 1);
+  const int64_t rows = tile.rows(s);
   for (int64_t block = first; block < end; block += kBlockKeys) {
     const int64_t keys = smaller(kBlockKeys, end - block);
     const int64_t offset = ((segment.k_begin + block) * s.K + tile.kv_head) * s.C;
+    if (rows <= kStripRows && block + keys < end) {
+      const int64_t next = offset + kBlockKeys * s.K * s.C, next_keys = smaller(kBlockKeys, end - block - keys);
+      prefetch_block(a.in[1].as<T>() + next, s.K * s.C, next_keys, s.C);
+      prefetch_block(a.in[2].as<T>() + next, s.K * s.C, next_keys, s.C);
+    }
     transpose_block(a.in[1].as<T>() + offset, s.K * s.C, keys, s.C, w.keys);
     for (int64_t j = 0; j < keys; j++) {
       widen_row(a.in[2].as<T>() + offset + j * s.K * s.C, s.C, 1.0f, w.values + j * s.width);
     }
-    const int64_t rows = tile.rows(s);
     for (int64_t row = 0; row < rows; row += kStripRows) {
       attend_strip(s, tile, w, row, smaller(kStripRows, rows - row), block, keys);
     }

@@ -32,7 +32,8 @@ static inline BroadcastPlan<kOperands> plan_strided(const View& out, const int64
   return plan;
 }
 
-/** Strides of a contiguous tensor; 0 along dimensions of size 1, which may be stretched. Aligned at the end of `rank`. */
+/** Strides of a contiguous tensor; 0 along dimensions of size 1, which may be stretched. Aligned at the end of `rank`.
+ */
 static inline void strides_of(const View& operand, int rank, int64_t (&stride)[kMaxRank]) {
   int64_t next = 1;
   for (int i = rank - 1; i >= 0; i--) {
@@ -50,8 +51,8 @@ static inline BroadcastPlan<kOperands> plan_broadcast(const View& out, const Vie
   return plan_strided(out, stride);
 }
 
-/** segment(position, n, offsets): n outputs from flat index `position`, all in one row of the plan, whose operands start
- *  at offsets[k] and go on with the plan's last stride. Covers [begin, end). */
+/** segment(position, n, offsets): n outputs from flat index `position`, all in one row of the plan, whose operands
+ * start at offsets[k] and go on with the plan's last stride. Covers [begin, end). */
 template <int kOperands, typename Segment>
 static inline void walk_broadcast(const BroadcastPlan<kOperands>& plan, int64_t begin, int64_t end,
                                   const Segment& segment) {

@@ -56,9 +56,10 @@ CARAVAN_KERNEL(cast, cpu, "x[...] -> y[...]:dtype | dtype") {
   const View& y = a.out[0];
   with_number_type("cast", x.dtype, [&]<typename S>(S) {
     with_number_type("cast", y.dtype, [&]<typename T>(T) {
-      parallel_ranges(pool_of(a), x.count(), rows_per_task(sizeof(S) + sizeof(T)), [&](int64_t begin, int64_t end, int) {
-        cast_detail::convert(x.as<S>() + begin, y.as<T>() + begin, end - begin);
-      });
+      parallel_ranges(pool_of(a), x.count(), rows_per_task(sizeof(S) + sizeof(T)),
+                      [&](int64_t begin, int64_t end, int) {
+                        cast_detail::convert(x.as<S>() + begin, y.as<T>() + begin, end - begin);
+                      });
     });
   });
 }

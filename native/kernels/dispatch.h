@@ -7,20 +7,29 @@
 namespace caravan::CARAVAN_ISA {
 
 /** Bytes of memory traffic of one task: small enough that a medium tensor occupies every thread, large enough that
- *  handing a task out (tens of nanoseconds) does not show, and that a small tensor is one task on the calling thread. */
+ *  handing a task out (tens of nanoseconds) does not show, and that a small tensor is one task on the calling thread.
+ */
 static constexpr int64_t kTaskBytes = 64 << 10;
 
 /** Rows (or elements) of `bytes` each that make one task. */
-static inline int64_t rows_per_task(int64_t bytes) { return bytes >= kTaskBytes ? 1 : kTaskBytes / (bytes < 1 ? 1 : bytes); }
+static inline int64_t rows_per_task(int64_t bytes) {
+  return bytes >= kTaskBytes ? 1 : kTaskBytes / (bytes < 1 ? 1 : bytes);
+}
 
 static inline const char* name_of(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "f32";
-    case DType::kBF16: return "bf16";
-    case DType::kF64: return "f64";
-    case DType::kI32: return "i32";
-    case DType::kU8: return "u8";
-    case DType::kF16: return "f16";
+    case DType::kF32:
+      return "f32";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kF64:
+      return "f64";
+    case DType::kI32:
+      return "i32";
+    case DType::kU8:
+      return "u8";
+    case DType::kF16:
+      return "f16";
   }
   return "an unknown dtype";
 }
@@ -29,9 +38,12 @@ static inline const char* name_of(DType dtype) {
 template <typename Body>
 static inline void with_f32_or_bf16(const char* op, DType dtype, const Body& body) {
   switch (dtype) {
-    case DType::kF32: return body(float{});
-    case DType::kBF16: return body(bf16{});
-    default: fail("ERR_DTYPE", "%s: the CPU kernel takes f32 or bf16; got %s", op, name_of(dtype));
+    case DType::kF32:
+      return body(float{});
+    case DType::kBF16:
+      return body(bf16{});
+    default:
+      fail("ERR_DTYPE", "%s: the CPU kernel takes f32 or bf16; got %s", op, name_of(dtype));
   }
 }
 
@@ -39,10 +51,14 @@ static inline void with_f32_or_bf16(const char* op, DType dtype, const Body& bod
 template <typename Body>
 static inline void with_float_type(const char* op, DType dtype, const Body& body) {
   switch (dtype) {
-    case DType::kF32: return body(float{});
-    case DType::kBF16: return body(bf16{});
-    case DType::kF64: return body(double{});
-    default: fail("ERR_DTYPE", "%s: the CPU kernel takes f32, bf16 or f64; got %s", op, name_of(dtype));
+    case DType::kF32:
+      return body(float{});
+    case DType::kBF16:
+      return body(bf16{});
+    case DType::kF64:
+      return body(double{});
+    default:
+      fail("ERR_DTYPE", "%s: the CPU kernel takes f32, bf16 or f64; got %s", op, name_of(dtype));
   }
 }
 

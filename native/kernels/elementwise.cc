@@ -60,7 +60,9 @@ struct Exp {
   double operator()(double x) const { return ::exp(x); }
 };
 struct Log {
-  F32 operator()(F32 x) const { return each_lane(x, [](float v) { return logf(v); }); }
+  F32 operator()(F32 x) const {
+    return each_lane(x, [](float v) { return logf(v); });
+  }
   double operator()(double x) const { return ::log(x); }
 };
 struct Sqrt {
@@ -72,15 +74,21 @@ struct Sigmoid {
   double operator()(double x) const { return 1.0 / (1.0 + ::exp(-x)); }
 };
 struct Cos {
-  F32 operator()(F32 x) const { return each_lane(x, [](float v) { return cosf(v); }); }
+  F32 operator()(F32 x) const {
+    return each_lane(x, [](float v) { return cosf(v); });
+  }
   double operator()(double x) const { return ::cos(x); }
 };
 struct Sin {
-  F32 operator()(F32 x) const { return each_lane(x, [](float v) { return sinf(v); }); }
+  F32 operator()(F32 x) const {
+    return each_lane(x, [](float v) { return sinf(v); });
+  }
   double operator()(double x) const { return ::sin(x); }
 };
 struct Tanh {
-  F32 operator()(F32 x) const { return each_lane(x, [](float v) { return tanhf(v); }); }
+  F32 operator()(F32 x) const {
+    return each_lane(x, [](float v) { return tanhf(v); });
+  }
   double operator()(double x) const { return ::tanh(x); }
 };
 struct Affine {
@@ -164,9 +172,9 @@ void add_row(double* y, const double* x, int64_t n) {
 template <typename T, typename S>
 void add_into_typed(const Args& a) {
   const View& y = a.in[0];
-  parallel_ranges(pool_of(a), y.count(), rows_per_task(2 * sizeof(T) + sizeof(S)), [&](int64_t begin, int64_t end, int) {
-    add_row(y.as<T>() + begin, a.in[1].as<S>() + begin, end - begin);
-  });
+  parallel_ranges(
+      pool_of(a), y.count(), rows_per_task(2 * sizeof(T) + sizeof(S)),
+      [&](int64_t begin, int64_t end, int) { add_row(y.as<T>() + begin, a.in[1].as<S>() + begin, end - begin); });
 }
 
 void add_into_kernel_of(const Args& a) {
@@ -201,7 +209,9 @@ CARAVAN_KERNEL(neg, cpu, "x[...] -> y[...]") { elementwise_detail::unary("neg", 
 CARAVAN_KERNEL(exp, cpu, "x[...] -> y[...]") { elementwise_detail::unary("exp", a, elementwise_detail::Exp{}); }
 CARAVAN_KERNEL(log, cpu, "x[...] -> y[...]") { elementwise_detail::unary("log", a, elementwise_detail::Log{}); }
 CARAVAN_KERNEL(sqrt, cpu, "x[...] -> y[...]") { elementwise_detail::unary("sqrt", a, elementwise_detail::Sqrt{}); }
-CARAVAN_KERNEL(sigmoid, cpu, "x[...] -> y[...]") { elementwise_detail::unary("sigmoid", a, elementwise_detail::Sigmoid{}); }
+CARAVAN_KERNEL(sigmoid, cpu, "x[...] -> y[...]") {
+  elementwise_detail::unary("sigmoid", a, elementwise_detail::Sigmoid{});
+}
 CARAVAN_KERNEL(cos, cpu, "x[...] -> y[...]") { elementwise_detail::unary("cos", a, elementwise_detail::Cos{}); }
 CARAVAN_KERNEL(sin, cpu, "x[...] -> y[...]") { elementwise_detail::unary("sin", a, elementwise_detail::Sin{}); }
 CARAVAN_KERNEL(tanh, cpu, "x[...] -> y[...]") { elementwise_detail::unary("tanh", a, elementwise_detail::Tanh{}); }

@@ -1,7 +1,7 @@
-// Rows by index: embedding (gather), its gradient (scatter-add) and scatter_rows (scatter). The scatters cut the columns,
-// not the rows, into tasks: each task walks all rows in order, so a repeated index is summed in row order (or the last
-// row wins) without atomics or sorting, and the result does not depend on the cut. Traffic per element: gather 2 values,
-// scatter-add dy once and 2 f32 values of dw. Only the rows that occur are touched by the `_add` form.
+// Rows by index: embedding (gather), its gradient (scatter-add) and scatter_rows (scatter). The scatters cut the
+// columns, not the rows, into tasks: each task walks all rows in order, so a repeated index is summed in row order (or
+// the last row wins) without atomics or sorting, and the result does not depend on the cut. Traffic per element: gather
+// 2 values, scatter-add dy once and 2 f32 values of dw. Only the rows that occur are touched by the `_add` form.
 #include "core/kernel_registry.h"
 #include "cpu/device.h"
 #include "kernels/dispatch.h"
@@ -49,7 +49,8 @@ void gather(const Args& a) {
 
 template <typename T>
 void add_row(float* into, const T* row, int64_t count) {
-  for_vectors(count, [&](int64_t i, auto vector) { vector.store(into + i, vector.load(into + i) + vector.load(row + i)); });
+  for_vectors(count,
+              [&](int64_t i, auto vector) { vector.store(into + i, vector.load(into + i) + vector.load(row + i)); });
 }
 void add_row(double* into, const double* row, int64_t count) {
   for (int64_t i = 0; i < count; i++) into[i] += row[i];
@@ -62,22 +63,27 @@ void add_rows(const Args& a, const View& dw, const View& dy, const View& index) 
   const int64_t N = index.count();
   const int64_t D = dw.shape[1];
   ThreadPool& pool = pool_of(a);
-  parallel_ranges(pool, D, columns_per_task(pool, D, N, sizeof(T) + 2 * sizeof(S)), [&](int64_t begin, int64_t end, int) {
-    for (int64_t n = 0; n < N; n++) {
-      // The rows of dw lie anywhere in memory: ask for one a few steps ahead.
-      if (n + 4 < N) __builtin_prefetch(dw.as<S>() + ids[n + 4] * D + begin, 1);
-      add_row(dw.as<S>() + ids[n] * D + begin, dy.as<T>() + n * D + begin, end - begin);
-    }
-  });
+  parallel_ranges(pool, D, columns_per_task(pool, D, N, sizeof(T) + 2 * sizeof(S)),
+                  [&](int64_t begin, int64_t end, int) {
+                    for (int64_t n = 0; n < N; n++) {
+                      // The rows of dw lie anywhere in memory: ask for one a few steps ahead.
+                      if (n + 4 < N) __builtin_prefetch(dw.as<S>() + ids[n + 4] * D + begin, 1);
+                      add_row(dw.as<S>() + ids[n] * D + begin, dy.as<T>() + n * D + begin, end - begin);
+                    }
+                  });
 }
 
 void scatter_add(const char* op, const Args& a, const View& dw, const View& dy, const View& index) {
   check_indices(op, index, dw.shape[0], "V");
   switch (dy.dtype) {
-    case DType::kF32: return add_rows<float, float>(a, dw, dy, index);
-    case DType::kBF16: return add_rows<bf16, float>(a, dw, dy, index);
-    case DType::kF64: return add_rows<double, double>(a, dw, dy, index);
-    default: fail("ERR_DTYPE", "%s: the CPU kernel takes f32, bf16 or f64; got %s", op, name_of(dy.dtype));
+    case DType::kF32:
+      return add_rows<float, float>(a, dw, dy, index);
+    case DType::kBF16:
+      return add_rows<bf16, float>(a, dw, dy, index);
+    case DType::kF64:
+      return add_rows<double, double>(a, dw, dy, index);
+    default:
+      fail("ERR_DTYPE", "%s: the CPU kernel takes f32, bf16 or f64; got %s", op, name_of(dy.dtype));
   }
 }
 

@@ -1,6 +1,6 @@
-// Ops that move elements and compute nothing: they work on elements of 1, 2, 4 or 8 bytes, whatever the dtype. A copy is
-// a walk over one contiguous side while the other advances by strides; a transpose whose rows are not contiguous goes by
-// tiles, so that both sides use whole cache lines. Traffic per element: one read and one write.
+// Ops that move elements and compute nothing: they work on elements of 1, 2, 4 or 8 bytes, whatever the dtype. A copy
+// is a walk over one contiguous side while the other advances by strides; a transpose whose rows are not contiguous
+// goes by tiles, so that both sides use whole cache lines. Traffic per element: one read and one write.
 #include "core/kernel_registry.h"
 #include "cpu/device.h"
 #include "kernels/broadcast.h"
@@ -19,10 +19,14 @@ constexpr int64_t kTile = 64 / sizeof(E);
 template <typename Body>
 void with_element(DType dtype, const Body& body) {
   switch (size_of(dtype)) {
-    case 1: return body(uint8_t{});
-    case 2: return body(uint16_t{});
-    case 4: return body(uint32_t{});
-    default: return body(uint64_t{});
+    case 1:
+      return body(uint8_t{});
+    case 2:
+      return body(uint16_t{});
+    case 4:
+      return body(uint32_t{});
+    default:
+      return body(uint64_t{});
   }
 }
 
@@ -82,7 +86,8 @@ void transpose_tile(const E* from, int64_t from_step, E* to, int64_t to_step, in
   }
 }
 
-/** Transposes tiles of the plan's dimension `fast` (along which x is contiguous) and its last one (along which y is). */
+/** Transposes tiles of the plan's dimension `fast` (along which x is contiguous) and its last one (along which y is).
+ */
 template <typename E>
 void transpose_tiles(ThreadPool& pool, const BroadcastPlan<1>& plan, int fast, const E* x, E* y) {
   const int last = plan.rank - 1;
@@ -97,27 +102,26 @@ void transpose_tiles(ThreadPool& pool, const BroadcastPlan<1>& plan, int fast, c
   constexpr int64_t kSide = kTile<E>;
   const int64_t bands = (plan.shape[fast] + kSide - 1) / kSide;
   const int64_t x_step = plan.stride[0][last];
-  parallel_ranges(
-      pool, outer * bands, rows_per_task(kSide * plan.row() * 2 * static_cast<int64_t>(sizeof(E))),
-      [&](int64_t begin, int64_t end, int) {
-        for (int64_t band = begin; band < end; band++) {
-          const int64_t first = band % bands * kSide;
-          const int64_t count = plan.shape[fast] - first < kSide ? plan.shape[fast] - first : kSide;
-          const E* from = x + first;
-          E* to = y + first * y_stride[fast];
-          int64_t left = band / bands;
-          for (int i = last - 1; i >= 0; i--) {
-            if (i == fast) continue;
-            from += left % plan.shape[i] * plan.stride[0][i];
-            to += left % plan.shape[i] * y_stride[i];
-            left /= plan.shape[i];
-          }
-          for (int64_t column = 0; column < plan.row(); column += kSide) {
-            const int64_t columns = plan.row() - column < kSide ? plan.row() - column : kSide;
-            transpose_tile(from + column * x_step, x_step, to + column, y_stride[fast], count, columns);
-          }
-        }
-      });
+  parallel_ranges(pool, outer * bands, rows_per_task(kSide * plan.row() * 2 * static_cast<int64_t>(sizeof(E))),
+                  [&](int64_t begin, int64_t end, int) {
+                    for (int64_t band = begin; band < end; band++) {
+                      const int64_t first = band % bands * kSide;
+                      const int64_t count = plan.shape[fast] - first < kSide ? plan.shape[fast] - first : kSide;
+                      const E* from = x + first;
+                      E* to = y + first * y_stride[fast];
+                      int64_t left = band / bands;
+                      for (int i = last - 1; i >= 0; i--) {
+                        if (i == fast) continue;
+                        from += left % plan.shape[i] * plan.stride[0][i];
+                        to += left % plan.shape[i] * y_stride[i];
+                        left /= plan.shape[i];
+                      }
+                      for (int64_t column = 0; column < plan.row(); column += kSide) {
+                        const int64_t columns = plan.row() - column < kSide ? plan.row() - column : kSide;
+                        transpose_tile(from + column * x_step, x_step, to + column, y_stride[fast], count, columns);
+                      }
+                    }
+                  });
 }
 
 int axis_of(const View& x, double attribute) {
@@ -140,8 +144,7 @@ void place(const Args& a, const View& part, const View& whole, int axis, int64_t
   dense_strides(whole, stride[0]);
   const int64_t offset = start * stride[0][axis];
   const BroadcastPlan<1> plan = plan_strided(part, stride);
-  with_element(part.dtype,
-               [&]<typename E>(E) { write_strided<E>(pool_of(a), plan, part, whole.as<E>() + offset); });
+  with_element(part.dtype, [&]<typename E>(E) { write_strided<E>(pool_of(a), plan, part, whole.as<E>() + offset); });
 }
 
 /** ERR_KERNEL unless every index is below V. */

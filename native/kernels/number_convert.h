@@ -1,5 +1,6 @@
 // Scalar conversion between the element types by way of f64, which holds every value of the others: each conversion
-// rounds once, to nearest with ties to even. Used where exactness counts more than speed (casts of a checkpoint, fills).
+// rounds once, to nearest with ties to even. Used where exactness counts more than speed (casts of a checkpoint,
+// fills).
 #pragma once
 #include "core/error.h"
 #include "core/types.h"
@@ -87,12 +88,18 @@ static inline T rounded(double x) {
 template <typename Body>
 static inline void with_number_type(const char* op, DType dtype, const Body& body) {
   switch (dtype) {
-    case DType::kF32: return body(float{});
-    case DType::kBF16: return body(bf16{});
-    case DType::kF64: return body(double{});
-    case DType::kF16: return body(f16{});
-    case DType::kI32: return body(int32_t{});
-    default: fail("ERR_DTYPE", "%s: the CPU kernel takes f32, bf16, f64, f16 or i32; got %s", op, name_of(dtype));
+    case DType::kF32:
+      return body(float{});
+    case DType::kBF16:
+      return body(bf16{});
+    case DType::kF64:
+      return body(double{});
+    case DType::kF16:
+      return body(f16{});
+    case DType::kI32:
+      return body(int32_t{});
+    default:
+      fail("ERR_DTYPE", "%s: the CPU kernel takes f32, bf16, f64, f16 or i32; got %s", op, name_of(dtype));
   }
 }
 

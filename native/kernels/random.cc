@@ -1,6 +1,7 @@
-// Normal random numbers from the counter-based generator Philox 4x32-10 (Salmon et al. 2011), number for number those of
-// lib/base/random.ts: element i takes a pair of 32-bit integers from block i / 2 and turns them into a normal number by
-// Box & Muller (1958) in f64. A value depends on (seed, stream, i) alone, so threads share nothing. About 40 ns a number.
+// Normal random numbers from the counter-based generator Philox 4x32-10 (Salmon et al. 2011), number for number those
+// of lib/base/random.ts: element i takes a pair of 32-bit integers from block i / 2 and turns them into a normal number
+// by Box & Muller (1958) in f64. A value depends on (seed, stream, i) alone, so threads share nothing. About 40 ns a
+// number.
 #include <math.h>
 
 #include "core/kernel_registry.h"

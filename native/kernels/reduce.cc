@@ -1,6 +1,7 @@
 // Reductions along one axis of x seen as [outer, R, inner]. Fixed order: R is cut into runs of a fixed length, each run
-// is reduced in f32 vectors (f64 loops for f64), and the runs are combined in f64 in run order. The cut depends on R and
-// inner alone, so a row has the same bits alone and in a batch, on any number of threads. Traffic per element: one read.
+// is reduced in f32 vectors (f64 loops for f64), and the runs are combined in f64 in run order. The cut depends on R
+// and inner alone, so a row has the same bits alone and in a batch, on any number of threads. Traffic per element: one
+// read.
 #include "core/kernel_registry.h"
 #include "cpu/device.h"
 #include "kernels/number_convert.h"
@@ -169,8 +170,9 @@ void reduce_columns(const Args& a, const Extent& e) {
   parallel_ranges(pool_of(a), e.outer * runs * blocks, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; i++) {
       const ColumnTask task(i, e, runs, blocks);
-      reduce_columns_run<Reduction>(a.in[0].as<T>() + (task.outer * e.R + task.row) * e.inner + task.column, e, task.rows,
-                                    task.columns, partial + (task.outer * runs + task.run) * e.inner + task.column);
+      reduce_columns_run<Reduction>(a.in[0].as<T>() + (task.outer * e.R + task.row) * e.inner + task.column, e,
+                                    task.rows, task.columns,
+                                    partial + (task.outer * runs + task.run) * e.inner + task.column);
     }
   });
   if (direct) return;
@@ -208,8 +210,8 @@ double largest(const double* x, int64_t count) {
   return most;
 }
 
-/** One pass in blocks; then the block that holds the winner, still in L1 or L2, is searched for its place: by vectors for
- *  the right piece of it, and that piece one by one. */
+/** One pass in blocks; then the block that holds the winner, still in L1 or L2, is searched for its place: by vectors
+ * for the right piece of it, and that piece one by one. */
 template <typename T>
 int32_t argmax_row(const T* x, int64_t V) {
   constexpr int64_t kBlock = 2048;

@@ -11,8 +11,8 @@ namespace caravan::CARAVAN_ISA {
 namespace {
 namespace rms_norm_detail {
 
-/** Rows whose dw is summed in one run. Fixed, because it decides the order of the sum; 64 rows keep the extra traffic of
- *  the partial sums near 1 / 64 of the data. */
+/** Rows whose dw is summed in one run. Fixed, because it decides the order of the sum; 64 rows keep the extra traffic
+ * of the partial sums near 1 / 64 of the data. */
 constexpr int64_t kChunkRows = 64;
 
 template <typename T>
@@ -45,9 +45,8 @@ void forward(const Args& a) {
           vector.store(yr + i, fma(vector.load(xr + i) * scale, vector.load(w + i), vector.load(rr + i)));
         });
       } else {
-        for_vectors(D, [&](int64_t i, auto vector) {
-          vector.store(yr + i, vector.load(xr + i) * scale * vector.load(w + i));
-        });
+        for_vectors(
+            D, [&](int64_t i, auto vector) { vector.store(yr + i, vector.load(xr + i) * scale * vector.load(w + i)); });
       }
     }
   });
@@ -71,9 +70,8 @@ void forward_of_sum(const Args& a) {
       // The norm is taken of the sum as stored, so that backward, which reads it, sees the very same function.
       rstd[row] = rstd_of(sr, D, eps);
       const F32 scale = set1(rstd[row]);
-      for_vectors(D, [&](int64_t i, auto vector) {
-        vector.store(yr + i, vector.load(sr + i) * scale * vector.load(w + i));
-      });
+      for_vectors(
+          D, [&](int64_t i, auto vector) { vector.store(yr + i, vector.load(sr + i) * scale * vector.load(w + i)); });
     }
   });
 }

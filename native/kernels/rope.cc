@@ -65,7 +65,9 @@ void rotate(const Args& a) {
 
 }  // namespace rope_detail
 
-CARAVAN_KERNEL(rope_table, cpu, "positions[N]:i32 frequencies[J]:f64 -> table[N,C]:f32 | C") { rope_detail::fill_table(a); }
+CARAVAN_KERNEL(rope_table, cpu, "positions[N]:i32 frequencies[J]:f64 -> table[N,C]:f32 | C") {
+  rope_detail::fill_table(a);
+}
 
 CARAVAN_KERNEL(rope, cpu, "x[N,H,C] table[N,C]:f32 -> y[N,H,C] | direction") {
   with_f32_or_bf16("rope", a.in[0].dtype, [&]<typename T>(T) { rope_detail::rotate<T>(a); });

@@ -48,8 +48,8 @@ static inline void for_vectors(int64_t count, const Step& step) {
   if (i < count) step(i, ShortVector{static_cast<int>(count - i)});
 }
 
-/** Four running values: sum = step(sum, i, vector) over a row, vector j feeding chain j mod 4 (a single chain would wait
- *  for the latency of every addition). Left in four parts so that the caller picks how they are combined. */
+/** Four running values: sum = step(sum, i, vector) over a row, vector j feeding chain j mod 4 (a single chain would
+ * wait for the latency of every addition). Left in four parts so that the caller picks how they are combined. */
 struct FourChains {
   F32 part[4];
 };

@@ -1,5 +1,6 @@
 // y = silu(gate) * up, silu(g) = g * sigmoid(g) (Shazeer 2020). Nothing is saved: backward recomputes the sigmoid from
-// gate, which costs less than reading it. f32 arithmetic also for bf16. Traffic per element: forward 3 values, backward 5.
+// gate, which costs less than reading it. f32 arithmetic also for bf16. Traffic per element: forward 3 values,
+// backward 5.
 #include "core/kernel_registry.h"
 #include "cpu/device.h"
 #include "kernels/dispatch.h"

@@ -1,6 +1,9 @@
 // The engine as a Node addon: the only file that includes napi.h. Everything crosses as integers and typed arrays; all
 // state belongs to the environment (SetInstanceData), so it loads in worker threads, twice, and can be torn down at any
 // time.
+// A worker thread that is being terminated refuses every call, the throwing of an exception too; without this the
+// refusal would leave a C++ exception uncaught and end the whole process.
+#define NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS
 #include <napi.h>
 
 #include <cstring>

@@ -2,8 +2,7 @@
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
-import { goldenTensors } from '../models/golden_model.js'
-import { readGolden } from '../text/golden_files.js'
+import { goldenFacts, goldenTensors } from '../models/golden_model.js'
 import { caravan, goldenFolder, jsonLines, temporaryFolder, writeRows } from './command_line.js'
 
 const folder = temporaryFolder()
@@ -29,13 +28,12 @@ describe('rows of ids', () => {
   let tolerance = 0
 
   beforeAll(() => {
-    const tensors = goldenTensors('model_io/llama_mha_tied.safetensors')
+    const tensors = goldenTensors('llama_mha_tied')
     const ids = tensors.get('plain.input_ids')!
     const [B, T] = ids.shape as [number, number]
-    for (let b = 0; b < B; b++) rows.push(Array.from(ids.values.slice(b * T, (b + 1) * T)))
-    wanted = Float64Array.from(tensors.get('plain.logprobs')!.values)
-    type Facts = { cases: { plain: { logprobs: { suggested_atol: number } } } }
-    tolerance = readGolden<Facts>('model_io/llama_mha_tied.json').cases.plain.logprobs.suggested_atol
+    for (let b = 0; b < B; b++) rows.push(Array.from(ids.data.slice(b * T, (b + 1) * T)))
+    wanted = Float64Array.from(tensors.get('plain.logprobs')!.data)
+    tolerance = goldenFacts('llama_mha_tied').cases.plain.logprobs.suggested_atol
   })
 
   it('get the log-probabilities of transformers, whichever rows share a pass', async () => {

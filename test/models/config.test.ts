@@ -135,7 +135,7 @@ describe('faults', () => {
   it.each<[string, JsonObject, string]>([
     ['no vocabulary', without(llama(), 'vocab_size'), 'vocab_size must be an integer >= 1; got nothing'],
     ['no width', without(llama(), 'hidden_size'), 'hidden_size must be an integer >= 1; got nothing'],
-    ['no layers', { ...llama(), num_hidden_layers: 0 }, 'num_hidden_layers must be an integer >= 1; got 0'],
+    ['no layers', { ...llama(), num_hidden_layers: 0 }, 'num_hidden_layers must be an integer from 1 to 10000; got 0'],
     ['a fraction', { ...llama(), intermediate_size: 11.5 }, 'intermediate_size must be an integer >= 1; got 11.5'],
     ['text for a number', { ...llama(), hidden_size: '48' }, 'hidden_size must be an integer >= 1; got "48"'],
     ['a negative', { ...llama(), vocab_size: -3 }, 'vocab_size must be an integer >= 1; got -3'],

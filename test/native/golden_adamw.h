@@ -1,6 +1,6 @@
-// Ten steps of torch.optim.AdamW (2.13) after torch.nn.utils.clip_grad_norm_ in f64: lr 0.01, betas 0.9 and 0.95, eps 1e-8,
-// weight decay 0.1, max_norm 1; three tensors of 35, 11 and 12 values laid end to end. One step has a 40-fold spike, one
-// is near zero. The inputs are f32.
+// Ten steps of torch.optim.AdamW (2.13) after torch.nn.utils.clip_grad_norm_ in f64: lr 0.01, betas 0.9 and 0.95, eps
+// 1e-8, weight decay 0.1, max_norm 1; three tensors of 35, 11 and 12 values laid end to end. One step has a 40-fold
+// spike, one is near zero. The inputs are f32.
 #pragma once
 
 namespace golden_adamw {

@@ -1,5 +1,5 @@
-// Calling a kernel by name, as the command queue does, on tensors whose memory ends where their last element ends (so that
-// AddressSanitizer sees a step too far) and whose outputs start as garbage (so that an element left out is seen).
+// Calling a kernel by name, as the command queue does, on tensors whose memory ends where their last element ends (so
+// that AddressSanitizer sees a step too far) and whose outputs start as garbage (so that an element left out is seen).
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -21,7 +21,8 @@ using caravan::DType;
 
 class Tensor {
  public:
-  Tensor(DType dtype, std::vector<int64_t> shape) : dtype_(dtype), shape_(std::move(shape)), bytes_(view_of(1).bytes()) {
+  Tensor(DType dtype, std::vector<int64_t> shape)
+      : dtype_(dtype), shape_(std::move(shape)), bytes_(view_of(1).bytes()) {
     data_.reset(new char[bytes_]);
     std::memset(data_.get(), 0xa5, bytes_);
   }
@@ -69,20 +70,34 @@ class Tensor {
 
   double at(int64_t i) const {
     switch (dtype_) {
-      case DType::kF32: return view().as<float>()[i];
-      case DType::kBF16: return caravan::to_f32(view().as<caravan::bf16>()[i]);
-      case DType::kF64: return view().as<double>()[i];
-      case DType::kI32: return view().as<int32_t>()[i];
-      default: return view().as<uint16_t>()[i];
+      case DType::kF32:
+        return view().as<float>()[i];
+      case DType::kBF16:
+        return caravan::to_f32(view().as<caravan::bf16>()[i]);
+      case DType::kF64:
+        return view().as<double>()[i];
+      case DType::kI32:
+        return view().as<int32_t>()[i];
+      default:
+        return view().as<uint16_t>()[i];
     }
   }
   void set(int64_t i, double value) {
     switch (dtype_) {
-      case DType::kF32: view().as<float>()[i] = static_cast<float>(value); break;
-      case DType::kBF16: view().as<caravan::bf16>()[i] = caravan::to_bf16(static_cast<float>(value)); break;
-      case DType::kF64: view().as<double>()[i] = value; break;
-      case DType::kI32: view().as<int32_t>()[i] = static_cast<int32_t>(value); break;
-      default: view().as<uint16_t>()[i] = static_cast<uint16_t>(value);
+      case DType::kF32:
+        view().as<float>()[i] = static_cast<float>(value);
+        break;
+      case DType::kBF16:
+        view().as<caravan::bf16>()[i] = caravan::to_bf16(static_cast<float>(value));
+        break;
+      case DType::kF64:
+        view().as<double>()[i] = value;
+        break;
+      case DType::kI32:
+        view().as<int32_t>()[i] = static_cast<int32_t>(value);
+        break;
+      default:
+        view().as<uint16_t>()[i] = static_cast<uint16_t>(value);
     }
   }
   std::vector<double> values() const {
@@ -138,8 +153,12 @@ inline Call run(caravan::CpuDevice& device, const Call& call) {
   std::vector<caravan::View> in, out;
   for (const Tensor& tensor : done.in) in.push_back(tensor.view());
   for (const Tensor& tensor : done.out) out.push_back(tensor.view());
-  const caravan::Args args{device,     in.data(),           static_cast<int>(in.size()),
-                           out.data(), static_cast<int>(out.size()), done.attrs.data(),
+  const caravan::Args args{device,
+                           in.data(),
+                           static_cast<int>(in.size()),
+                           out.data(),
+                           static_cast<int>(out.size()),
+                           done.attrs.data(),
                            static_cast<int>(done.attrs.size())};
   kernel->run(args);
   return done;
@@ -213,8 +232,8 @@ inline void check_close(const char* what, const Tensor& got, const std::vector<d
     const double value = got.at(static_cast<int64_t>(i));
     const double allowed = stored * std::fabs(expected[i]) + ulps * working * largest;
     const bool same = value == expected[i] || (std::isnan(value) && std::isnan(expected[i]));
-    CHECK_CASE(same || std::fabs(value - expected[i]) <= allowed, "%s: element %zu is %.9g, expected %.9g (+- %.3g)", what,
-               i, value, expected[i], allowed);
+    CHECK_CASE(same || std::fabs(value - expected[i]) <= allowed, "%s: element %zu is %.9g, expected %.9g (+- %.3g)",
+               what, i, value, expected[i], allowed);
   }
 }
 

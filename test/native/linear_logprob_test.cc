@@ -1,5 +1,5 @@
 // linear_logprob, its backward and cross_entropy against f64 loops over the definition, gradients by the formulas written
-// written out here and, once, against central differences. A row has the same bits in any batch, outputs on any threads.
+// out here. A row has the same bits in any batch, an output the same bits on any number of threads.
 #include <algorithm>
 #include <cinttypes>
 

@@ -1,5 +1,5 @@
-// AdamW and gradient clipping against ten steps of PyTorch, and against f64 loops for what those do not show: bf16 weights
-// with a master copy, a tiny decay, steps that are not finite.
+// AdamW and gradient clipping against ten steps of PyTorch, and against f64 loops for what those do not show: bf16
+// weights with a master copy, a tiny decay, steps that are not finite.
 #include <limits>
 
 #include "test/native/golden_adamw.h"
@@ -7,6 +7,7 @@
 
 namespace {
 
+using caravan::DType;
 using check::Call;
 using check::check_close;
 using check::check_threads;
@@ -14,7 +15,6 @@ using check::failure_of;
 using check::run;
 using check::Tensor;
 using check::Tensors;
-using caravan::DType;
 using Values = std::vector<double>;
 
 const Values kHyper = {0.9, 0.95, 1e-8, 0.1};
@@ -61,7 +61,8 @@ void golden(caravan::CpuDevice& device) {
   for (int i = 0; i < golden_adamw::kCount; i++) {
     // PyTorch's own f32 run is within 4.7e-7 of its f64 run.
     const double error = std::fabs(got.at(i) - golden_adamw::kFinal[i]);
-    CHECK_CASE(error <= 2 * 4.7447811879486324e-07, "weight %d: %.9g, expected %.9g", i, got.at(i), golden_adamw::kFinal[i]);
+    CHECK_CASE(error <= 2 * 4.7447811879486324e-07, "weight %d: %.9g, expected %.9g", i, got.at(i),
+               golden_adamw::kFinal[i]);
   }
   check_close("final second moments", Tensor::of(DType::kF32, {golden_adamw::kCount}, squares),
               Values(golden_adamw::kFinalSquares, golden_adamw::kFinalSquares + golden_adamw::kCount), 16);
@@ -110,7 +111,9 @@ void tiny_decay(caravan::CpuDevice& device) {
   const Tensor zeros = Tensor::of(DType::kF32, {n}, Values(static_cast<size_t>(n)));
   for (double value : p.values()) before += value;
   for (int step = 1; step <= 200; step++) {
-    p = run(device, {"adamw", {p, Tensor::absent(), zeros, zeros, zeros, control_of(1e-6, 1, 1, step, hyper)}, {}, hyper}).in[0];
+    p = run(device,
+            {"adamw", {p, Tensor::absent(), zeros, zeros, zeros, control_of(1e-6, 1, 1, step, hyper)}, {}, hyper})
+            .in[0];
   }
   for (double value : p.values()) after += value;
   // A sum over many weights: single ones move by whole units in the last place. 1 - 1e-7 in f32 is 1 - 1.19e-7.
@@ -120,7 +123,8 @@ void tiny_decay(caravan::CpuDevice& device) {
 
 void not_finite(caravan::CpuDevice& device) {
   const int64_t n = 37;
-  const Tensor p = Tensor::random(DType::kF32, {n}, 2), g = Tensor::random(DType::kF32, {n}, 3), m = Tensor::random(DType::kF32, {n}, 4);
+  const Tensor p = Tensor::random(DType::kF32, {n}, 2), g = Tensor::random(DType::kF32, {n}, 3),
+               m = Tensor::random(DType::kF32, {n}, 4);
   const Call skipped = run(device, {"adamw", {p, Tensor::absent(), g, m, m, control_of(0.1, 1, 0, 1)}, {}, kHyper});
   CHECK(skipped.in[0].same_bits(p) && skipped.in[3].same_bits(m) && skipped.in[4].same_bits(m));
   for (double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
@@ -130,7 +134,10 @@ void not_finite(caravan::CpuDevice& device) {
     const Tensor control = run(device, {"clip_control", {sum, control_of(0.1, 7, 1, 1)}, {}, {1.0, 1.0}}).in[1];
     CHECK(control.at(2) == 0 && !std::isfinite(control.at(5)));
   }
-  CHECK(failure_of(device, {"adamw", {Tensor(DType::kI32, {n}), Tensor::absent(), g, m, m, control_of(0.1, 1, 1, 1)}, {}, kHyper}) == "ERR_DTYPE");
+  CHECK(failure_of(
+            device,
+            {"adamw", {Tensor(DType::kI32, {n}), Tensor::absent(), g, m, m, control_of(0.1, 1, 1, 1)}, {}, kHyper}) ==
+        "ERR_DTYPE");
 }
 
 void norms(caravan::CpuDevice& device) {
@@ -146,7 +153,11 @@ void norms(caravan::CpuDevice& device) {
   // Squares that no f32 could hold.
   const Tensor large = Tensor::of(DType::kF32, {2}, {3e30, 4e30}), sum = Tensor::of(DType::kF64, {1}, {0});
   check_close("norm of large gradients",
-              run(device, {"clip_control", {run(device, {"squared_sum_add", {large, sum}, {}, {}}).in[1], control_of(1, 0, 0, 1)}, {}, {1, 0}}).in[1],
+              run(device, {"clip_control",
+                           {run(device, {"squared_sum_add", {large, sum}, {}, {}}).in[1], control_of(1, 0, 0, 1)},
+                           {},
+                           {1, 0}})
+                  .in[1],
               {1, 1, 1, 1 - 0.9, 1 - 0.95, static_cast<float>(5e30), 0, 0}, 1);
   // scale * min(1, max_norm / (norm + 1e-6)); max_norm <= 0 does not clip.
   const Tensor nine = Tensor::of(DType::kF64, {1}, {9});
@@ -168,7 +179,8 @@ int main() {
     norms(device);
   });
   const int64_t n = 100003;
-  const Tensor g = Tensor::random(DType::kF32, {n}, 6), p = Tensor::random(DType::kBF16, {n}, 7), m = Tensor::random(DType::kF32, {n}, 8);
+  const Tensor g = Tensor::random(DType::kF32, {n}, 6), p = Tensor::random(DType::kBF16, {n}, 7),
+               m = Tensor::random(DType::kF32, {n}, 8);
   Tensor v = m;
   for (int64_t i = 0; i < n; i++) v.set(i, std::fabs(v.at(i)));
   check_threads({"adamw", {p, g, g, m, v, control_of(0.01, 1, 1, 3)}, {}, kHyper});

@@ -1,11 +1,12 @@
-// Norms, rotary embedding, SwiGLU and row lookups against plain f64 loops; gradients against central differences of those
-// loops, so that no derivative is derived twice in the same way.
+// Norms, rotary embedding, SwiGLU and row lookups against plain f64 loops; gradients against central differences of
+// those loops, so that no derivative is derived twice in the same way.
 #include <algorithm>
 
 #include "test/native/kernel_call.h"
 
 namespace {
 
+using caravan::DType;
 using check::Call;
 using check::check_close;
 using check::check_threads;
@@ -13,7 +14,6 @@ using check::failure_of;
 using check::run;
 using check::Tensor;
 using check::Tensors;
-using caravan::DType;
 using Values = std::vector<double>;
 
 constexpr double kEps = 1e-5;
@@ -150,20 +150,23 @@ void layer_norm(caravan::CpuDevice& device, DType t, int64_t N, int64_t D) {
   check_close("layer_norm rstd", forward.out[2], rstd, amplified);
   if (D == 1) return;  // the gradient is exactly zero; central differences of sqrt(eps) are not
   const Tensors saved = {dy, x, Tensor::of(DType::kF32, {N}, mean), Tensor::of(DType::kF32, {N}, rstd)};
-  check_close("layer_norm_backward dx", run(device, {"layer_norm_backward", saved, {Tensor(t, {N, D})}, {}}).out[0], dx, 256);
+  check_close("layer_norm_backward dx", run(device, {"layer_norm_backward", saved, {Tensor(t, {N, D})}, {}}).out[0], dx,
+              256);
 }
 
 void rope(caravan::CpuDevice& device, DType t, int64_t N, int64_t H, int64_t C) {
   const int64_t J = C / 2;
   Values positions, frequencies, table;
   for (int64_t n = 0; n < N; n++) positions.push_back(static_cast<double>(n * n * 997 % 131072));
-  for (int64_t j = 0; j < J; j++) frequencies.push_back(std::pow(500000.0, -2.0 * static_cast<double>(j) / static_cast<double>(C)));
+  for (int64_t j = 0; j < J; j++)
+    frequencies.push_back(std::pow(500000.0, -2.0 * static_cast<double>(j) / static_cast<double>(C)));
   for (int64_t n = 0; n < N; n++) {
     for (double f : frequencies) table.push_back(std::cos(positions[static_cast<size_t>(n)] * f));
     for (double f : frequencies) table.push_back(std::sin(positions[static_cast<size_t>(n)] * f));
   }
   const Tensor p = Tensor::of(DType::kI32, {N}, positions), f = Tensor::of(DType::kF64, {J}, frequencies);
-  const Tensor made = run(device, {"rope_table", {p, f}, {Tensor(DType::kF32, {N, C})}, {static_cast<double>(C)}}).out[0];
+  const Tensor made =
+      run(device, {"rope_table", {p, f}, {Tensor(DType::kF32, {N, C})}, {static_cast<double>(C)}}).out[0];
   check_close("rope_table", made, table, 1);
 
   const Tensor x = Tensor::random(t, {N, H, C}, 10);
@@ -230,8 +233,10 @@ void embedding(caravan::CpuDevice& device, DType t, int64_t N, int64_t D) {
     }
   }
   check_close("embedding", run(device, {"embedding", {ids, w}, {dy}, {}}).out[0], y, 0);
-  check_close("embedding_backward", run(device, {"embedding_backward", {dy, ids}, {before}, {static_cast<double>(V)}}).out[0], dw);
-  check_close("embedding_backward_add", run(device, {"embedding_backward_add", {before, dy, ids}, {}, {}}).in[0], dw_added);
+  check_close("embedding_backward",
+              run(device, {"embedding_backward", {dy, ids}, {before}, {static_cast<double>(V)}}).out[0], dw);
+  check_close("embedding_backward_add", run(device, {"embedding_backward_add", {before, dy, ids}, {}, {}}).in[0],
+              dw_added);
   check_close("scatter_rows", run(device, {"scatter_rows", {w, dy, ids}, {}, {}}).in[0], placed, 0);
 }
 
@@ -247,7 +252,8 @@ void index_errors(caravan::CpuDevice& device) {
     CHECK(failure_of(device, {"scatter_rows", {w, rows, ids}, {}, {}}) == "ERR_KERNEL");
   }
   const Tensor wrong = Tensor::random(DType::kI32, {4, 3}, 1), w3 = Tensor::random(DType::kF32, {3}, 1);
-  CHECK(failure_of(device, {"rms_norm", {wrong, w3, Tensor::absent()}, {wrong, Tensor(DType::kF32, {4})}, {kEps}}) == "ERR_DTYPE");
+  CHECK(failure_of(device, {"rms_norm", {wrong, w3, Tensor::absent()}, {wrong, Tensor(DType::kF32, {4})}, {kEps}}) ==
+        "ERR_DTYPE");
 }
 
 /** Calls large enough to be cut into many tasks. */
@@ -256,7 +262,8 @@ std::vector<Call> large_calls(DType t) {
   const Tensor x = Tensor::random(t, {N, D}, 20), y = Tensor::random(t, {N, D}, 21), w = Tensor::random(t, {D}, 22);
   const Tensor stat = Tensor::random(DType::kF32, {N}, 23), heads = Tensor::random(t, {N, H, C}, 24);
   const Tensor table = Tensor::random(DType::kF32, {N, C}, 25), dw(DType::kF32, {D}), big(DType::kF32, {V, D});
-  const Tensor into = Tensor::random(DType::kF32, {V, D}, 26), rows_into = Tensor::random(t, {V, D}, 27), ids = ids_below(N, V);
+  const Tensor into = Tensor::random(DType::kF32, {V, D}, 26), rows_into = Tensor::random(t, {V, D}, 27),
+               ids = ids_below(N, V);
   return {
       {"rms_norm", {x, w, y}, {x, stat}, {kEps}},
       {"add_rms_norm", {x, y, w}, {x, x, stat}, {kEps}},

@@ -213,12 +213,12 @@ describe('the memory budget', () => {
     const device = open({ memoryBudgetBytes: 256 * MiB })
     const random = new Random(3)
     const alive: Tensor[] = []
-    // Rounded up as the allocator does: found once, by allocating one byte.
+    // The unit of the allocator, which an empty tensor occupies, too: found by allocating one byte.
     const byte = Tensor.empty(device, 'u8', [1])
     await device.idle()
     const unit = device.stats().liveBytes
     byte.dispose()
-    const roundedUp = (bytes: number) => Math.ceil(bytes / unit) * unit
+    const roundedUp = (bytes: number) => Math.ceil(Math.max(1, bytes) / unit) * unit
     for (let i = 0; i < 3000; i++) {
       if (alive.length > 40 || (alive.length > 0 && random.chance(0.45))) {
         alive.splice(random.integer(0, alive.length), 1)[0]!.dispose()
