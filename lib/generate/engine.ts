@@ -1,5 +1,6 @@
-// Generation: the scheduler says which rows go next, the model runs them against the cache, one small read a step brings
-// the chosen tokens back. Rows are computed by the very kernels of training, so log-probabilities are those of training.
+// Generation: the scheduler says which rows go next, the model runs them against the cache, one small read a step
+// brings the chosen tokens back. Rows are computed by the very kernels of training, so log-probabilities are those of
+// training.
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import type { CausalLm } from '../models/index.js'
 import { argmax, embedding, linear, linearLogprob } from '../ops/index.js'
@@ -40,13 +41,14 @@ export interface Generated {
   finishReason: 'stop' | 'length'
 }
 
-/** Rows of a step: enough for full-speed matrix products, small enough that a decoding step is not held up by prompts. */
+/** Rows of a step: enough for full-speed matrix products, small enough that a decoding step is not held up by prompts.
+ *  */
 const STEP_ROWS = 2048
 
 /**
- * Continues every prompt with the most probable token, the lowest id on a tie. Results are in the order of the prompts and
- * do not depend on the other prompts, on their order, or on `slots`. ERR_CONFIG for impossible options or prompts, ERR_OOM,
- * ERR_ABORTED.
+ * Continues every prompt with the most probable token, the lowest id on a tie. Results are in the order of the prompts
+ * and do not depend on the other prompts, on their order, or on `slots`. ERR_CONFIG for impossible options or prompts,
+ * ERR_OOM, ERR_ABORTED.
  */
 export async function generateGreedy(
   model: CausalLm,

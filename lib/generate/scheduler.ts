@@ -1,6 +1,6 @@
 // Continuous batching, without a tensor in sight: which tokens of which sequences go through the model next. A finished
-// sequence gives its slot to the next prompt at once; long prompts go in by pieces, so that a step stays bounded. What a
-// sequence generates depends on none of this, because no row's result depends on the rows beside it.
+// sequence gives its slot to the next prompt at once; long prompts go in by pieces, so that a step stays bounded. What
+// a sequence generates depends on none of this, because no row's result depends on the rows beside it.
 
 /** The rows of one forward pass. */
 export interface Step {

@@ -1,5 +1,5 @@
-// A language model: decoder and output head. There is no `logits()`: rows meet the vocabulary only inside the fused ops of
-// lib/ops/linear_logprob, which take `hidden` rows and `head`.
+// A language model: decoder and output head. There is no `logits()`: rows meet the vocabulary only inside the fused ops
+// of lib/ops/linear_logprob, which take `hidden` rows and `head`.
 import type { DType } from '../base/dtype.js'
 import { Decoder, type ForwardOptions, type PackedRows } from '../nn/decoder.js'
 import { Linear } from '../nn/linear.js'

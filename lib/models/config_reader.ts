@@ -1,5 +1,5 @@
-// Typed reading of a model's config.json. Every fault names file, key, what was expected and what was found; keys with the
-// value null count as absent, as Hugging Face writes many of them.
+// Typed reading of a model's config.json. Every fault names file, key, what was expected and what was found; keys with
+// the value null count as absent, as Hugging Face writes many of them.
 import { CaravanError } from '../base/errors.js'
 
 export type JsonObject = { [key: string]: unknown }

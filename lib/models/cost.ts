@@ -1,5 +1,5 @@
-// What a model costs: parameters and products exactly, by formula; memory of a training step by what the tape keeps, op by
-// op. A plan printed before training starts, and the numerator of every "FLOP/s achieved", come from here.
+// What a model costs: parameters and products exactly, by formula; memory of a training step by what the tape keeps, op
+// by op. A plan printed before training starts, and the numerator of every "FLOP/s achieved", come from here.
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { LOGITS_CHUNK_BYTES } from '../ops/index.js'
 
@@ -30,10 +30,10 @@ export function parameterCount(shape: DecoderShape): number {
 }
 
 /**
- * Floating-point operations of one forward pass per token: two for each weight that it meets (the embedding is a look-up,
- * the head is not), and four per head width and visible key for the scores and their use. `meanContext` is the mean number
- * of keys that a query sees, T/2 for whole sequences of T. Norms, rotation and softmax are left out, as is usual; a
- * training step is three forward passes (the backward pass makes two products for each one).
+ * Floating-point operations of one forward pass per token: two for each weight that it meets (the embedding is a
+ * look-up, the head is not), and four per head width and visible key for the scores and their use. `meanContext` is the
+ * mean number of keys that a query sees, T/2 for whole sequences of T. Norms, rotation and softmax are left out, as is
+ * usual; a training step is three forward passes (the backward pass makes two products for each one).
  */
 export function forwardFlopsPerToken(shape: DecoderShape, meanContext: number): number {
   const { V, D, L, H, C, windows } = shape
@@ -55,8 +55,8 @@ export interface TrainingCostOptions {
 export function blockTapeBytesPerToken(shape: DecoderShape, dtype: 'f32' | 'bf16'): number {
   const { D, H, K, C, F, queryKeyNorm, clipQkv, normKind } = shape
   const [query, key] = [H * C, K * C]
-  // Four rows of width D: inputs of the two branches and of the two norms (in post-norm: the branches' outputs). Rotated
-  // queries and keys, values, attention output; gate, up, and their product.
+  // Four rows of width D: inputs of the two branches and of the two norms (in post-norm: the branches' outputs).
+  // Rotated queries and keys, values, attention output; gate, up, and their product.
   let elements = 4 * D + 2 * query + 2 * key + 3 * F
   // f32 numbers: 1/rms of two norms, log-sum-exp per head.
   let scalars = 2 + H
@@ -70,12 +70,14 @@ export function blockTapeBytesPerToken(shape: DecoderShape, dtype: 'f32' | 'bf16
   return elements * bytesOf(dtype) + scalars * 4
 }
 
-/** Bytes that a forward pass leaves on the tape: blocks (or their inputs alone), embedding, rotation, final norm, loss. */
+/** Bytes that a forward pass leaves on the tape: blocks (or their inputs alone), embedding, rotation, final norm, loss.
+ *  */
 export function tapeBytes(shape: DecoderShape, { tokens, dtype, checkpoint = false }: TrainingCostOptions): number {
   const { D, L, C, normKind } = shape
   const e = bytesOf(dtype)
   const perBlock = checkpoint ? D * e : blockTapeBytesPerToken(shape, dtype)
-  // Input of the final norm and its output; ids, targets, log-sum-exp and log-probability of the loss; the rotary table.
+  // Input of the final norm and its output; ids, targets, log-sum-exp and log-probability of the loss; the rotary
+  // table.
   const ends = 2 * D * e + 4 * (normKind === 'layer' ? 2 : 1) + 4 * 4 + 4 * C
   return tokens * (L * perBlock + ends)
 }
@@ -83,8 +85,8 @@ export function tapeBytes(shape: DecoderShape, { tokens, dtype, checkpoint = fal
 /** Buffers in which the matrix products of the CPU pack their operands: measured, bounded by the sizes of caches. */
 const PACKING_BYTES = 4 * 2 ** 20
 
-/** Bytes beyond the tape at the worst moment of a step: the logits of a chunk at the loss, or the gradients inside the MLP
- *  of the block that is being played back (with checkpointing, beside that block's whole tape). */
+/** Bytes beyond the tape at the worst moment of a step: the logits of a chunk at the loss, or the gradients inside the
+ *  MLP of the block that is being played back (with checkpointing, beside that block's whole tape). */
 export function workspaceBytes(shape: DecoderShape, options: TrainingCostOptions): number {
   const { D, F, V } = shape
   const { tokens, dtype, checkpoint } = options

@@ -38,8 +38,8 @@ export interface CommonDefaults {
 }
 
 /**
- * The keys that all families share, under the Hugging Face names. The result is a plain pre-norm RMSNorm decoder without
- * biases; families override what differs. ERR_MODEL for missing, mistyped or contradictory values.
+ * The keys that all families share, under the Hugging Face names. The result is a plain pre-norm RMSNorm decoder
+ * without biases; families override what differs. ERR_MODEL for missing, mistyped or contradictory values.
  */
 export function readCommon(reader: ConfigReader, family: string, defaults: CommonDefaults): DecoderConfig {
   for (const key of refusedKeys) {
@@ -102,8 +102,8 @@ function readDtype(reader: ConfigReader): StoredDtype {
 }
 
 /**
- * Rotary settings in either spelling: `rope_theta` with `rope_scaling` (whose kind is `rope_type` or, older, `type`), or
- * one `rope_parameters`. Kinds: default, llama3; others are refused by name.
+ * Rotary settings in either spelling: `rope_theta` with `rope_scaling` (whose kind is `rope_type` or, older, `type`),
+ * or one `rope_parameters`. Kinds: default, llama3; others are refused by name.
  */
 function readRope(reader: ConfigReader, contextTokens: number): RopeShape {
   const parameters = reader.object('rope_parameters')

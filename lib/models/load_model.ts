@@ -1,5 +1,5 @@
-// Loads a Hugging Face folder: configuration checked first, then every tensor the model needs is found in the headers of
-// the safetensors files and read straight into device memory, with conversion of the element type on the way.
+// Loads a Hugging Face folder: configuration checked first, then every tensor the model needs is found in the headers
+// of the safetensors files and read straight into device memory, with conversion of the element type on the way.
 import { join } from 'node:path'
 import type { DType } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
@@ -24,13 +24,13 @@ export interface LoadModelOptions {
   dtype?: 'f32' | 'bf16'
   /** Whether gradients flow to the parameters; default false. */
   trainable?: boolean
-  /** Rows of the vocabulary, at least those of the checkpoint. New rows are the mean of the old ones, so that a new token
-   *  starts out as likely as an average one (transformers' `mean_resizing` without its 1e-9 noise). */
+  /** Rows of the vocabulary, at least those of the checkpoint. New rows are the mean of the old ones, so that a new
+   *  token starts out as likely as an average one (transformers' `mean_resizing` without its 1e-9 noise). */
   vocabularyRows?: number
 }
 
-/** Reads a model folder onto `device`. ERR_MODEL for a configuration or a set of tensors that does not fit, ERR_FORMAT for
- *  damaged files, ERR_FILE, ERR_OOM. */
+/** Reads a model folder onto `device`. ERR_MODEL for a configuration or a set of tensors that does not fit, ERR_FORMAT
+ *  for damaged files, ERR_FILE, ERR_OOM. */
 export async function loadModel(device: Device, directory: string, options: LoadModelOptions = {}): Promise<CausalLm> {
   const folder = await openModelFolder(directory, 'CausalLM')
   const rows = checkedRows(folder, options.vocabularyRows)
@@ -158,7 +158,8 @@ export class ParameterLoader {
       (name) => !this.#asked.has(name) && !isHarmlessExtra(name, config.tiedHead),
     )
     if (this.#missing.length > 0) {
-      const why = `the checkpoint lacks ${this.#missing.length} of ${this.#asked.size} tensors: ${firstFew(this.#missing)}`
+      const counts = `${this.#missing.length} of ${this.#asked.size} tensors`
+      const why = `the checkpoint lacks ${counts}: ${firstFew(this.#missing)}`
       throw new CaravanError('ERR_MODEL', `${directory}: ${why}`, {
         details: { file: directory, missing: this.#missing, unused },
         hint:
@@ -180,10 +181,11 @@ export class ParameterLoader {
     const inVocabulary = place.role === 'embedding' || place.role === 'head'
     const wanted = inVocabulary ? [this.folder.config.V, ...place.shape.slice(1)] : place.shape
     const dtype = FILE_DTYPES[entry.dtype]
+    const where = `${entry.path}: byte ${entry.byteOffset}`
     const fault = (rule: string, received: string) =>
       new CaravanError(
         'ERR_MODEL',
-        `${entry.path}: byte ${entry.byteOffset}: tensor "${name}" must be ${rule} for this config.json; got ${received}`,
+        `${where}: tensor "${name}" must be ${rule} for this config.json; got ${received}`,
         { details: { file: entry.path, offset: entry.byteOffset, tensor: name, expected: wanted, shape: entry.shape } },
       )
     if (!sameShape(entry.shape, wanted)) throw fault(shapeText(wanted), shapeText(entry.shape))

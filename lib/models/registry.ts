@@ -31,8 +31,8 @@ export function architectureName(family: Family, task: Task): string {
   return family.architecture.replace(/ForCausalLM$/, `For${task}`)
 }
 
-/** The family of a config.json by its `architectures`, or by `model_type` where that is absent. ERR_MODEL when it is not
- *  known, when the two disagree, or when it is made for another task. */
+/** The family of a config.json by its `architectures`, or by `model_type` where that is absent. ERR_MODEL when it is
+ *  not known, when the two disagree, or when it is made for another task. */
 export function familyOf(reader: ConfigReader, task: Task): Family {
   const architectures = reader.strings('architectures')
   const type = reader.string('model_type', '')

@@ -1,5 +1,5 @@
-// Saves a model as a Hugging Face folder that transformers loads unchanged. Files are atomic one by one; a caller who needs
-// the folder to be atomic saves into a new one and renames it.
+// Saves a model as a Hugging Face folder that transformers loads unchanged. Files are atomic one by one; a caller who
+// needs the folder to be atomic saves into a new one and renames it.
 import { mkdir, readFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
@@ -25,8 +25,8 @@ export interface SaveModelOptions {
   generationConfig?: JsonObject
 }
 
-/** Writes `model` into `directory` (made if absent). ERR_MODEL when its family cannot express the configuration, ERR_FILE
- *  when the system refuses. Returns the files written. */
+/** Writes `model` into `directory` (made if absent). ERR_MODEL when its family cannot express the configuration,
+ *  ERR_FILE when the system refuses. Returns the files written. */
 export async function saveModel(
   model: CausalLm,
   directory: string,
@@ -54,8 +54,8 @@ export async function saveModel(
   return written
 }
 
-/** config.json for `config`. Keys of `original` that are not ours stay. ERR_MODEL when the family has no key for something
- *  that `config` asks for. */
+/** config.json for `config`. Keys of `original` that are not ours stay. ERR_MODEL when the family has no key for
+ *  something that `config` asks for. */
 export function configJsonOf(config: DecoderConfig, original: JsonObject = {}): JsonObject {
   const family = familyNamed(config.family)
   const ours = family.write(config)
@@ -81,13 +81,22 @@ function generationConfigOf({ bosId, eosIds, padId }: DecoderConfig): JsonObject
 }
 
 /** Keys whose whole values transformers wants as floats: `8.0`, which JSON.stringify would write as `8`. */
-const floatKeys =
-  /^(\s*"(?:rope_theta|factor|low_freq_factor|high_freq_factor|clip_qkv|rms_norm_eps|initializer_range|attention_dropout|router_aux_loss_coef)": -?\d+)(,?)$/gm
+const floatNames = [
+  'attention_dropout',
+  'clip_qkv',
+  'factor',
+  'high_freq_factor',
+  'initializer_range',
+  'low_freq_factor',
+  'rms_norm_eps',
+  'rope_theta',
+]
+const wholeFloats = new RegExp(`^(\\s*"(?:${floatNames.join('|')})": -?\\d+)(,?)$`, 'gm')
 
 /** JSON as transformers writes it: two spaces, sorted keys, a final newline. */
 function configText(json: JsonObject): string {
   const sorted = Object.fromEntries(Object.entries(json).sort(([a], [b]) => (a < b ? -1 : 1)))
-  return `${JSON.stringify(sorted, null, 2)}\n`.replace(floatKeys, '$1.0$2')
+  return `${JSON.stringify(sorted, null, 2)}\n`.replace(wholeFloats, '$1.0$2')
 }
 
 const fileDtypes: Record<StoredDtype, SafetensorsDtype> = { f32: 'F32', bf16: 'BF16', f16: 'F16' }

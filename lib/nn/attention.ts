@@ -1,6 +1,6 @@
 // Self-attention over packed rows: projection, optional norm of queries and keys, optional clamp, rotation, attention,
-// output projection. Where keys and values live is left to the caller: by default they are those of the rows themselves,
-// while generating they are appended to a cache.
+// output projection. Where keys and values live is left to the caller: by default they are those of the rows
+// themselves, while generating they are appended to a cache.
 import { attention, fill, maximum, neg, rope } from '../ops/index.js'
 import { reshape, type Tensor } from '../tensor/index.js'
 import type { DecoderShape } from './decoder_shape.js'

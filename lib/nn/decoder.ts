@@ -1,5 +1,5 @@
-// One decoder for every family: embedding, blocks, final norm. Rows of all sequences lie end to end, so there is no batch
-// dimension and no padding; which rows see which is said by the segment table alone.
+// One decoder for every family: embedding, blocks, final norm. Rows of all sequences lie end to end, so there is no
+// batch dimension and no padding; which rows see which is said by the segment table alone.
 import { ropeTable } from '../ops/index.js'
 import { checkpoint, keep, scope, Tensor } from '../tensor/index.js'
 import { type AttentionContext, type KeyValueStore, SelfAttention } from './attention.js'

@@ -1,8 +1,10 @@
-// What decides the mathematics of a decoder. Names of checkpoints, token ids and files are not here: lib/models adds them.
+// What decides the mathematics of a decoder. Names of checkpoints, token ids and files are not here: lib/models adds
+// them.
 import type { NormKind } from './norm.js'
 
 export interface DecoderShape {
-  /** Vocabulary (rows of the embedding), width, layers, query heads, key/value heads, head width, feed-forward width. */
+  /** Vocabulary (rows of the embedding), width, layers, query heads, key/value heads, head width, feed-forward width.
+   *  */
   V: number
   D: number
   L: number
@@ -44,9 +46,9 @@ export interface Llama3Scaling {
 }
 
 /**
- * Rotary frequencies f_j = theta^(-2j/C), j < C/2, in f64, stretched as in transformers' `llama3` rule when asked for: with
- * wavelength w = 2 pi / f and L tokens of original context, f stays where w < L / high, becomes f / factor where
- * w > L / low, and between is blended by s = (L / w - low) / (high - low).
+ * Rotary frequencies f_j = theta^(-2j/C), j < C/2, in f64, stretched as in transformers' `llama3` rule when asked for:
+ * with wavelength w = 2 pi / f and L tokens of original context, f stays where w < L / high, becomes f / factor where w
+ * > L / low, and between is blended by s = (L / w - low) / (high - low).
  */
 export function ropeFrequencies(C: number, { theta, scaling }: RopeShape): Float64Array {
   const frequencies = Float64Array.from({ length: C / 2 }, (_, j) => theta ** ((-2 * j) / C))

@@ -3,8 +3,8 @@
 import type { Shape } from '../base/shape.js'
 import { Tensor } from '../tensor/index.js'
 
-/** What a parameter is for, which decides its initial values and whether it is decayed. `branch_output` is a matrix whose
- *  product is added to the residual stream. */
+/** What a parameter is for, which decides its initial values and whether it is decayed. `branch_output` is a matrix
+ *  whose product is added to the residual stream. */
 export type ParameterRole = 'embedding' | 'projection' | 'branch_output' | 'head' | 'norm' | 'bias'
 
 export interface ParameterPlace {

@@ -224,7 +224,10 @@ export const addIntoOp = defineOp({
       throw new CaravanError('ERR_SHAPE', `add_into: ${shapeText(x.shape)} cannot be added into ${shapeText(y.shape)}`)
     }
     if (x.dtype !== y.dtype && !(y.dtype === 'f32' && x.dtype === 'bf16')) {
-      throw new CaravanError('ERR_DTYPE', `add_into: x must be ${y.dtype} to match y (or bf16 where y is f32); got ${x.dtype}`)
+      throw new CaravanError(
+        'ERR_DTYPE',
+        `add_into: x must be ${y.dtype} to match y (or bf16 where y is f32); got ${x.dtype}`,
+      )
     }
     return {}
   },

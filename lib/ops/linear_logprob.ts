@@ -166,7 +166,12 @@ export function crossEntropy(
     inputs: [hidden, head],
     outputs: [loss],
     saved: dhead ? [dhidden, dhead] : [dhidden],
-    backward: ([dloss]) => (dloss!.unit ? [dhidden, dhead] : [mul(dhidden, dloss!), dhead && mul(dhead, dloss!)]),
+    backward: ([dloss]) => (dloss!.unit ? [dhidden, dhead] : [scaled(dhidden, dloss!), dhead && scaled(dhead, dloss!)]),
   })
   return { loss, nll }
+}
+
+/** x times the number in `factor` [1], rounded once to the dtype of x. */
+function scaled(x: Tensor, factor: Tensor): Tensor {
+  return x.dtype === factor.dtype ? mul(x, factor) : cast(mul(cast(x, factor.dtype), factor), x.dtype)
 }

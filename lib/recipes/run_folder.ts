@@ -62,7 +62,8 @@ export async function readRunRecord(directory: string): Promise<RunRecord> {
   }
 }
 
-/** Prepares the folder: a new run needs an empty or absent one, a resumed run must match what it holds. */
+/** Prepares the folder. A new run needs one in which nothing has been trained yet, so that a run that was refused for its
+ *  data, say, can be started again; a resumed run must match what the folder holds. */
 export async function openRunFolder(directory: string, record: RunRecord, resume: boolean): Promise<void> {
   const existing = await stat(join(directory, 'recipe.json')).catch(() => undefined)
   if (resume && existing) {
@@ -70,7 +71,7 @@ export async function openRunFolder(directory: string, record: RunRecord, resume
     await removeTemporaries(directory)
     return
   }
-  if (existing) {
+  if (existing && (await hasTrained(directory))) {
     throw new CaravanError('ERR_CONFIG', `${directory} already holds a run`, {
       details: { directory },
       hint: 'continue it with --resume, or choose another folder with --out',
@@ -78,10 +79,20 @@ export async function openRunFolder(directory: string, record: RunRecord, resume
   }
   try {
     await mkdir(directory, { recursive: true })
+    // Of an attempt with other settings, perhaps.
+    if (existing) await rm(join(directory, 'tokenizer'), { recursive: true, force: true })
   } catch (cause) {
     throw fileError('mkdir', directory, cause)
   }
   await writeFileAtomic(join(directory, 'recipe.json'), `${JSON.stringify(record, null, 2)}\n`)
+}
+
+/** Whether a step has been made in this folder. */
+async function hasTrained(directory: string): Promise<boolean> {
+  return stat(join(directory, 'metrics.jsonl')).then(
+    (status) => status.size > 0,
+    () => false,
+  )
 }
 
 /** Removes files and folders that a killed process had not finished. */

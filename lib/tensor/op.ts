@@ -114,7 +114,8 @@ function run(op: Op, inputNames: Set<string>, call: AnyCall): AnyResult {
   const index = device.opIndex(op.definition.name)
   const dtypes = op.definition.dtypes ?? ['f32', 'bf16']
   if (index === undefined || !dtypes.includes(dtype)) {
-    if (op.definition.reference && composable.includes(dtype)) return op.definition.reference(call as never) as AnyResult
+    if (op.definition.reference && composable.includes(dtype))
+      return op.definition.reference(call as never) as AnyResult
     throw new CaravanError('ERR_DTYPE', `${op.definition.name}: no kernel for ${dtype} on device ${device.kind}`)
   }
   const results: AnyResult = {}

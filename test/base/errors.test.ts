@@ -29,9 +29,19 @@ describe('nearestName', () => {
 describe('CaravanError', () => {
   it('is an Error with a code, details and a hint', () => {
     const cause = new Error('below')
-    const error = new CaravanError('ERR_DATA', 'row 3 is no object', { details: { file: 'a.jsonl', line: 3 }, hint: 'fix it', cause })
+    const error = new CaravanError('ERR_DATA', 'row 3 is no object', {
+      details: { file: 'a.jsonl', line: 3 },
+      hint: 'fix it',
+      cause,
+    })
     expect(error).toBeInstanceOf(Error)
-    expect(error).toMatchObject({ name: 'CaravanError', code: 'ERR_DATA', message: 'row 3 is no object', hint: 'fix it', cause })
+    expect(error).toMatchObject({
+      name: 'CaravanError',
+      code: 'ERR_DATA',
+      message: 'row 3 is no object',
+      hint: 'fix it',
+      cause,
+    })
     expect(error.details).toEqual({ file: 'a.jsonl', line: 3 })
     expect(String(error)).toBe('CaravanError: row 3 is no object')
   })
@@ -50,6 +60,8 @@ describe('throwIfAborted', () => {
     throwIfAborted(undefined)
     throwIfAborted(controller.signal)
     controller.abort('enough')
-    expect(() => throwIfAborted(controller.signal)).toThrow(expect.objectContaining({ code: 'ERR_ABORTED', cause: 'enough' }))
+    expect(() => throwIfAborted(controller.signal)).toThrow(
+      expect.objectContaining({ code: 'ERR_ABORTED', cause: 'enough' }),
+    )
   })
 })

@@ -50,13 +50,21 @@ describe('Random', () => {
     const random = new Random(5, 6)
     for (let drawn = 0; drawn < 11; drawn++) {
       const copy = Random.fromState(JSON.parse(JSON.stringify(random.state())))
-      expect([copy.uint32(), copy.normal(), copy.uniform()]).toEqual([...[random.uint32(), random.normal(), random.uniform()]])
+      expect([copy.uint32(), copy.normal(), copy.uniform()]).toEqual([
+        ...[random.uint32(), random.normal(), random.uniform()],
+      ])
     }
   })
 
   it('streams and seeds do not share numbers', () => {
     const seen = new Set<number>()
-    for (const [seed, stream] of [[1, 0], [0, 1], [2 ** 32, 0], [0, 2 ** 32], [1, 1]] as const) {
+    for (const [seed, stream] of [
+      [1, 0],
+      [0, 1],
+      [2 ** 32, 0],
+      [0, 2 ** 32],
+      [1, 1],
+    ] as const) {
       const random = new Random(seed, stream)
       for (let i = 0; i < 100; i++) seen.add(random.uint32())
     }
@@ -84,7 +92,8 @@ describe('Random', () => {
     }
     // Four standard errors of each moment: sqrt(1, 2, 15, 96 / n).
     const allowed = [1, 2, 15, 96].map((variance) => 4 * Math.sqrt(variance / draws))
-    for (const [k, expected] of [0, 1, 0, 3].entries()) expect(Math.abs(moments[k]! - expected)).toBeLessThan(allowed[k]!)
+    for (const [k, expected] of [0, 1, 0, 3].entries())
+      expect(Math.abs(moments[k]! - expected)).toBeLessThan(allowed[k]!)
   })
 
   it('integers stay in range and are not biased towards the low ones', () => {

@@ -29,15 +29,22 @@ describe('parseSignature', () => {
     expect(parseSignature('x[] ->').inputs[0]!.dims).toEqual([])
   })
 
-  it.each(['x[N] y[N]', 'x[N -> y[N]', 'x -> y[N]', 'x[N]:f99 -> y[N]', '1x[N] -> y[N]', 'x[N]* -> y[N]'])('refuses %s', (text) => {
-    expect(() => parseSignature(text)).toThrow(text)
-  })
+  it.each(['x[N] y[N]', 'x[N -> y[N]', 'x -> y[N]', 'x[N]:f99 -> y[N]', '1x[N] -> y[N]', 'x[N]* -> y[N]'])(
+    'refuses %s',
+    (text) => {
+      expect(() => parseSignature(text)).toThrow(text)
+    },
+  )
 })
 
 describe('shapes', () => {
   it('broadcast as NumPy does', () => {
     const cases: [number[], number[], number[] | undefined][] = [
-      [[3, 1], [1, 4], [3, 4]],
+      [
+        [3, 1],
+        [1, 4],
+        [3, 4],
+      ],
       [[5], [2, 3, 5], [2, 3, 5]],
       [[], [2], [2]],
       [[0], [1], [0]],

@@ -2,12 +2,15 @@
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { chats, type ChatCase } from '../text/golden_files.js'
+import { type ChatCase, chats } from '../text/golden_files.js'
 import { caravan, goldenFolder, jsonLines, temporaryFolder, writeRows } from './command_line.js'
 
 const folder = temporaryFolder()
 const tokenizer = join(goldenFolder, 'tokenizers/tulu')
-const exchange = [{ role: 'user', content: 'What is 2+2? 日本' }, { role: 'assistant', content: 'It is 4. 🙂\nReally.' }]
+const exchange = [
+  { role: 'user', content: 'What is 2+2? 日本' },
+  { role: 'assistant', content: 'It is 4. 🙂\nReally.' },
+]
 
 describe('inspect', () => {
   it('marks what is trained, the end of the turn included', async () => {
@@ -23,7 +26,9 @@ describe('inspect', () => {
     const { stdout } = await caravan(['inspect', '--data', data, '--tokenizer', tokenizer], { environment })
     expect(stdout).toContain('\u001b[32mReally.<|end_of_text|>\u001b[39m')
     expect(stdout).not.toContain('⟦')
-    const plain = await caravan(['inspect', '--data', data, '--tokenizer', tokenizer], { environment: { ...environment, NO_COLOR: '1' } })
+    const plain = await caravan(['inspect', '--data', data, '--tokenizer', tokenizer], {
+      environment: { ...environment, NO_COLOR: '1' },
+    })
     expect(plain.stdout).not.toContain('\u001b')
   })
 
@@ -34,8 +39,14 @@ describe('inspect', () => {
   })
 
   it('gives the tokens and masks of the reference', async () => {
-    const cases = chats.tulu!.cases.filter(({ messages }: ChatCase) => messages.some(({ role }) => role === 'assistant')).slice(0, 6)
-    const data = writeRows(folder, 'golden.jsonl', cases.map(({ messages }) => ({ messages })))
+    const cases = chats
+      .tulu!.cases.filter(({ messages }: ChatCase) => messages.some(({ role }) => role === 'assistant'))
+      .slice(0, 6)
+    const data = writeRows(
+      folder,
+      'golden.jsonl',
+      cases.map(({ messages }) => ({ messages })),
+    )
     const words = ['inspect', '--data', data, '--tokenizer', tokenizer, '--rows', '6', '--json']
     const rows = jsonLines((await caravan(words)).stdout).filter(({ type }) => type === 'row')
     expect(rows).toHaveLength(cases.length)
@@ -49,7 +60,11 @@ describe('inspect', () => {
 
   it('counts rows, tokens, cut rows and rows that train nothing', async () => {
     const question = [exchange[0]!]
-    const rows = [{ messages: exchange }, { messages: question }, { messages: [exchange[0]!, { role: 'assistant', content: 'x'.repeat(200) }] }]
+    const rows = [
+      { messages: exchange },
+      { messages: question },
+      { messages: [exchange[0]!, { role: 'assistant', content: 'x'.repeat(200) }] },
+    ]
     const data = writeRows(folder, 'counts.jsonl', rows)
     const words = ['inspect', '--data', data, '--tokenizer', tokenizer, '--rows', '0', '--max-tokens', '60', '--json']
     const [statistics] = jsonLines((await caravan(words)).stdout)
@@ -74,10 +89,21 @@ describe('inspect', () => {
 describe('inspect refuses', () => {
   it('data in which no end of turn is trained, and names the rows', async () => {
     const template = join(folder, 'endless.jinja')
-    const body = "{% generation %}{{ m.content }}{% endgeneration %}"
-    writeFileSync(template, `{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}${body}{% else %}{{ m.content }}{% endif %}\n{% endfor %}`)
+    const body = '{% generation %}{{ m.content }}{% endgeneration %}'
+    writeFileSync(
+      template,
+      `{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}${body}{% else %}{{ m.content }}{% endif %}\n{% endfor %}`,
+    )
     const data = writeRows(folder, 'endless.jsonl', [{ messages: exchange }, { messages: exchange }])
-    const { stderr, exitCode } = await caravan(['inspect', '--data', data, '--tokenizer', tokenizer, '--template', template])
+    const { stderr, exitCode } = await caravan([
+      'inspect',
+      '--data',
+      data,
+      '--tokenizer',
+      tokenizer,
+      '--template',
+      template,
+    ])
     expect(stderr).toMatch(/no row trains an end of turn: .*endless\.jsonl:1, .*endless\.jsonl:2 \[ERR_DATA\]/)
     expect(exitCode).toBe(1)
   })
@@ -90,7 +116,10 @@ describe('inspect refuses', () => {
   })
 
   it('a bad row, with its place', async () => {
-    const data = writeRows(folder, 'bad.jsonl', [{ messages: exchange }, { messages: [{ role: 'robot', content: '' }] }])
+    const data = writeRows(folder, 'bad.jsonl', [
+      { messages: exchange },
+      { messages: [{ role: 'robot', content: '' }] },
+    ])
     const { stderr, exitCode } = await caravan(['inspect', '--data', data, '--tokenizer', tokenizer])
     expect(stderr).toMatch(/bad\.jsonl:2: .*role.*robot/)
     expect(exitCode).toBe(1)
@@ -98,7 +127,15 @@ describe('inspect refuses', () => {
 
   it('a template that does not exist, with the nearest one', async () => {
     const data = writeRows(folder, 'chat.jsonl', [{ messages: exchange }])
-    const { stderr, exitCode } = await caravan(['inspect', '--data', data, '--tokenizer', tokenizer, '--template', 'tulo'])
+    const { stderr, exitCode } = await caravan([
+      'inspect',
+      '--data',
+      data,
+      '--tokenizer',
+      tokenizer,
+      '--template',
+      'tulo',
+    ])
     expect(stderr).toMatch(/--template tulo: neither a built-in template nor a file/)
     expect(stderr).toMatch(/did you mean "tulu"\?/)
     expect(exitCode).toBe(2)

@@ -37,7 +37,11 @@ describe('rows of ids', () => {
   })
 
   it('get the log-probabilities of transformers, whichever rows share a pass', async () => {
-    const input = writeRows(folder, 'ids.jsonl', rows.map((input_ids) => ({ input_ids })))
+    const input = writeRows(
+      folder,
+      'ids.jsonl',
+      rows.map((input_ids) => ({ input_ids })),
+    )
     const packed = await score(input)
     expect(packed).toHaveLength(rows.length)
     let at = 0
@@ -46,7 +50,10 @@ describe('rows of ids', () => {
       expect(logprobs[0]).toBeNull()
       const numbers = logprobs.slice(1) as number[]
       for (const value of numbers) expect(Math.abs(value - wanted[at++]!)).toBeLessThanOrEqual(tolerance)
-      expect(sum).toBeCloseTo(numbers.reduce((a, b) => a + b, 0), 6)
+      expect(sum).toBeCloseTo(
+        numbers.reduce((a, b) => a + b, 0),
+        6,
+      )
     }
     expect(at).toBe(wanted.length)
     expect(await score(input, ['--batch-tokens', '1'])).toEqual(packed)
@@ -64,7 +71,10 @@ describe('rows of ids', () => {
 
 describe('rows of text and messages', () => {
   it('are encoded as the tokenizer and its template do', async () => {
-    const messages = [{ role: 'user', content: 'hi' }, { role: 'assistant', content: 'yes' }]
+    const messages = [
+      { role: 'user', content: 'hi' },
+      { role: 'assistant', content: 'yes' },
+    ]
     const [text, chat] = await score(writeRows(folder, 'text.jsonl', [{ text: 'hello world' }, { messages }]), [
       '--template',
       'tulu',
@@ -78,14 +88,23 @@ describe('rows of text and messages', () => {
       Array.from((await tokenizer.encode('hello world', { addSpecialTokens: true })).ids),
       Array.from((await tokenizer.encode(rendered)).ids),
     ]
-    const again = await score(writeRows(folder, 'same.jsonl', ids.map((input_ids) => ({ input_ids }))))
+    const again = await score(
+      writeRows(
+        folder,
+        'same.jsonl',
+        ids.map((input_ids) => ({ input_ids })),
+      ),
+    )
     expect([text, chat]).toEqual(again)
   })
 })
 
 describe('bad rows', () => {
   const cases: [row: unknown, error: RegExp][] = [
-    [{ input_ids: [1, 100_000] }, /bad\.jsonl:2: token 1 has id 100000; the model's embedding has \d+ rows \[ERR_DATA\]/],
+    [
+      { input_ids: [1, 100_000] },
+      /bad\.jsonl:2: token 1 has id 100000; the model's embedding has \d+ rows \[ERR_DATA\]/,
+    ],
     [{ input_ids: [1, -1] }, /bad\.jsonl:2: `input_ids\[1\]` must be an integer >= 0; got -1/],
     [{ input_ids: 'x' }, /bad\.jsonl:2: `input_ids` must be a list of integers/],
     [{ prompt: 1 }, /bad\.jsonl:2: .*\[ERR_DATA\]/],

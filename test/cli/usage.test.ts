@@ -138,7 +138,9 @@ describe('help', () => {
 
   it('--version is that of the package', async () => {
     const { stdout } = await caravan(['--version'])
-    const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
+    const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+      version: string
+    }
     expect(stdout.trim()).toBe(manifest.version)
   })
 })

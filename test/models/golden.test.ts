@@ -94,8 +94,8 @@ describe.each(goldenNames)('%s', (name) => {
     const stored = goldenTensors(`${name}.grads`)
     const { values } = await gradients(model, caseName, { facts, tensors })
     const wanted = facts.grads[caseName]
-    // torch gives the embedding row of the padding token no gradient even where the token stands in a text, as it does in
-    // one case here; there is no such exception in this engine, and so no sum over that table to compare with.
+    // torch gives the embedding row of the padding token no gradient even where the token stands in a text, as it does
+    // in one case here; there is no such exception in this engine, and so no sum over that table to compare with.
     const holdsPadding = packCase(tensors, caseName).ids.includes(model.config.padId ?? -1)
     expect([...values.keys()].sort()).toEqual(Object.keys(wanted.params).sort())
     let squares = 0

@@ -42,7 +42,9 @@ function thrown(body: () => unknown): CaravanError {
 
 const zeros = (shape: number[], dtype: Tensor['dtype'] = 'f32') => {
   const count = shape.reduce((a, b) => a * b, 1)
-  return dtype === 'u8' ? Tensor.from(device, new Uint8Array(count), shape) : upload(device, dtype, new Float64Array(count), shape)
+  return dtype === 'u8'
+    ? Tensor.from(device, new Uint8Array(count), shape)
+    : upload(device, dtype, new Float64Array(count), shape)
 }
 
 /** Runs `body` with `argument` of the call replaced. */
@@ -96,7 +98,9 @@ describe.each(withInputs)('%s', (name, op) => {
         expect(error.code, `${input.name} with ${dim} + 1: ${error.message}`).toBe('ERR_SHAPE')
         // The fault shows at the changed argument, or at a later one that no longer fits to it.
         expect(error.message).toMatch(
-          new RegExp(`^${name}: \\w+ must be \\[[\\w*,]*\\](=\\[[\\w*,]*\\] to match \\w+\\[[\\w*,]*\\]=\\[[\\d,]*\\])?; got \\[[\\d,]*\\]$`),
+          new RegExp(
+            `^${name}: \\w+ must be \\[[\\w*,]*\\](=\\[[\\w*,]*\\] to match \\w+\\[[\\w*,]*\\]=\\[[\\d,]*\\])?; got \\[[\\d,]*\\]$`,
+          ),
         )
       }
     }
@@ -150,7 +154,10 @@ describe('messages', () => {
     using other = openDevice({ threads: 1 })
     using a = zeros([1])
     using b = Tensor.from(other, new Float32Array(1), [1])
-    expect(thrown(() => add(a, b))).toMatchObject({ code: 'ERR_DEVICE', message: expect.stringMatching(/^add: 'b' is on another/) })
+    expect(thrown(() => add(a, b))).toMatchObject({
+      code: 'ERR_DEVICE',
+      message: expect.stringMatching(/^add: 'b' is on another/),
+    })
   })
 })
 
@@ -161,7 +168,8 @@ describe('sizes that hang together beyond letters', () => {
     ['matmul inner', () => matmul(zeros([1, 2, 3]), zeros([1, 4, 5])), /inner sizes of \[1,2,3\] and \[1,4,5\]/],
     [
       'matmul result',
-      () => matmulOp({ a: zeros([1, 2, 3]), b: zeros([1, 3, 5]), transpose_a: 0, transpose_b: 0, I: 2, P: 50 } as never),
+      () =>
+        matmulOp({ a: zeros([1, 2, 3]), b: zeros([1, 3, 5]), transpose_a: 0, transpose_b: 0, I: 2, P: 50 } as never),
       /matmul: the result is \[G,2,5\]; got I=2 P=50/,
     ],
     ['axis of sum', () => sum(zeros([2, 3]), 2), /axis of \[2,3\]; got axis 2/],

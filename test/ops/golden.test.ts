@@ -13,7 +13,13 @@ interface Deviation {
 
 const golden = readGolden('ops/ops.safetensors')
 const notes = readGoldenJson<{
-  [group: string]: { scale?: number; window?: number; eps?: number; documents?: number[]; fp32_deviation?: { [name: string]: Deviation } }
+  [group: string]: {
+    scale?: number
+    window?: number
+    eps?: number
+    documents?: number[]
+    fp32_deviation?: { [name: string]: Deviation }
+  }
 }>('ops/ops.json')
 
 const device = openDevice({ threads: 2 })
@@ -110,7 +116,11 @@ describe('attention', () => {
         lse: lseValues,
       })
     }
-    for (const [name, shape] of Object.entries({ ...shapes, grad_v: shapes.grad_k, lse: [...shapes.out.slice(0, 3), 1] })) {
+    for (const [name, shape] of Object.entries({
+      ...shapes,
+      grad_v: shapes.grad_k,
+      lse: [...shapes.out.slice(0, 3), 1],
+    })) {
       const got = unpacked(
         rows.map((row) => row[name]!),
         shape,
@@ -122,13 +132,21 @@ describe('attention', () => {
 
 describe('norm, activation, embedding', () => {
   it.each(['rmsnorm', 'rmsnorm_tiny_input'])('%s', async (group) => {
-    const [x, weight, dout] = ['x', 'weight', 'dout'].map((name) => tensorOf(get(`${group}.${name}`))) as [Tensor, Tensor, Tensor]
+    const [x, weight, dout] = ['x', 'weight', 'dout'].map((name) => tensorOf(get(`${group}.${name}`))) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ]
     const got = await run({ x, weight }, dout, () => rmsNorm(x, weight, { eps: notes[group]!.eps! }))
     for (const name of ['out', 'grad_x', 'grad_weight']) expectGolden(`${group}.${name}`, got[name]!)
   })
 
   it('swiglu', async () => {
-    const [gate, up, dout] = ['gate', 'up', 'dout'].map((name) => tensorOf(get(`swiglu.${name}`))) as [Tensor, Tensor, Tensor]
+    const [gate, up, dout] = ['gate', 'up', 'dout'].map((name) => tensorOf(get(`swiglu.${name}`))) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ]
     const got = await run({ gate, up }, dout, () => swiglu(gate, up))
     for (const name of ['out', 'grad_gate', 'grad_up']) expectGolden(`swiglu.${name}`, got[name]!)
   })
@@ -136,7 +154,11 @@ describe('norm, activation, embedding', () => {
   it('embedding with repeated ids', async () => {
     const ids = tensorOf(get('embedding.ids'))
     const { shape, values } = get('embedding.grad_weight')
-    const weight = Tensor.from(device, Float32Array.from(values, (_, i) => i), shape)
+    const weight = Tensor.from(
+      device,
+      Float32Array.from(values, (_, i) => i),
+      shape,
+    )
     const got = await run({ weight }, tensorOf(get('embedding.dout')), () => embedding(ids, weight))
     expectGolden('embedding.grad_weight', got.grad_weight!)
     const D = shape[1]!
@@ -168,20 +190,23 @@ describe('rope', () => {
     }
   })
 
-  it.each(['rope_llama3_a', 'rope_llama3_b'])('%s: angles of the scaled frequencies keep f64 accuracy far out', async (group) => {
-    const { values, shape } = get(`${group}.inv_freq`)
-    const J = shape[0]!
-    const at = [0, 1, 4097, 131_071]
-    using positions = Tensor.from(device, Int32Array.from(at), [at.length])
-    using frequencies = Tensor.from(device, values as Float64Array, shape)
-    using table = ropeTable(positions, frequencies)
-    const got = await table.read()
-    for (const [n, position] of at.entries()) {
-      for (let j = 0; j < J; j++) {
-        const angle = position * values[j]!
-        expect(Math.abs(got[n * 2 * J + j]! - Math.cos(angle))).toBeLessThanOrEqual(6e-8)
-        expect(Math.abs(got[n * 2 * J + J + j]! - Math.sin(angle))).toBeLessThanOrEqual(6e-8)
+  it.each(['rope_llama3_a', 'rope_llama3_b'])(
+    '%s: angles of the scaled frequencies keep f64 accuracy far out',
+    async (group) => {
+      const { values, shape } = get(`${group}.inv_freq`)
+      const J = shape[0]!
+      const at = [0, 1, 4097, 131_071]
+      using positions = Tensor.from(device, Int32Array.from(at), [at.length])
+      using frequencies = Tensor.from(device, values as Float64Array, shape)
+      using table = ropeTable(positions, frequencies)
+      const got = await table.read()
+      for (const [n, position] of at.entries()) {
+        for (let j = 0; j < J; j++) {
+          const angle = position * values[j]!
+          expect(Math.abs(got[n * 2 * J + j]! - Math.cos(angle))).toBeLessThanOrEqual(6e-8)
+          expect(Math.abs(got[n * 2 * J + J + j]! - Math.sin(angle))).toBeLessThanOrEqual(6e-8)
+        }
       }
-    }
-  })
+    },
+  )
 })

@@ -6,7 +6,14 @@ import { readGolden, readGoldenJson } from '../golden_tensors.js'
 import { difference, largestMagnitude } from './tolerance.js'
 
 interface Run {
-  config: { lr?: number; lr_per_step?: number[]; betas: [number, number]; eps: number; weight_decay: number; max_norm?: number }
+  config: {
+    lr?: number
+    lr_per_step?: number[]
+    betas: [number, number]
+    eps: number
+    weight_decay: number
+    max_norm?: number
+  }
   suggested_atol: number
   global_norms?: number[]
 }
@@ -68,7 +75,10 @@ describe.each(['adamw', 'adamw_nowd', 'adamw_clip', 'adamw_lr_decay'])('%s', (na
       for (const i of PARAMETERS) expectClose(`${name}.${t}.${i}`, await state[i]!.p.read(), run.suggested_atol)
     }
     for (const [i, { m, v }] of state.entries()) {
-      for (const [moment, key] of [[m, 'exp_avg'], [v, 'exp_avg_sq']] as const) {
+      for (const [moment, key] of [
+        [m, 'exp_avg'],
+        [v, 'exp_avg_sq'],
+      ] as const) {
         const full = `${name}.final_${key}.${i}`
         expectClose(full, await moment.read(), 2e-6 * largestMagnitude(golden.get(full)!.values))
       }

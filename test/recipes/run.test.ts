@@ -173,7 +173,8 @@ describe('a model and data files', () => {
 
   it('trains the file of real problems when it is there', async (context) => {
     const real = join(import.meta.dirname, '../../../shared/data/gsm8k')
-    const file = existsSync(real) ? readdirSync(real).find((name) => name.endsWith('.jsonl')) : undefined
+    const names = existsSync(real) ? readdirSync(real) : []
+    const file = names.find((name) => /^(train|test)\.jsonl$/.test(name))
     if (!file) context.skip('no GSM8K beside the repository')
     const head = readFileSync(join(real, file!), 'utf8').split('\n').slice(0, 40)
     const { error, events } = await outcomeOf(sftRun(head, { fields: { prompt: 'question', completion: 'answer' } }))
@@ -254,6 +255,14 @@ describe('resuming', () => {
     writeLines(options.data![0]!, chats(19))
     const { error } = await outcomeOf({ ...options, resume: true })
     expect(error).toMatchObject({ code: 'ERR_CONFIG', message: expect.stringContaining('saved place in the data') })
+  })
+
+  it('is not needed for a folder whose run failed before its first step', async () => {
+    const { error } = await outcomeOf(sftRun([{ messages: 'no' }]))
+    expect(error?.code).toBe('ERR_DATA')
+    const again = await outcomeOf(sftRun(rows, { overrides: { 'sft.lr': '2e-4' } }))
+    expect(again.error).toBeUndefined()
+    expect(JSON.parse(readFileSync(join(directory, 'recipe.json'), 'utf8')).stages[0].settings.lr).toBe(2e-4)
   })
 
   it('of a folder without a run is a new run', async () => {
@@ -357,7 +366,7 @@ describe('a disk that is full', () => {
     const options = sftRun(rows, { overrides: { 'sft.keepCheckpoints': '2' } })
     expect((await outcomeOf({ ...options, directory: whole })).error).toBeUndefined()
     // Room for one checkpoint (model and two moments) and little more: not for a second one, nor for the model.
-    const unmount = mounted(directory, '900k')
+    const unmount = mounted(directory, '740k')
     if (!unmount) context.skip('no permission to mount a file system')
     let full: { error?: CaravanError; events: unknown[] }
     const rescued = `${directory}-rescued`

@@ -34,7 +34,11 @@ describe('options', () => {
     const device = open({ threads: 3, memoryBudgetBytes: 1e6 })
     expect(device.threads).toBe(3)
     expect(device.kind).toBe('cpu')
-    expect(loadAddon().isaLevels().map(([name]) => name)).toContain(device.isa)
+    expect(
+      loadAddon()
+        .isaLevels()
+        .map(([name]) => name),
+    ).toContain(device.isa)
     expect(device.stats()).toMatchObject({ budgetBytes: 1e6, liveTensors: 0, liveBytes: 0 })
   })
 
@@ -49,7 +53,11 @@ describe('options', () => {
   it('an unknown instruction set is refused and the nearest named', () => {
     const open = () => openDevice({ isa: 'avx22' })
     expect(open).toThrow(
-      expect.objectContaining({ code: 'ERR_CONFIG', message: expect.stringContaining("'avx22'"), hint: "did you mean 'avx2'?" }),
+      expect.objectContaining({
+        code: 'ERR_CONFIG',
+        message: expect.stringContaining("'avx22'"),
+        hint: "did you mean 'avx2'?",
+      }),
     )
   })
 
@@ -58,8 +66,14 @@ describe('options', () => {
     try {
       process.env.CARAVAN_ISA = 'mmx'
       expect(() => openDevice()).toThrow(/unknown instruction set 'mmx'/)
-      const built = new Set(loadAddon().kernels().map(([isa]) => isa))
-      const usable = loadAddon().isaLevels().filter(([name, supported]) => supported && built.has(name))
+      const built = new Set(
+        loadAddon()
+          .kernels()
+          .map(([isa]) => isa),
+      )
+      const usable = loadAddon()
+        .isaLevels()
+        .filter(([name, supported]) => supported && built.has(name))
       process.env.CARAVAN_ISA = usable[0]![0]
       expect(open().isa).toBe(usable[0]![0])
     } finally {
@@ -270,7 +284,12 @@ describe('close', () => {
     using x = numbers(device, 1)
     device.close()
     device.close()
-    for (const use of [() => add(x, x), () => device.stats(), () => fill(device, [1], { value: 1, dtype: 'f32' }), () => device.flush()]) {
+    for (const use of [
+      () => add(x, x),
+      () => device.stats(),
+      () => fill(device, [1], { value: 1, dtype: 'f32' }),
+      () => device.flush(),
+    ]) {
       expect(use).toThrow(expect.objectContaining({ code: 'ERR_DEVICE', message: 'this device has been closed' }))
     }
     await expect(x.read()).rejects.toMatchObject({ code: 'ERR_DEVICE' })

@@ -1,9 +1,32 @@
 // The tape on graphs whose gradients can be worked out by hand: branches that meet, weights used twice, residuals that
 // alias, checkpoints; and that a backward pass leaves nothing behind.
 import { afterAll, afterEach, describe, expect, it } from 'vitest'
-import { add, argmax, crossEntropy, embedding, exp, linear, mul, openDevice, rmsNorm, sum, swiglu } from '../../lib/ops/index.js'
-import { checkGradient, checkpoint, Gradients, leaks, recordingTape, reshape, scope, Tape, Tensor, withoutTape } from '../../lib/tensor/index.js'
 import { Random } from '../../lib/base/random.js'
+import {
+  add,
+  argmax,
+  crossEntropy,
+  embedding,
+  exp,
+  linear,
+  mul,
+  openDevice,
+  rmsNorm,
+  sum,
+  swiglu,
+} from '../../lib/ops/index.js'
+import {
+  checkGradient,
+  checkpoint,
+  Gradients,
+  leaks,
+  recordingTape,
+  reshape,
+  scope,
+  Tape,
+  Tensor,
+  withoutTape,
+} from '../../lib/tensor/index.js'
 
 const device = openDevice({ threads: 2 })
 afterAll(() => device.close())
@@ -20,7 +43,11 @@ const numbers = (...values: number[]) => Tensor.from(device, Float32Array.from(v
 function parameter(shape: number[], seed: number): Tensor {
   const random = new Random(seed)
   const count = shape.reduce((a, b) => a * b, 1)
-  const tensor = Tensor.from(device, Float32Array.from({ length: count }, () => random.normal()), shape)
+  const tensor = Tensor.from(
+    device,
+    Float32Array.from({ length: count }, () => random.normal()),
+    shape,
+  )
   tensor.tracked = true
   return tensor
 }
@@ -301,9 +328,16 @@ describe('checkGradient', () => {
   it('finds a wrong one, element by element', async () => {
     using x = f64(0.3, -1.2)
     // The tape sees only one of the two factors.
-    const wrong = ({ x }: { x: Tensor }) => mul(x, withoutTape(() => exp(x)))
+    const wrong = ({ x }: { x: Tensor }) =>
+      mul(
+        x,
+        withoutTape(() => exp(x)),
+      )
     const { faults } = await checkGradient(wrong, { x })
-    expect(faults.map(({ input, index }) => [input, index])).toEqual([['x', 0], ['x', 1]])
+    expect(faults.map(({ input, index }) => [input, index])).toEqual([
+      ['x', 0],
+      ['x', 1],
+    ])
     expect(faults[0]!.tape).not.toBeCloseTo(faults[0]!.numeric, 3)
   })
 

@@ -73,7 +73,8 @@ describe('tensors', () => {
     const t = numbers(1)
     t.dispose()
     const uses: (() => unknown)[] = [() => t.retain(), () => add(t, t), () => reshape(t, [1, 1]), () => rowsOf(t, 0, 1)]
-    for (const use of uses) expect(use).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED', hint: expect.anything() }))
+    for (const use of uses)
+      expect(use).toThrow(expect.objectContaining({ code: 'ERR_DISPOSED', hint: expect.anything() }))
     await expect(t.read()).rejects.toMatchObject({ code: 'ERR_DISPOSED' })
   })
 
@@ -181,7 +182,11 @@ describe('views', () => {
     for (const shape of [[4], [7], [4, -1], [-1, 4], [0, -1], [2, 2]]) {
       expect(() => reshape(x, shape)).toThrow(expect.objectContaining({ code: 'ERR_SHAPE' }))
     }
-    for (const [begin, end] of [[-1, 2], [2, 1], [0, 7]] as const) {
+    for (const [begin, end] of [
+      [-1, 2],
+      [2, 1],
+      [0, 7],
+    ] as const) {
       expect(() => rowsOf(x, begin, end)).toThrow(expect.objectContaining({ code: 'ERR_SHAPE' }))
     }
   })

@@ -10,7 +10,13 @@ export const open = (threads = 2) => openDevice({ threads, memoryBudgetBytes: 2 
 /** Parameters and input of the block. */
 export function makeBlock(device) {
   const draw = (shape, stream) => randomNormal(device, shape, { deviation: 0.1, seed: 1, stream, dtype: 'f32' })
-  const block = { x: draw([N, D], 0), norm: draw([D], 1), gate: draw([F, D], 2), up: draw([F, D], 3), down: draw([D, F], 4) }
+  const block = {
+    x: draw([N, D], 0),
+    norm: draw([D], 1),
+    gate: draw([F, D], 2),
+    up: draw([F, D], 3),
+    down: draw([D, F], 4),
+  }
   for (const tensor of Object.values(block)) tensor.tracked = true
   return block
 }

@@ -1,7 +1,8 @@
 // Calls every function of the addon with arguments of wrong types, sizes and states. Prints how many calls threw and how
 // many did not; a crash shows in the exit code. Argument: seed.
-import { loadAddon } from '../../../dist/runtime/index.js'
+
 import { Random } from '../../../dist/base/random.js'
+import { loadAddon } from '../../../dist/runtime/index.js'
 
 const addon = loadAddon()
 const random = new Random(Number(process.argv[2]))

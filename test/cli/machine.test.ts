@@ -1,0 +1,105 @@
+// doctor and bench: that they run, and that their numbers fit together.
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { benchCall } from '../../lib/cli/bench_call.js'
+import { benchShapes } from '../../lib/cli/bench_shapes.js'
+import { median } from '../../lib/cli/timing.js'
+import { checkConfig, parameterCount } from '../../lib/models/index.js'
+import { openDevice } from '../../lib/ops/index.js'
+import { declaredOps } from '../../lib/tensor/index.js'
+import { caravan, jsonLines, temporaryFolder } from './command_line.js'
+
+const folder = temporaryFolder()
+const noPython = { CARAVAN_PYTHON: join(folder, 'no_python') }
+
+describe('doctor', () => {
+  it('says what is here as JSON', async () => {
+    const { stdout, exitCode } = await caravan(['doctor', '--json'])
+    const found = JSON.parse(stdout) as { [key: string]: unknown } & { engine: { [key: string]: unknown } }
+    expect(exitCode).toBe(0)
+    expect(found.node).toBe(process.version)
+    expect(found.cores).toMatchObject({ available: availableParallelism() })
+    expect(found.cuda).toMatchObject({ available: false })
+    const isa = found.engine.isa as { name: string; supported: boolean; built: boolean; kernels: number }[]
+    const chosen = isa.find(({ name }) => name === found.engine.chosenIsa)!
+    expect(chosen).toMatchObject({ supported: true, built: true })
+    expect(chosen.kernels).toBeGreaterThan(40)
+    expect(found.engine).toMatchObject({ threads: availableParallelism(), tableFaults: [] })
+    const { f32 } = found.engine.peak as { f32: { gflops: number; gbps: number } }
+    expect(f32.gflops).toBeGreaterThan(0.5)
+    expect(f32.gbps).toBeGreaterThan(0.1)
+  })
+
+  it('diagnoses an engine that does not load', async () => {
+    const environment = { CARAVAN_ADDON: join(folder, 'missing.node') }
+    const { stdout, exitCode } = await caravan(['doctor'], { environment })
+    expect(stdout).toMatch(/does not load +.*missing\.node: no such file/)
+    expect(stdout).toContain('npm run build')
+    expect(exitCode).toBe(1)
+  })
+})
+
+describe('bench step', () => {
+  it('measures steps and gives one line of JSON', async () => {
+    const words = ['bench', 'step', '--model', 'tiny', '--steps', '1', '--threads', '2', '--peer', '--json']
+    const { stdout, exitCode } = await caravan(words, { environment: noPython })
+    expect(exitCode).toBe(0)
+    const [result, ...rest] = jsonLines(stdout) as { [key: string]: number }[]
+    expect(rest).toEqual([])
+    expect(result).toMatchObject({ model: 'tiny', dtype: 'fp32', batch: 32, sequence: 128 })
+    const { tokensPerSecond, gflops, stepSeconds, peakMiB, loss } = result!
+    expect(tokensPerSecond! * stepSeconds!).toBeCloseTo(4096, 3)
+    // By PyTorch for this configuration: bench/torch_peer.py prints params.
+    expect(gflops! / tokensPerSecond!).toBeCloseTo((6 * TINY_PARAMETERS) / 1e9, 9)
+    expect(peakMiB).toBeGreaterThan(50)
+    // Random tokens, small weights: the loss is that of guessing.
+    expect(Math.abs(loss! - Math.log(512))).toBeLessThan(0.3)
+    expect((result as { peer?: { absent?: string } }).peer?.absent).toMatch(/no PyTorch numbers/)
+  }, 120_000)
+
+  it('has the parameter counts of the rival', () => {
+    for (const { config } of Object.values(benchShapes)) checkConfig(config)
+    const counts = Object.values(benchShapes).map(({ config }) => parameterCount(config))
+    expect(counts).toEqual([TINY_PARAMETERS, SMALL_PARAMETERS, BASE_PARAMETERS])
+  })
+})
+
+// sum(p.numel() for p in model.parameters()) in transformers 5.18 for the configurations of bench/torch_peer.py.
+const TINY_PARAMETERS = 803_968
+const SMALL_PARAMETERS = 15_191_712
+const BASE_PARAMETERS = 494_032_768
+
+describe('bench kernels', () => {
+  it('relates time, bytes and operations', async () => {
+    const words = ['bench', 'kernels', 'rope', '--samples', '2', '--json']
+    const { stdout, exitCode } = await caravan(words, { environment: noPython })
+    expect(exitCode).toBe(0)
+    const [machine, kernel] = jsonLines(stdout)
+    expect(machine).toMatchObject({ type: 'machine', note: expect.stringMatching(/no PyTorch beside it/) })
+    expect(kernel).toMatchObject({ type: 'kernel', op: 'rope' })
+    const { gbps, medianSeconds, bestSeconds } = kernel as { [key: string]: number }
+    // x and y [4096,16,64] and the table [4096,64], f32.
+    const bytes = 4 * 4096 * 64 * (16 + 16 + 1)
+    expect((gbps! * 1e9 * medianSeconds!) / bytes).toBeCloseTo(1, 6)
+    expect(bestSeconds!).toBeLessThanOrEqual(medianSeconds!)
+  })
+
+  it('counts what a call moves', () => {
+    using device = openDevice({ threads: 1 })
+    const bytesOf = (name: string, sample: object) => {
+      const call = benchCall(declaredOps().get(name)!, sample as never, { device, dtype: 'f32' })
+      for (const tensor of call.inputs.values()) tensor.dispose()
+      return { bytes: call.bytes, flops: call.flops }
+    }
+    expect(bytesOf('linear', { lead: [2], D: 3, F: 5 })).toEqual({ bytes: 4 * (6 + 15 + 10), flops: 2 * 2 * 3 * 5 })
+    // Of the table, only the rows asked for are read.
+    expect(bytesOf('embedding', { N: 2, V: 1000, D: 3 }).bytes).toBe(4 * (2 + 6 + 6))
+    // Updated in place: read and written.
+    expect(bytesOf('add_into', { shapes: { y: [10], x: [10] } }).bytes).toBe(4 * 30)
+  })
+
+  it('takes the middle value', () => {
+    expect([median([3, 1, 2]), median([4, 1, 2, 3])]).toEqual([2, 2.5])
+  })
+})
