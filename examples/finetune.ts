@@ -1,6 +1,6 @@
-// Fine-tunes a Hugging Face model folder on a file of chat rows. The recipe is written out here, because a recipe is plain
-// data: what is left out has the defaults of docs/recipes.md.
-//   node examples/finetune.ts MODEL_FOLDER ROWS.jsonl OUT_FOLDER
+// Fine-tunes a Hugging Face model folder on a file of chat rows. The recipe is written out here, because a recipe is
+// plain data: what is left out has the defaults of docs/recipes.md.
+//   node examples/finetune.ts MODEL_FOLDER ROWS.jsonl OUT_FOLDER          (Node 22.18 or newer runs TypeScript)
 import { fileURLToPath } from 'node:url'
 import { CaravanError, type Recipe, type RunOptions, run } from 'caravan-train'
 

@@ -1,6 +1,6 @@
-// A web service that trains in the background and goes on answering. Training is an async iterator, so it needs no thread
-// and no queue of its own here: pausing is not asking for the next event, since nothing runs while nobody asks.
-//   node examples/train_in_service.ts [RUN_FOLDER] [PORT]
+// A web service that trains in the background and goes on answering. Training is an async iterator, so it needs no
+// thread and no queue of its own here: pausing is not asking for the next event, since nothing runs while nobody asks.
+//   node examples/train_in_service.ts [RUN_FOLDER] [PORT]          (Node 22.18 or newer runs TypeScript)
 //   GET /healthz    GET /events (server-sent events)    POST /pause  /resume  /abort
 import { createServer, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'

@@ -11,7 +11,10 @@ const bin = (name) => join(root, 'node_modules/.bin', name)
 const checks = [
   { name: 'types of lib, and build', command: [bin('tsc'), '-p', 'tsconfig.json'] },
   { name: 'types of tests', command: [bin('tsc'), '--noEmit', '-p', 'test/tsconfig.json'] },
-  { name: 'format and lint', command: [bin('biome'), 'ci', '--reporter=summary'] },
+  {
+    name: 'format and lint',
+    command: [bin('biome'), 'ci', '--max-diagnostics=20', `--colors=${process.stdout.isTTY ? 'force' : 'off'}`],
+  },
   { name: 'layers', command: [process.execPath, 'scripts/check_layers.mjs'] },
   { name: 'sizes and names', command: [process.execPath, 'scripts/check_sizes.mjs'] },
   { name: 'docs/ops.md', command: [process.execPath, 'scripts/op_docs.mjs', '--check'] },

@@ -80,7 +80,7 @@ export function checkLayers(root) {
 function importsOf(text) {
   const found = []
   const pattern =
-    /^\s*(?:import|export)\s+(type\s+)?[^'"]*?from\s+'([^']+)'|\bimport\('([^']+)'\)|^\s*import\s+'([^']+)'/gm
+    /^[ \t]*(?:import|export)\s+(type\s+)?[^'"]*?from\s+'([^']+)'|\bimport\('([^']+)'\)|^[ \t]*import\s+'([^']+)'/gm
   for (const match of text.matchAll(pattern)) {
     const line = text.slice(0, match.index).split('\n').length
     found.push({

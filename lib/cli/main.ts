@@ -13,6 +13,10 @@ import { type OutputStream, Terminal } from './terminal.js'
 export async function main(argv: readonly string[] = process.argv.slice(2)): Promise<void> {
   survivePipe(process.stdout)
   survivePipe(process.stderr)
+  process.on('uncaughtException', (error) => {
+    printFailure(error, new Terminal(process.stderr))
+    process.exit(exitCodes.failed)
+  })
   process.exitCode = await execute(argv, process)
 }
 

@@ -1,6 +1,6 @@
 // `caravan score`: per-token log-probabilities of given rows. Rows are packed end to end, so that short ones share a pass;
 // the results do not depend on which rows share one, and keep the order of the file.
-import { CaravanError } from '../base/errors.js'
+import { CaravanError, throwIfAborted } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
 import { type CausalLm, loadModel } from '../models/index.js'
 import { linearLogprob, openDevice, selfSegments } from '../ops/index.js'
@@ -10,6 +10,7 @@ import { exitCodes } from './failure.js'
 import { countText, durationText, grouped } from './format.js'
 import { ProgressLine } from './progress_line.js'
 import { type ScoreRow, scoreRows } from './score_rows.js'
+import { StopSignals } from './stop_signals.js'
 import { Terminal } from './terminal.js'
 
 export interface ScoreFlags {
@@ -35,8 +36,9 @@ export async function score(flags: ScoreFlags): Promise<number> {
   const terminal = new Terminal(process.stdout)
   const progress = new ProgressLine(terminal)
   const silent = flags.quiet || flags.json
+  const stopping = new StopSignals(() => {})
   try {
-    const summary = await scoreFile(flags, ({ rows, tokens }) => {
+    const summary = await scoreFile(flags, stopping.stop, ({ rows, tokens }) => {
       const parts = ['scoring', `${grouped(rows)} rows`, `${countText(tokens)} tokens`]
       if (!silent) progress.show({ id: 'score', done: rows, parts })
     })
@@ -50,13 +52,21 @@ export async function score(flags: ScoreFlags): Promise<number> {
       )
     }
     return exitCodes.done
+  } catch (error) {
+    if (stopping.exitCode === undefined) throw error
+    return stopping.exitCode
   } finally {
     progress.clear()
+    stopping.release()
   }
 }
 
 /** Writes one line a row to `flags.output`, which appears whole or not at all. ERR_DATA names file and line of a bad row. */
-async function scoreFile(flags: ScoreFlags, onProgress: (done: ScoreSummary) => void): Promise<ScoreSummary> {
+async function scoreFile(
+  flags: ScoreFlags,
+  signal: AbortSignal,
+  onProgress: (done: ScoreSummary) => void,
+): Promise<ScoreSummary> {
   const { model: directory, input, output, template, threads, dtype, batchTokens } = flags
   const started = performance.now()
   using device = openDevice({ threads })
@@ -65,6 +75,7 @@ async function scoreFile(flags: ScoreFlags, onProgress: (done: ScoreSummary) => 
   await writeFileAtomic(output, async (append) => {
     const rows = scoreRows(input, { model: directory, template, vocabularySize: model.config.V })
     for await (const batch of batchesOf(rows, batchTokens)) {
+      throwIfAborted(signal)
       const lines = await scoreBatch(model, batch)
       await append(Buffer.from(lines.join('')))
       done.rows += batch.length

@@ -1,14 +1,14 @@
-// Ctrl-C and SIGTERM during a run. The first one asks for a stop after the step under way, so that a checkpoint is saved;
-// the second one ends the process at once: whoever presses twice does not want to wait.
+// Ctrl-C and SIGTERM. The first one asks for an orderly stop (a checkpoint is saved, a half-written file removed); the
+// second one ends the process at once: whoever presses twice does not want to wait.
 import { constants } from 'node:os'
 
-type StopSignal = 'SIGINT' | 'SIGTERM'
+export type StopSignal = 'SIGINT' | 'SIGTERM'
 
 export class StopSignals {
   readonly #controller = new AbortController()
   #exitCode: number | undefined
 
-  constructor(private readonly announce: (message: string) => void) {
+  constructor(private readonly announce: (signal: StopSignal) => void) {
     process.on('SIGINT', this.#onSignal)
     process.on('SIGTERM', this.#onSignal)
   }
@@ -33,7 +33,7 @@ export class StopSignals {
     const exitCode = 128 + constants.signals[signal]
     if (this.#exitCode !== undefined) process.exit(exitCode)
     this.#exitCode = exitCode
-    this.announce(`${signal}: finishing the step and saving; once more to stop without saving`)
+    this.announce(signal)
     this.#controller.abort(new Error(signal))
   }
 }

@@ -67,9 +67,9 @@ async function follow(recipe: Recipe, options: RunOptions, flags: TrainFlags): P
   const errors = new Terminal(process.stderr)
   const view = new TrainView(terminal, flags)
   const show = flags.json ? (event: RunEvent) => terminal.line(JSON.stringify(event)) : view.show.bind(view)
-  const stopping = new StopSignals((message) => {
+  const stopping = new StopSignals((signal) => {
     view.pause()
-    errors.line(errors.color.yellow(message))
+    errors.line(errors.color.yellow(`${signal}: finishing the step and saving; once more to stop without saving`))
   })
   let exitCode: number = exitCodes.done
   try {

@@ -89,7 +89,8 @@ export class TrainView {
   #step(event: StepEvent): void {
     this.#lastStep = event
     if (event.skipped) {
-      this.#always([`${this.terminal.color.yellow('skipped')} step ${event.step}: the gradients were not finite`])
+      const where = event.notFinite === undefined ? '' : `, first that of ${event.notFinite}`
+      this.#always([`${this.terminal.color.yellow('skipped')} step ${event.step}: gradients were not finite${where}`])
     }
     if (this.#quiet) return
     const { stage, step, totalSteps } = event

@@ -58,6 +58,7 @@ export const linearLogprobOp = defineOp({
     const logProbs = sub(logits, lse)
     return { logp, lse: row(lse), entropy: row(neg(sum(mul(exp(logProbs), logProbs), -1))) }
   },
+  auxiliary: ['lse'],
   saved: ['hidden', 'head', 'target', 'lse'],
   backward: ({ logp: dlogp, entropy: dentropy }, { hidden, head, target, lse, chunk_bytes }, flow) => {
     const dlogps = dlogp ?? affine(lse, 0, 0)

@@ -20,6 +20,7 @@ export const rmsNormOp = defineOp({
     const y = mul(mul(x, rstd), w)
     return { y: residual ? add(y, residual) : y, rstd: reshape(rstd, x.shape.slice(0, -1)) }
   },
+  auxiliary: ['rstd'],
   saved: ['x', 'w', 'rstd'],
   backward: ({ y: dy }, { x, w, rstd }, flow) => {
     const { dx, dw } = rmsNormBackwardOp({ dy: dy!, x, w, rstd, dx0: flow.into('x') })
@@ -66,6 +67,7 @@ export const addRmsNormOp = defineOp({
     const { y, rstd } = rmsNormOp.definition.reference!({ x: total, w, eps })
     return { y, rstd, sum: total }
   },
+  auxiliary: ['rstd'],
   saved: ['sum', 'w', 'rstd'],
   backward: ({ y: dy, sum: dsum }, { sum: total, w, rstd }) => {
     const { dx, dw } = rmsNormBackwardOp({ dy: dy!, x: total, w, rstd, dx0: dsum })
@@ -90,6 +92,7 @@ export const layerNormOp = defineOp({
     const lead = x.shape.slice(0, -1)
     return { y: mul(centred, rstd), mean: reshape(mean, lead), rstd: reshape(rstd, lead) }
   },
+  auxiliary: ['mean', 'rstd'],
   saved: ['x', 'mean', 'rstd'],
   backward: ({ y: dy }, { x, mean, rstd }) => ({ x: layerNormBackwardOp({ dy: dy!, x, mean, rstd }).dx }),
   samples: [

@@ -64,6 +64,8 @@ export interface OpDefinition<S extends string, K extends InputNames<S> | Output
   data?: (sample: Sample, draw: SampleDraw) => { [N in InputNames<S>]?: Float64Array | Int32Array }
   /** Inputs for which the op has no gradient although others do (targets, tables). Checked by the gradient test. */
   constant?: readonly InputNames<S>[]
+  /** Outputs that serve the backward pass alone: it is an error when a gradient arrives for one. */
+  auxiliary?: readonly OutputNames<S>[]
   /** Floating-point operations of one call, for GFLOP/s in the benchmark. Bytes come from the signature. */
   flops?: (sizes: { [letter: string]: number }) => number
   samples: readonly Sample[]
@@ -157,12 +159,22 @@ function record(op: Op, { call, results, inputNames }: { call: AnyCall; results:
     backward(gradients, into: Into) {
       const incoming: AnyResult = {}
       for (const [i, name] of outputNames.entries()) incoming[name] = gradients[i]
+      refuseAuxiliary(op, incoming)
       const outgoing = backwardOf(incoming, kept, {
         wants: (name) => (call[name] as Tensor | undefined)?.tracked ?? false,
         into: (name) => into(call[name] as Tensor | undefined),
       })
       return op.parsed.inputs.map((input) => outgoing[input.name])
     },
+  })
+}
+
+/** Better no gradient at all than one that silently misses a term. */
+function refuseAuxiliary(op: Op, incoming: AnyResult): void {
+  const name = op.definition.auxiliary?.find((output) => incoming[output])
+  if (name === undefined) return
+  throw new CaravanError('ERR_INTERNAL', `${op.definition.name}: no gradient flows through its result '${name}'`, {
+    hint: 'compute that quantity from differentiable ops, or run it under withoutTape()',
   })
 }
 

@@ -41,7 +41,10 @@ interface Manifest {
 }
 
 /** The part of node:fs/promises that a save needs; tests put a failing one in its place. */
-export type CheckpointFileSystem = Pick<typeof nodeFileSystem, 'open' | 'rename' | 'unlink' | 'mkdir' | 'rm' | 'readdir'>
+export type CheckpointFileSystem = Pick<
+  typeof nodeFileSystem,
+  'open' | 'rename' | 'unlink' | 'mkdir' | 'rm' | 'readdir'
+>
 
 export interface SaveOptions {
   state: CheckpointState
@@ -110,11 +113,15 @@ export async function saveCheckpoint(root: string, options: SaveOptions): Promis
   } catch (cause) {
     await fileSystem.rm(temporary, { recursive: true, force: true }).catch(() => {})
     const reason = fileError('save', directory, cause)
-    throw new CaravanError('ERR_CHECKPOINT_WRITE', `the checkpoint of step ${state.step} was not saved: ${reason.message}`, {
-      details: { ...reason.details, step: state.step },
-      hint: reason.hint ?? 'the checkpoint before it is intact',
-      cause,
-    })
+    throw new CaravanError(
+      'ERR_CHECKPOINT_WRITE',
+      `the checkpoint of step ${state.step} was not saved: ${reason.message}`,
+      {
+        details: { ...reason.details, step: state.step },
+        hint: reason.hint ?? 'the checkpoint before it is intact',
+        cause,
+      },
+    )
   }
 }
 
@@ -184,7 +191,7 @@ export async function restoreTensors(directory: string, groups: TensorGroups): P
       const entry = file.tensors.get(name)
       const same = entry?.dtype === dtypeNames[tensor.dtype] && entry?.shape.join() === tensor.shape.join()
       if (!entry || !same) {
-        const found = entry ? `${entry.dtype}[${entry.shape.join(",")}]` : 'nothing'
+        const found = entry ? `${entry.dtype}[${entry.shape.join(',')}]` : 'nothing'
         throw corrupt(directory, `${group}.safetensors`, `holds ${found} for ${name}, ${tensor} is needed`)
       }
       tensor.device.loadFile(tensor.id, { path, byteOffset: entry.byteOffset, dtype: tensor.dtype })

@@ -75,7 +75,8 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
         seconds: (performance.now() - started) / 1000,
         peakBytes: device.stats().peakBytes,
       }
-      if (!finite && skippedInARow >= maxSkippedInARow) throw diverged({ step, skipped: skippedInARow, loss, notFinite })
+      if (!finite && skippedInARow >= maxSkippedInARow)
+        throw diverged({ step, skipped: skippedInARow, loss, notFinite })
     }
   } finally {
     seed.dispose()

@@ -193,7 +193,8 @@ class Pace {
   ) {}
 
   event(stage: string, step: Step): StepEvent {
-    this.#secondsPerStep = this.#secondsPerStep === undefined ? step.seconds : 0.9 * this.#secondsPerStep + 0.1 * step.seconds
+    this.#secondsPerStep =
+      this.#secondsPerStep === undefined ? step.seconds : 0.9 * this.#secondsPerStep + 0.1 * step.seconds
     const tokensPerSecond = step.tokens / step.seconds
     return {
       type: 'step',

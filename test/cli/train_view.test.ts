@@ -20,6 +20,7 @@ const step: StepEvent = {
   lr: 1e-5,
   gradientNorm: 0.5,
   skipped: false,
+  notFinite: undefined,
   skippedInARow: 0,
   tokens: 2048,
   seconds: 1,
@@ -68,10 +69,10 @@ describe('the view of a run', () => {
       resumedFrom: 12,
       notes: ['passed over: x'],
     }
-    const text = shown([stage, { ...step, skipped: true }])
+    const text = shown([stage, { ...step, skipped: true, notFinite: 'lm_head.weight' }])
     expect(text).toContain('continued after step 12')
     expect(text).toContain('passed over: x')
-    expect(text).toContain('skipped step 3: the gradients were not finite')
+    expect(text).toContain('skipped step 3: gradients were not finite, first that of lm_head.weight')
   })
 
   it('keeps gates, skipped steps and the end when quiet', () => {

@@ -1,5 +1,5 @@
-// The documentation as a reader uses it: code blocks marked `ts run` are compiled and run against the built package, what a
-// following `text` block shows is what they print, and links lead somewhere.
+// The documentation as a reader uses it: code blocks marked `ts run` are compiled and run against the built package,
+// what a following `text` block shows is what they print, and links lead somewhere.
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join, relative } from 'node:path'

@@ -1,4 +1,4 @@
-// The example on a model of 40 columns: it must learn a sentence it has seen, save a folder that loads, and report errors.
+// The example on a model of 40 columns: it must learn a sentence, save a model folder, and report errors.
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

@@ -1,5 +1,5 @@
-// The example as a client sees it, over HTTP: steps arrive, none arrives while paused, abort ends the run, and the health
-// check answers while every core trains.
+// The example as a client sees it, over HTTP: steps arrive, none arrives while paused, abort ends the run, and the
+// health check answers while every core trains.
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -73,8 +73,8 @@ describe('examples/train_in_service', () => {
       latencies.push(performance.now() - started)
     }
     latencies.sort((a, b) => a - b)
-    // Client and server share this thread with the run. A blocked loop would be late by a whole step, over and over; the
-    // bound leaves room for a machine that is busy with other things.
+    // Client and server share this thread with the run. A blocked loop would be late by a whole step, over and over;
+    // the bound leaves room for a machine that is busy with other things.
     expect(latencies[Math.floor(latencies.length * 0.5)]).toBeLessThan(25)
     expect(latencies[Math.floor(latencies.length * 0.99)]).toBeLessThan(300)
 

@@ -7,7 +7,10 @@ import { Gradients, Tape, Tensor } from '../../lib/tensor/index.js'
 import { goldenJson, goldenTensors, largest, largestDifference } from '../train/golden_tensors.js'
 
 const facts = goldenJson<{
-  cross_entropy: { values: { ce_mean: number; ce_sum: number; z_loss: number; ce_plus_z: number }; config: { z_coef: number } }
+  cross_entropy: {
+    values: { ce_mean: number; ce_sum: number; z_loss: number; ce_plus_z: number }
+    config: { z_coef: number }
+  }
   linear_cross_entropy: { values: { loss: number } }
 }>('losses/losses.json')
 const golden = goldenTensors('losses/losses.safetensors')
@@ -44,7 +47,12 @@ function rowsOfLogits(group: string): Rows {
 /** Summed loss, per-row losses, and gradients of `scale` times the sum. With `unitSeed` the scale must be 1. */
 async function evaluated(
   { hidden, head, labels, V }: Rows,
-  { zLoss = 0, scale = 1, unitSeed = false, twice = false }: { zLoss?: number; scale?: number; unitSeed?: boolean; twice?: boolean },
+  {
+    zLoss = 0,
+    scale = 1,
+    unitSeed = false,
+    twice = false,
+  }: { zLoss?: number; scale?: number; unitSeed?: boolean; twice?: boolean },
 ) {
   const D = head.length / V
   const h = Tensor.from(device, hidden, [labels.length, D])
@@ -137,8 +145,14 @@ describe('linear cross-entropy', () => {
   it('adds the head gradient of a second micro-batch to the first in the same pass', async () => {
     const once = await evaluated(rows(), { unitSeed: true })
     const twice = await evaluated(rows(), { unitSeed: true, twice: true })
-    close(twice.dhead, once.dhead.map((x) => 2 * x))
-    close(once.dhead, values('linear_cross_entropy.grad_weight').map((x) => targets * x))
+    close(
+      twice.dhead,
+      once.dhead.map((x) => 2 * x),
+    )
+    close(
+      once.dhead,
+      values('linear_cross_entropy.grad_weight').map((x) => targets * x),
+    )
     expect(twice.loss / once.loss).toBeCloseTo(2, 6)
   })
 

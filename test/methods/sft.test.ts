@@ -31,7 +31,11 @@ interface Outcome {
 }
 
 /** Loss and gradients of the first global batch, divided as the loop divides. */
-async function firstBatch(examples: EncodedExamples, reduction: LossReduction, loader: Partial<LoaderOptions>): Promise<Outcome> {
+async function firstBatch(
+  examples: EncodedExamples,
+  reduction: LossReduction,
+  loader: Partial<LoaderOptions>,
+): Promise<Outcome> {
   const method = sftOf(examples, loader, { reduction })
   const [batch] = method.batches()
   const table = new Gradients()
@@ -49,7 +53,10 @@ async function firstBatch(examples: EncodedExamples, reduction: LossReduction, l
   const gradients = new Map<string, Float32Array>()
   for (const [name, parameter] of model.parameters()) {
     const values = (await table.get(parameter)!.read()) as Float32Array
-    gradients.set(name, values.map((x) => x / batch!.count))
+    gradients.set(
+      name,
+      values.map((x) => x / batch!.count),
+    )
   }
   table.dispose()
   seed.dispose()
@@ -97,17 +104,20 @@ const splits: Partial<LoaderOptions>[] = [
 ]
 
 describe('reductions of the SFT loss', () => {
-  it.each(['token_mean', 'sequence_mean_of_sums'] as const)('%s: any split into micro-batches, and any order, is the same', async (reduction) => {
-    const wanted = await firstBatch(examples, reduction, whole)
-    expect(wanted.microBatches).toBe(1)
-    const counts = new Set<number>()
-    for (const split of splits) {
-      const got = await firstBatch(examples, reduction, split)
-      counts.add(got.microBatches)
-      expectSameGradients(got, wanted, `${reduction} ${JSON.stringify(split)}`)
-    }
-    expect(counts.size).toBeGreaterThanOrEqual(3)
-  })
+  it.each(['token_mean', 'sequence_mean_of_sums'] as const)(
+    '%s: any split into micro-batches, and any order, is the same',
+    async (reduction) => {
+      const wanted = await firstBatch(examples, reduction, whole)
+      expect(wanted.microBatches).toBe(1)
+      const counts = new Set<number>()
+      for (const split of splits) {
+        const got = await firstBatch(examples, reduction, split)
+        counts.add(got.microBatches)
+        expectSameGradients(got, wanted, `${reduction} ${JSON.stringify(split)}`)
+      }
+      expect(counts.size).toBeGreaterThanOrEqual(3)
+    },
+  )
 
   it('token_mean is the mean over all targets', async () => {
     const losses: number[] = []

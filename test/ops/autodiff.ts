@@ -5,18 +5,9 @@ import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, type Op, scope, Tape, type Tensor } from '../../lib/tensor/index.js'
 import { type AnyCall, rounded, type Tensors, tensorsOf, upload } from './sample_call.js'
 
-/** Outputs that serve the backward pass and have no gradient of their own. */
-const auxiliary: { [op: string]: string[] } = {
-  rms_norm: ['rstd'],
-  add_rms_norm: ['rstd'],
-  layer_norm: ['mean', 'rstd'],
-  attention: ['lse'],
-  linear_logprob: ['lse'],
-}
-
 /** Results of `op` through which a gradient flows. */
 export function differentiable(op: Op, results: { [name: string]: Tensor | undefined }): Tensors {
-  const skipped = auxiliary[op.definition.name] ?? []
+  const skipped: readonly string[] = op.definition.auxiliary ?? []
   return Object.fromEntries(tensorsOf(results).filter(([name]) => !skipped.includes(name)))
 }
 

@@ -114,5 +114,14 @@ export function plausibleCall(op: Op, sample: Sample): SampleCall {
       input.values = input.values.map((value) => value * value)
     }
   }
+  if (op.definition.name === 'adamw') shrinkEveryThird(call)
   return call
+}
+
+/** Gradients near eps, where a forgotten eps shows. */
+function shrinkEveryThird({ inputs }: SampleCall): void {
+  const factors: { [name: string]: number } = { g: 1e-8, m: 1e-8, v: 1e-16 }
+  for (const { name, values } of inputs) {
+    for (let i = 0; i < values.length; i += 3) values[i]! *= factors[name] ?? 1
+  }
 }

@@ -4,8 +4,9 @@ import { bf16ToF32, f32ToBf16 } from '../../lib/base/half.js'
 import { openDevice } from '../../lib/ops/index.js'
 import { AdamW } from '../../lib/optim/adamw.js'
 import type { Device } from '../../lib/runtime/index.js'
-import { Gradients, leaks, Tensor } from '../../lib/tensor/index.js'
+import { Gradients, Tensor } from '../../lib/tensor/index.js'
 import { goldenJson, goldenTensors, largestDifference } from '../train/golden_tensors.js'
+import { leakedTensors } from '../train/small_runs.js'
 
 interface GoldenRun {
   config: {
@@ -21,9 +22,9 @@ interface GoldenRun {
 }
 
 const runs = ['adamw', 'adamw_nowd', 'adamw_clip', 'adamw_lr_decay'] as const
-const facts = goldenJson<{ [name in (typeof runs)[number]]: GoldenRun } & { inputs: { shapes: number[][]; steps: number } }>(
-  'optim/optim.json',
-)
+const facts = goldenJson<
+  { [name in (typeof runs)[number]]: GoldenRun } & { inputs: { shapes: number[][]; steps: number } }
+>('optim/optim.json')
 const tensors = goldenTensors('optim/optim.safetensors')
 const values = (name: string) => tensors.get(name)!.data
 const STEPS = facts.inputs.steps
@@ -35,7 +36,10 @@ beforeAll(() => {
 afterAll(() => device.close())
 
 /** The reference decays every tensor, vectors too; the engine only matrices. A vector is shown as a matrix of one row. */
-const shapeOf = (i: number) => (tensors.get(`init.${i}`)!.shape.length === 1 ? [1, ...tensors.get(`init.${i}`)!.shape] : tensors.get(`init.${i}`)!.shape)
+const shapeOf = (i: number) =>
+  tensors.get(`init.${i}`)!.shape.length === 1
+    ? [1, ...tensors.get(`init.${i}`)!.shape]
+    : tensors.get(`init.${i}`)!.shape
 const indices = facts.inputs.shapes.keys()
 const names = [...indices].map(String)
 
@@ -52,7 +56,11 @@ function parametersOn(dtype: 'f32' | 'bf16'): Map<string, Tensor> {
 function gradientsOf(parameters: Map<string, Tensor>, step: number, factor = 1): Gradients {
   const gradients = new Gradients()
   for (const [i, parameter] of parameters) {
-    const g = Tensor.from(device, (values(`grad.${step}.${i}`) as Float32Array).map((x) => x * factor), parameter.shape)
+    const g = Tensor.from(
+      device,
+      (values(`grad.${step}.${i}`) as Float32Array).map((x) => x * factor),
+      parameter.shape,
+    )
     gradients.accumulate(parameter, g)
     g.dispose()
   }
@@ -143,7 +151,9 @@ describe('AdamW', () => {
       expect(await parameters.get(i)!.readRaw()).toEqual(f32ToBf16(master))
       // Decay and the start's rounding (2^-9 relative) are all that separate it from the reference.
       const wanted = values(`adamw.${STEPS - 1}.${i}`)
-      expect(largestDifference(master, wanted)).toBeLessThan(suggested_atol + 2 ** -8 * Math.max(...[...wanted].map(Math.abs)))
+      expect(largestDifference(master, wanted)).toBeLessThan(
+        suggested_atol + 2 ** -8 * Math.max(...[...wanted].map(Math.abs)),
+      )
     }
     for (const tensor of [...parameters.values(), ...wide.values()]) tensor.dispose()
     optimizer.dispose()
@@ -189,6 +199,6 @@ describe('AdamW', () => {
     optimizer.dispose()
     for (const parameter of parameters.values()) parameter.dispose()
     await device.idle()
-    expect(leaks.caught).toBe(0)
+    expect(await leakedTensors()).toBe(0)
   })
 })

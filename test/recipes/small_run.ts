@@ -1,5 +1,6 @@
 // Runs of recipes that take a second or two: the reference model on a few rows, or the pocket recipe at a tiny size.
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import type { CaravanError } from '../../lib/base/errors.js'
 import { type RunOptions, run } from '../../lib/recipes/run.js'
 import type { Overrides, Recipe } from '../../lib/recipes/stage.js'
@@ -7,6 +8,7 @@ import { tulu3 } from '../../lib/recipes/tulu3.js'
 import type { RunEvent } from '../../lib/train/events.js'
 import { MetricsLog } from '../../lib/train/metrics.js'
 import { goldenModel } from '../train/golden_tensors.js'
+import { sha256 } from '../train/small_runs.js'
 
 /** A model with a tokenizer and a chat template, of 50 thousand parameters. */
 export const modelFolder = goldenModel('llama_mha_tied')
@@ -33,7 +35,10 @@ export interface Outcome {
 }
 
 /** Runs to the end, or to the event for which `leave` is true. */
-export async function outcomeOf(options: RunOptions, { recipe = tulu3(), leave }: { recipe?: Recipe; leave?: (event: RunEvent) => boolean } = {}): Promise<Outcome> {
+export async function outcomeOf(
+  options: RunOptions,
+  { recipe = tulu3(), leave }: { recipe?: Recipe; leave?: (event: RunEvent) => boolean } = {},
+): Promise<Outcome> {
   const events: RunEvent[] = []
   try {
     for await (const event of run(recipe, { threads: 2, ...options })) {
@@ -67,3 +72,29 @@ export async function lossRows(directory: string): Promise<unknown[]> {
   const rows = await new MetricsLog(directory).rows()
   return rows.map(({ stage, step, loss, gradNorm, lr }) => ({ stage, step, loss, gradNorm, lr }))
 }
+
+export const chats = (count: number) =>
+  Array.from({ length: count }, (_, i) => ({
+    messages: [
+      { role: 'user', content: `Say ${i}.` },
+      { role: 'assistant', content: `${i}, as you wish.` },
+    ],
+  }))
+
+/** SFT of the reference model in `directory` on `rows`, written to a file beside it: four steps. */
+export function sftRun(directory: string, rows: readonly unknown[], changed: Partial<RunOptions> = {}): RunOptions {
+  const { overrides, data = [writeLines(`${directory}.jsonl`, rows)], ...others } = changed
+  const settings = { steps: 4, batchSequences: 4, maxTokens: 400, checkpointEvery: 2 }
+  const own = Object.entries(settings).map(([key, value]) => [`sft.${key}`, String(value)])
+  return {
+    directory,
+    model: modelFolder,
+    data,
+    stages: ['sft'],
+    ...others,
+    overrides: { ...Object.fromEntries(own), ...overrides },
+  }
+}
+
+/** SHA-256 of a file of a run folder. */
+export const hashOfFile = (...path: string[]) => sha256(readFileSync(join(...path)))

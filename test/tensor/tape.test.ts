@@ -12,6 +12,7 @@ import {
   mul,
   openDevice,
   rmsNorm,
+  rmsNormOp,
   sum,
   swiglu,
 } from '../../lib/ops/index.js'
@@ -197,6 +198,19 @@ describe('the tape', () => {
         tape.backward(y, numbers(1, 2, 3), gradients)
       }),
     ).toThrow(/gradient of shape \[3\] was given for a tensor of shape \[2\]/)
+  })
+
+  it('refuses a gradient that an op would drop', () => {
+    using x = parameter([3, 4], 1)
+    using w = parameter([4], 2)
+    using gradients = new Gradients()
+    const backward = () =>
+      scope(() => {
+        const tape = new Tape()
+        const { rstd } = tape.record(() => ({ rstd: rmsNormOp({ x, w, eps: 1e-5 }).rstd }))
+        tape.backward(rstd, numbers(1, 1, 1), gradients)
+      })
+    expect(backward).toThrow("rms_norm: no gradient flows through its result 'rstd'")
   })
 
   it('says which op has no gradient', () => {

@@ -8,19 +8,19 @@ afterAll(() => device.close())
 
 const numbers = (...values: number[]) => Tensor.from(device, Float32Array.from(values), [values.length])
 
-function live(): { tensors: number; bytes: number } {
+/** What lives once everything queued has run. */
+async function live(): Promise<{ tensors: number; bytes: number }> {
+  await device.idle()
   const { liveTensors, liveBytes } = device.stats()
   return { tensors: liveTensors, bytes: liveBytes }
 }
 
 beforeEach(async () => {
-  await device.idle()
-  expect(live()).toEqual({ tensors: 0, bytes: 0 })
+  expect(await live()).toEqual({ tensors: 0, bytes: 0 })
 })
 
 afterEach(async () => {
-  await device.idle()
-  expect(live()).toEqual({ tensors: 0, bytes: 0 })
+  expect(await live()).toEqual({ tensors: 0, bytes: 0 })
   expect(leaks.caught).toBe(0)
 })
 
@@ -89,14 +89,14 @@ describe('tensors', () => {
 })
 
 describe('scope', () => {
-  it('frees all but its result', () => {
+  it('frees all but its result', async () => {
     const [a, b] = scope(() => {
       const x = numbers(1)
       const y = add(x, x)
       add(y, y)
       return [y, add(x, y)] as const
     })
-    expect(live().tensors).toBe(2)
+    expect((await live()).tensors).toBe(2)
     a.dispose()
     b.dispose()
   })
@@ -104,31 +104,30 @@ describe('scope', () => {
   it('hands its result to the scope around it', async () => {
     const outer = scope(() => {
       const inner = scope(() => ({ kept: numbers(3), nested: [numbers(4)] }))
-      expect(live().tensors).toBe(2)
       return add(inner.kept, inner.nested[0]!)
     })
-    expect(live().tensors).toBe(1)
+    expect((await live()).tensors).toBe(1)
     expect(await outer.item()).toBe(7)
     outer.dispose()
   })
 
-  it('frees everything when its body throws', () => {
+  it('frees everything when its body throws', async () => {
     expect(() =>
       scope(() => {
         add(numbers(1), numbers(2))
         throw new Error('stop')
       }),
     ).toThrow('stop')
-    expect(live().tensors).toBe(0)
+    expect((await live()).tensors).toBe(0)
   })
 
-  it('leaves a kept tensor to its new owner', () => {
+  it('leaves a kept tensor to its new owner', async () => {
     let kept: Tensor | undefined
     scope(() => {
       kept = keep(numbers(1))
       numbers(2)
     })
-    expect(live().tensors).toBe(1)
+    expect((await live()).tensors).toBe(1)
     kept!.dispose()
   })
 
@@ -151,7 +150,7 @@ describe('scope', () => {
       }),
     ).toThrow(/must not be async/)
     await late
-    expect(live().tensors).toBe(0)
+    expect((await live()).tensors).toBe(0)
   })
 })
 
@@ -161,7 +160,7 @@ describe('views', () => {
     const y = reshape(x, [2, -1])
     const row = rowsOf(y, 1, 2)
     expect(y.shape).toEqual([2, 3])
-    expect(live()).toEqual({ tensors: 3, bytes: expect.any(Number) })
+    expect(await live()).toEqual({ tensors: 3, bytes: expect.any(Number) })
     x.dispose()
     y.dispose()
     expect(await row.read()).toEqual(Float32Array.of(4, 5, 6))

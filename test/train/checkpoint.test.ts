@@ -1,6 +1,18 @@
 // Saving and finding checkpoints: the round trip, what is kept, and that damage anywhere in any file is found and the
 // checkpoint before it used.
-import { appendFileSync, cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
@@ -9,7 +21,15 @@ import { Random } from '../../lib/base/random.js'
 import { openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Tensor } from '../../lib/tensor/index.js'
-import { type CheckpointState, findCheckpoint, removeTemporaries, restoreTensors, saveCheckpoint, type TensorGroups, verifyCheckpoint } from '../../lib/train/checkpoint.js'
+import {
+  type CheckpointState,
+  findCheckpoint,
+  removeTemporaries,
+  restoreTensors,
+  saveCheckpoint,
+  type TensorGroups,
+  verifyCheckpoint,
+} from '../../lib/train/checkpoint.js'
 import { type Failure, failingFileSystem } from './failing_file_system.js'
 import { hashOf } from './small_runs.js'
 
@@ -38,7 +58,14 @@ function someTensors(seed: number): TensorGroups {
   return {
     model: new Map([
       ['embedding', Tensor.from(device, f32(60), [12, 5])],
-      ['half', Tensor.from(device, Uint16Array.from({ length: 21 }, () => random.integer(0, 0x7f80)), [7, 3])],
+      [
+        'half',
+        Tensor.from(
+          device,
+          Uint16Array.from({ length: 21 }, () => random.integer(0, 0x7f80)),
+          [7, 3],
+        ),
+      ],
       ['norm', Tensor.from(device, Float32Array.of(Number.NaN, -0, 1e-42, Number.POSITIVE_INFINITY), [4])],
     ]),
     optimizer: new Map([
@@ -94,7 +121,12 @@ describe('a checkpoint', () => {
   it('is written as safetensors, JSON and a manifest: nothing that could be code', async () => {
     await saved(1)
     const directory = join(root, 'step-1')
-    expect(readdirSync(directory).sort()).toEqual(['MANIFEST.json', 'model.safetensors', 'optimizer.safetensors', 'state.json'])
+    expect(readdirSync(directory).sort()).toEqual([
+      'MANIFEST.json',
+      'model.safetensors',
+      'optimizer.safetensors',
+      'state.json',
+    ])
     const manifest = JSON.parse(readFileSync(join(directory, 'MANIFEST.json'), 'utf8'))
     expect(manifest).toMatchObject({ format: 1, step: 1 })
     for (const { name, bytes } of manifest.files) expect(statSync(join(directory, name)).size).toBe(bytes)
@@ -278,7 +310,9 @@ describe('a failing disk', () => {
   /** Saves step 6 beside a good step 3 through `fileSystem`. */
   async function attempt(fileSystem: ReturnType<typeof failingFileSystem>) {
     const groups = someTensors(6)
-    const outcome = await saveCheckpoint(root, { state: stateOf(6), groups, keep: 2, fileSystem }).catch((error) => error as unknown)
+    const outcome = await saveCheckpoint(root, { state: stateOf(6), groups, keep: 2, fileSystem }).catch(
+      (error) => error as unknown,
+    )
     dispose(groups)
     return outcome
   }
@@ -314,7 +348,11 @@ describe('a failing disk', () => {
             expect((outcome as CaravanError).hint, what).toBeTruthy()
             // The rename may already have happened when the folder cannot be synced.
             expect([3, 6], what).toContain(checkpoint?.state.step)
-            if (!sticky) expect(readdirSync(root).filter((name) => name.startsWith('.')), what).toEqual([])
+            if (!sticky)
+              expect(
+                readdirSync(root).filter((name) => name.startsWith('.')),
+                what,
+              ).toEqual([])
           } else {
             seen.saved++
             expect(checkpoint?.state.step, what).toBe(6)
@@ -338,7 +376,10 @@ describe('a failing disk', () => {
     rmSync(root, { recursive: true })
     cpSync(before, root, { recursive: true })
     const outcome = await attempt(failingFileSystem({ at, failure: 'EIO' }))
-    expect(outcome).toMatchObject({ directory: join(root, 'step-6'), pruneProblem: { code: 'ERR_FILE', details: { errno: 'EIO' } } })
+    expect(outcome).toMatchObject({
+      directory: join(root, 'step-6'),
+      pruneProblem: { code: 'ERR_FILE', details: { errno: 'EIO' } },
+    })
     expect(existsSync(join(root, 'step-1'))).toBe(true)
     expect((await findCheckpoint(root)).checkpoint?.state.step).toBe(6)
   })

@@ -2,7 +2,16 @@
 // rounding for any micro-batch size.
 import { describe, expect, it } from 'vitest'
 import { openDevice } from '../../lib/ops/index.js'
-import { pocketSizes, randomExamples, type Sizes, sftOf, smallModel, type Trained, tiny, trained } from './small_runs.js'
+import {
+  pocketSizes,
+  randomExamples,
+  type Sizes,
+  sftOf,
+  smallModel,
+  type Trained,
+  tiny,
+  trained,
+} from './small_runs.js'
 
 const STEPS = 12
 const examples = randomExamples({ count: 60, V: 1024, least: 8, most: 90 })
@@ -16,7 +25,10 @@ interface Variation {
   dtype?: 'f32' | 'bf16'
 }
 
-async function run(sizes: Sizes, { threads, checkpointing, microBatchTokens = 256, dtype }: Variation): Promise<Trained> {
+async function run(
+  sizes: Sizes,
+  { threads, checkpointing, microBatchTokens = 256, dtype }: Variation,
+): Promise<Trained> {
   using device = openDevice({ threads })
   const model = smallModel(device, sizes, { dtype })
   const loader = { batch: { sequences: 8 }, microBatchTokens }
@@ -81,8 +93,12 @@ describe('micro-batches', () => {
       for (const [i, { loss, gradientNorm }] of wanted.steps.entries()) {
         // Adam's division carries the rounding of early steps on: the bound grows with the steps.
         const bound = 1e-6 * (i + 1)
-        expect(Math.abs(got.steps[i]!.loss / loss - 1), `${microBatchTokens}: loss of step ${i + 1}`).toBeLessThan(bound)
-        expect(Math.abs(got.steps[i]!.gradientNorm / gradientNorm - 1), `norm of step ${i + 1}`).toBeLessThan(10 * bound)
+        expect(Math.abs(got.steps[i]!.loss / loss - 1), `${microBatchTokens}: loss of step ${i + 1}`).toBeLessThan(
+          bound,
+        )
+        expect(Math.abs(got.steps[i]!.gradientNorm / gradientNorm - 1), `norm of step ${i + 1}`).toBeLessThan(
+          10 * bound,
+        )
       }
     }
   })
@@ -90,7 +106,11 @@ describe('micro-batches', () => {
   it('of one sequence each see no neighbour: packing equals no packing', async () => {
     using device = openDevice({ threads: 2 })
     const few = randomExamples({ count: 16, V: tiny.V })
-    const packed = await trained(device, smallModel(device, tiny), sftOf(few, { microBatchTokens: 200 }, { maxSteps: 4 }))
+    const packed = await trained(
+      device,
+      smallModel(device, tiny),
+      sftOf(few, { microBatchTokens: 200 }, { maxSteps: 4 }),
+    )
     const alone = await trained(device, smallModel(device, tiny), sftOf(few, { packing: 'none' }, { maxSteps: 4 }))
     for (const [i, { loss, tokens }] of packed.steps.entries()) {
       expect(Math.abs(alone.steps[i]!.loss / loss - 1)).toBeLessThan(1e-5)

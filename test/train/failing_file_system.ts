@@ -27,7 +27,9 @@ export function failingFileSystem({ at = -1, failure = 'ENOSPC' as Failure, stic
           return async (bytes: Uint8Array, offset: number, length: number) => {
             // A disk that fills up takes a part first, and nothing the next time.
             const short = meet('write', path)
-            return short ? await target.write(bytes, offset, Math.floor(length / 2)) : await target.write(bytes, offset, length)
+            return short
+              ? await target.write(bytes, offset, Math.floor(length / 2))
+              : await target.write(bytes, offset, length)
           }
         }
         if (key === 'sync') {

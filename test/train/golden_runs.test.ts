@@ -5,7 +5,7 @@ import type { PackedBatch } from '../../lib/data/pack.js'
 import { type LossReduction, sftLoss } from '../../lib/losses/sft.js'
 import type { Batch, Method } from '../../lib/methods/method.js'
 import { type CausalLm, loadModel } from '../../lib/models/index.js'
-import { selfSegments, openDevice } from '../../lib/ops/index.js'
+import { openDevice, selfSegments } from '../../lib/ops/index.js'
 import { AdamW } from '../../lib/optim/adamw.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Tensor } from '../../lib/tensor/index.js'
@@ -21,9 +21,27 @@ interface GoldenStep {
 
 interface GoldenRun {
   model: string
-  config: { betas: [number, number]; eps: number; weight_decay: number; lr: number; warmup_steps: number; steps: number; max_grad_norm: number }
+  config: {
+    betas: [number, number]
+    eps: number
+    weight_decay: number
+    lr: number
+    warmup_steps: number
+    steps: number
+    max_grad_norm: number
+  }
   steps: GoldenStep[]
-  final_weights: { [name: string]: { shape: number[]; stored: string; sum: number; abs_sum: number; l2: number; suggested_atol: number; fp32_deviation: { ref_max: number } } }
+  final_weights: {
+    [name: string]: {
+      shape: number[]
+      stored: string
+      sum: number
+      abs_sum: number
+      l2: number
+      suggested_atol: number
+      fp32_deviation: { ref_max: number }
+    }
+  }
   loss_fp32_max_abs_diff: number
   grad_norm_fp32_max_rel_diff: number
 }
@@ -110,7 +128,11 @@ beforeAll(() => {
 })
 afterAll(() => device.close())
 
-async function follow(name: string, split: [number, number][], reduction: LossReduction): Promise<{ steps: Step[]; weights: Map<string, Float32Array> }> {
+async function follow(
+  name: string,
+  split: [number, number][],
+  reduction: LossReduction,
+): Promise<{ steps: Step[]; weights: Map<string, Float32Array> }> {
   const { model: folder, config } = facts[name]!
   const model = await loadModel(device, goldenModel(folder), { trainable: true })
   const [beta1, beta2] = config.betas
@@ -144,7 +166,9 @@ function expectSteps(name: string, steps: Step[]): void {
   for (const [i, { lr, loss, grad_norm }] of wanted.entries()) {
     const got = steps[i]!
     expect(Math.abs(got.lr - lr), `step ${i}: learning rate`).toBeLessThan(1e-15)
-    expect(Math.abs(got.loss - loss), `step ${i}: loss ${got.loss} for ${loss}`).toBeLessThan(10 * loss_fp32_max_abs_diff)
+    expect(Math.abs(got.loss - loss), `step ${i}: loss ${got.loss} for ${loss}`).toBeLessThan(
+      10 * loss_fp32_max_abs_diff,
+    )
     const relative = Math.abs(got.gradientNorm / grad_norm - 1)
     expect(relative, `step ${i}: gradient norm`).toBeLessThan(10 * grad_norm_fp32_max_rel_diff)
     expect(got.skipped).toBe(false)

@@ -1,5 +1,14 @@
 // metrics.jsonl: rows survive kills, rewinding and a disk that is full for a while.
-import { appendFileSync, chmodSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
@@ -57,7 +66,10 @@ describe('MetricsLog', () => {
     const log = new MetricsLog(directory)
     // A folder in its place: every append fails, whoever runs the test.
     mkdirSync(log.path)
-    await expect(log.append(row('sft', 1))).rejects.toMatchObject({ code: 'ERR_FILE', details: { errno: 'EISDIR', path: log.path } })
+    await expect(log.append(row('sft', 1))).rejects.toMatchObject({
+      code: 'ERR_FILE',
+      details: { errno: 'EISDIR', path: log.path },
+    })
     await expect(log.append(row('sft', 2))).rejects.toMatchObject({ code: 'ERR_FILE' })
     rmdirSync(log.path)
     // What a disk that filled up in the middle of a line leaves.

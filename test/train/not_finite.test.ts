@@ -83,33 +83,36 @@ const newMethod = (spoil: (step: number) => number | undefined, maxSteps = 10) =
   new Spoiled(sftOf(examples, { microBatchTokens: 48 }, { maxSteps }), spoil)
 
 describe('a step that is not finite', () => {
-  it.each([Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY])('(%s) changes no bit, and only itself is skipped', async (bad) => {
-    const model = smallModel(device, tiny)
-    const optimizer = new AdamW(model.parameters(), adamOptions)
-    const method = newMethod((step) => (step === 4 ? bad : undefined))
-    const hashes: string[] = []
-    const skipped: number[] = []
-    let updates = 0
-    for await (const step of trainLoop(loopOptions(device, method, model, optimizer))) {
-      hashes.push((await hashOf(model.parameters())) + (await hashOf(optimizer.tensors())))
-      if (step.skipped) {
-        skipped.push(step.step)
-        expect(step.skippedInARow).toBe(1)
-        expect(step.notFinite).toBe([...model.parameters().keys()][0])
-        expect(optimizer.updates).toBe(updates)
-      } else {
-        expect(step.skippedInARow).toBe(0)
-        expect(step.notFinite).toBeUndefined()
-        expect(Number.isFinite(step.loss)).toBe(true)
+  it.each([Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY])(
+    '(%s) changes no bit, and only itself is skipped',
+    async (bad) => {
+      const model = smallModel(device, tiny)
+      const optimizer = new AdamW(model.parameters(), adamOptions)
+      const method = newMethod((step) => (step === 4 ? bad : undefined))
+      const hashes: string[] = []
+      const skipped: number[] = []
+      let updates = 0
+      for await (const step of trainLoop(loopOptions(device, method, model, optimizer))) {
+        hashes.push((await hashOf(model.parameters())) + (await hashOf(optimizer.tensors())))
+        if (step.skipped) {
+          skipped.push(step.step)
+          expect(step.skippedInARow).toBe(1)
+          expect(step.notFinite).toBe([...model.parameters().keys()][0])
+          expect(optimizer.updates).toBe(updates)
+        } else {
+          expect(step.skippedInARow).toBe(0)
+          expect(step.notFinite).toBeUndefined()
+          expect(Number.isFinite(step.loss)).toBe(true)
+        }
+        updates = optimizer.updates
       }
-      updates = optimizer.updates
-    }
-    expect(skipped).toEqual([4])
-    expect(hashes[3]).toBe(hashes[2])
-    expect(new Set(hashes).size).toBe(9)
-    optimizer.dispose()
-    model.dispose()
-  })
+      expect(skipped).toEqual([4])
+      expect(hashes[3]).toBe(hashes[2])
+      expect(new Set(hashes).size).toBe(9)
+      optimizer.dispose()
+      model.dispose()
+    },
+  )
 
   it('ends the run when it is the last of too many in a row, naming step and parameter', async () => {
     const model = smallModel(device, tiny)
@@ -150,7 +153,11 @@ describe('a step that is not finite', () => {
 })
 
 /** Runs a stage with a checkpoint after every step until it ends or fails; `leaveAfter` breaks off as a kill would. */
-async function stage(directory: string, spoil: (step: number) => number | undefined, { resume = false, leaveAfter = 0 } = {}) {
+async function stage(
+  directory: string,
+  spoil: (step: number) => number | undefined,
+  { resume = false, leaveAfter = 0 } = {},
+) {
   const model = smallModel(device, tiny)
   const optimizer = new AdamW(model.parameters(), adamOptions)
   const events: RunEvent[] = []

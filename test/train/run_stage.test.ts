@@ -29,7 +29,8 @@ afterAll(async () => {
 const examples = randomExamples({ count: 30, V: tiny.V })
 const STEPS = 10
 
-interface Given extends Partial<Pick<StageRun<never, never>, 'resume' | 'stop' | 'signal' | 'evaluate' | 'fileSystem'>> {
+interface Given
+  extends Partial<Pick<StageRun<never, never>, 'resume' | 'stop' | 'signal' | 'evaluate' | 'fileSystem'>> {
   settings?: Partial<StageSettings>
   /** Called with each event; false leaves. */
   onEvent?: (event: RunEvent) => boolean | undefined
@@ -95,7 +96,10 @@ describe.each(['f32', 'bf16'] as const)('resuming (%s)', (dtype) => {
       const rest = await stage(name, { dtype, resume: true })
       const from = Math.floor((leaveAt - 1) / 3) * 3
       expect(stepsOf(rest.events)[0], name).toBe(from + 1)
-      expect(rest.events.find((event) => event.type === 'stage')).toMatchObject({ resumedFrom: from || undefined, notes: [] })
+      expect(rest.events.find((event) => event.type === 'stage')).toMatchObject({
+        resumedFrom: from || undefined,
+        notes: [],
+      })
       expect(rest.hash, name).toBe(whole.hash)
       expect(rest.rows, name).toEqual(whole.rows)
     }
@@ -111,7 +115,9 @@ describe('resuming', () => {
     const rest = await stage('damaged', { resume: true })
     const begun = rest.events.find((event) => event.type === 'stage')
     expect(begun).toMatchObject({ resumedFrom: 3 })
-    expect((begun as { notes: string[] }).notes).toEqual([expect.stringMatching(/passed over: .*step-6: optimizer\.safetensors has 100 bytes/)])
+    expect((begun as { notes: string[] }).notes).toEqual([
+      expect.stringMatching(/passed over: .*step-6: optimizer\.safetensors has 100 bytes/),
+    ])
     expect(rest.hash).toBe(whole.hash)
     expect(rest.rows).toEqual(whole.rows)
     expect(checkpoints('damaged')).toEqual(['step-6', 'step-9'])
@@ -133,9 +139,19 @@ describe('resuming', () => {
     const evaluate = async () => ({ evalLoss: 1 / ++count })
     const settings = { evaluateEvery: 3 }
     const { events } = await stage('evaluated', { evaluate, settings })
-    const order = events.flatMap((event) => (event.type === 'evaluation' || event.type === 'checkpoint' ? [`${event.type} ${event.step}`] : []))
+    const order = events.flatMap((event) =>
+      event.type === 'evaluation' || event.type === 'checkpoint' ? [`${event.type} ${event.step}`] : [],
+    )
     // A checkpoint without its evaluation would leave a hole after a kill between the two.
-    expect(order).toEqual(['evaluation 3', 'checkpoint 3', 'evaluation 6', 'checkpoint 6', 'evaluation 9', 'checkpoint 9', 'evaluation 10'])
+    expect(order).toEqual([
+      'evaluation 3',
+      'checkpoint 3',
+      'evaluation 6',
+      'checkpoint 6',
+      'evaluation 9',
+      'checkpoint 9',
+      'evaluation 10',
+    ])
     const rows = await new MetricsLog(join(root, 'evaluated')).rows()
     expect(rows.filter((row) => 'evalLoss' in row).map(({ step }) => step)).toEqual([3, 6, 9, 10])
   })
@@ -175,7 +191,8 @@ describe('a disk that fails', () => {
     const path = join(root, 'no-metrics', 'metrics.jsonl')
     const got = await stage('no-metrics', {
       onEvent: (event) => {
-        if (event.type === 'stage' || (event.type === 'step' && event.step === 4)) rmSync(path, { recursive: true, force: true })
+        if (event.type === 'stage' || (event.type === 'step' && event.step === 4))
+          rmSync(path, { recursive: true, force: true })
         if (event.type === 'stage') mkdirSync(path)
         return true
       },
@@ -190,7 +207,10 @@ describe('a disk that fails', () => {
     writeFileSync(join(root, 'blocked', 'checkpoints'), '')
     const { error, events } = await stage('blocked')
     expect(events).toEqual([])
-    expect(error).toMatchObject({ code: 'ERR_FILE', details: { errno: 'ENOTDIR', path: join(root, 'blocked/checkpoints/sft') } })
+    expect(error).toMatchObject({
+      code: 'ERR_FILE',
+      details: { errno: 'ENOTDIR', path: join(root, 'blocked/checkpoints/sft') },
+    })
   })
 })
 
@@ -221,7 +241,10 @@ describe('stopping', () => {
       stop: AbortSignal.abort(),
       fileSystem: failingFileSystem({ at: 0, sticky: true }),
     })
-    expect(error).toMatchObject({ code: 'ERR_ABORTED', message: expect.stringMatching(/after step 1, without a checkpoint: .*ENOSPC/) })
+    expect(error).toMatchObject({
+      code: 'ERR_ABORTED',
+      message: expect.stringMatching(/after step 1, without a checkpoint: .*ENOSPC/),
+    })
     expect(error?.details.checkpoint).toBeUndefined()
   })
 })

@@ -1,16 +1,19 @@
 // Small models, examples and runs that the tests of training share.
 import { createHash } from 'node:crypto'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { Random } from '../../lib/base/random.js'
 import { EncodedBuilder, type EncodedExamples } from '../../lib/data/encoded.js'
 import { Loader, type LoaderOptions } from '../../lib/data/loader.js'
+import type { PackedBatch } from '../../lib/data/pack.js'
 import type { Method } from '../../lib/methods/method.js'
 import { Sft, type SftOptions } from '../../lib/methods/sft.js'
 import { type CausalLm, type DecoderConfig, newModel } from '../../lib/models/index.js'
 import { AdamW } from '../../lib/optim/adamw.js'
 import type { Device } from '../../lib/runtime/index.js'
-import type { Tensor } from '../../lib/tensor/index.js'
+import { leaks, type Tensor } from '../../lib/tensor/index.js'
 import { type LoopOptions, type Step, trainLoop } from '../../lib/train/loop.js'
-import type { PackedBatch } from '../../lib/data/pack.js'
 
 export interface Sizes {
   V: number
@@ -78,7 +81,11 @@ export interface RandomExamples {
 
 export const plainSft: SftOptions = { reduction: 'token_mean', zLoss: 0, activationCheckpointing: false, maxSteps: 0 }
 
-export function sftOf(examples: EncodedExamples, loader: Partial<LoaderOptions> = {}, options: Partial<SftOptions> = {}) {
+export function sftOf(
+  examples: EncodedExamples,
+  loader: Partial<LoaderOptions> = {},
+  options: Partial<SftOptions> = {},
+) {
   const all: LoaderOptions = { batch: { sequences: 8 }, microBatchTokens: 64, seed: 3, epochs: 100, ...loader }
   return new Sft(new Loader(examples, all), { ...plainSft, ...options })
 }
@@ -119,7 +126,12 @@ export interface Trained {
 }
 
 /** Trains to the end and frees everything. */
-export async function trained(device: Device, model: CausalLm, method: Sft, changed: Partial<Options> = {}): Promise<Trained> {
+export async function trained(
+  device: Device,
+  model: CausalLm,
+  method: Sft,
+  changed: Partial<Options> = {},
+): Promise<Trained> {
   const optimizer = new AdamW(model.parameters(), adamOptions)
   try {
     const steps: Step[] = []
@@ -150,4 +162,15 @@ export async function hashOf(tensors: ReadonlyMap<string, Tensor>): Promise<stri
 
 export function sha256(text: string | Uint8Array): string {
   return createHash('sha256').update(text).digest('hex')
+}
+
+/** Tensors that nobody freed: how many the garbage collector has caught, after it has been made to run. */
+export async function leakedTensors(): Promise<number> {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  for (let turn = 0; turn < 3; turn++) {
+    collect()
+    await nextTurn()
+  }
+  return leaks.caught
 }
