@@ -62,6 +62,17 @@ export class EncodedExamples implements ExampleSource {
     return targets
   }
 
+  /** Mean number of tokens that a token sees, itself included, when each example is cut to `limit`. */
+  meanContext(limit = Number.POSITIVE_INFINITY): number {
+    let [tokens, seen] = [0, 0]
+    for (let i = 0; i < this.count; i++) {
+      const length = Math.min(this.lengthOf(i), limit)
+      tokens += length
+      seen += (length * (length + 1)) / 2
+    }
+    return tokens === 0 ? 0 : seen / tokens
+  }
+
   lengths(): Int32Array {
     return Int32Array.from({ length: this.count }, (_, i) => this.lengthOf(i))
   }

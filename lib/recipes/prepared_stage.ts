@@ -9,6 +9,8 @@ import type { Gate } from './pocket_eval.js'
 export interface PreparedStage {
   model: CausalLm
   method: Sft
+  /** Mean number of tokens that a token of the data sees: the length that attention costs. */
+  meanContext: number
   /** Saved beside the model, with the chat template that it was trained on. */
   tokenizer: Tokenizer
   template: ChatTemplate | undefined

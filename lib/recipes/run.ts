@@ -99,7 +99,7 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
       directory,
       resume: options.resume ?? false,
       evaluate,
-      flopsPerToken: 3 * forwardFlopsPerToken(model.config, settings.maxTokens / 2),
+      flopsPerToken: 3 * forwardFlopsPerToken(model.config, prepared.meanContext),
       signal,
       stop: options.stop,
     })

@@ -4,7 +4,7 @@ import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { throwIfAborted } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
-import { EncodedBuilder } from '../data/encoded.js'
+import { EncodedBuilder, type EncodedExamples } from '../data/encoded.js'
 import { Loader } from '../data/loader.js'
 import type { PackStrategy } from '../data/pack.js'
 import type { LossReduction } from '../losses/sft.js'
@@ -33,7 +33,14 @@ export async function preparePretrain(
 ): Promise<PreparedStage> {
   const tokenizerFolder = join(context.directory, 'tokenizer')
   const tokenizer = await pocketTokenizer(tokenizerFolder, settings, context)
-  const loader = await corpusLoader(tokenizer, settings, context)
+  const examples = await corpus(tokenizer, settings, context)
+  const loader = new Loader(examples, {
+    batch: { tokens: settings.batchTokens },
+    microBatchTokens: settings.microBatchTokens,
+    packing: settings.packing as PackStrategy,
+    epochs: settings.epochs,
+    seed: context.seed,
+  })
   const config = llamaConfig(tokenizer, settings, context.dtype)
   const { embeddingDeviation, linearGain } = settings
   const model = newModel(device, config, {
@@ -50,6 +57,7 @@ export async function preparePretrain(
   return {
     model,
     method,
+    meanContext: examples.meanContext(settings.maxTokens),
     tokenizer,
     template: undefined,
     async gates({ losses }) {
@@ -127,7 +135,11 @@ async function pocketTokenizer(folder: string, settings: PretrainSettings, conte
 }
 
 /** Documents `<|bos|> text <|end|>` until there are enough tokens, every token a target. */
-async function corpusLoader(tokenizer: Tokenizer, settings: PretrainSettings, context: StageContext): Promise<Loader> {
+async function corpus(
+  tokenizer: Tokenizer,
+  settings: PretrainSettings,
+  context: StageContext,
+): Promise<EncodedExamples> {
   const builder = new EncodedBuilder()
   const documents = pocketData(context.seed).baseDocuments()[Symbol.iterator]()
   while (builder.tokenCount < settings.tokens) {
@@ -150,11 +162,5 @@ async function corpusLoader(tokenizer: Tokenizer, settings: PretrainSettings, co
       total: settings.tokens,
     })
   }
-  return new Loader(builder.finish(), {
-    batch: { tokens: settings.batchTokens },
-    microBatchTokens: settings.microBatchTokens,
-    packing: settings.packing as PackStrategy,
-    epochs: settings.epochs,
-    seed: context.seed,
-  })
+  return builder.finish()
 }

@@ -69,6 +69,7 @@ async function prepareData(loaded: Loaded, settings: SftSettings, context: Stage
   return {
     model,
     method,
+    meanContext: train.meanContext(settings.maxTokens),
     tokenizer,
     template,
     evaluate: held && ((signal) => heldOutLoss(model, held, { tokens: settings.microBatchTokens, signal })),

@@ -187,6 +187,15 @@ describe('Sft', () => {
     expect(idsOf(second, 1)).toEqual([])
   })
 
+  it('counts the steps before a resume towards maxSteps', () => {
+    const first = sftOf(examples, {}, { maxSteps: 5 })
+    const batches = first.batches()[Symbol.iterator]()
+    for (let step = 0; step < 3; step++) batches.next()
+    const second = sftOf(examples, {}, { maxSteps: 5 })
+    second.restore(first.state())
+    expect([...second.batches()].length).toBe(2)
+  })
+
   it('refuses a state of other data, naming what differs', () => {
     const state = sftOf(examples).state()
     const other = randomExamples({ count: 11, V: tiny.V, seed: 8 })

@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import { loadModel } from '../../lib/models/index.js'
 import { openDevice } from '../../lib/ops/index.js'
 import type { RunOptions } from '../../lib/recipes/run.js'
@@ -20,6 +20,9 @@ import {
   tinyPocket,
   writeLines,
 } from './small_run.js'
+
+// Seconds on a quiet machine; a busy one takes its time.
+vi.setConfig({ testTimeout: 240_000 })
 
 let root: string
 let number = 0

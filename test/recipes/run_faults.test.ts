@@ -4,7 +4,7 @@ import { execFileSync } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { CaravanError } from '../../lib/base/errors.js'
 import type { RunOptions } from '../../lib/recipes/run.js'
 import { tulu3 } from '../../lib/recipes/tulu3.js'
@@ -12,6 +12,9 @@ import { findCheckpoint } from '../../lib/train/checkpoint.js'
 import { goldenModel } from '../train/golden_tensors.js'
 import { leakedTensors } from '../train/small_runs.js'
 import { chats, eventsOf, hashOfFile, modelFolder, outcomeOf, schoolProblems, sftRun, tinyPocket } from './small_run.js'
+
+// Seconds on a quiet machine; a busy one takes its time.
+vi.setConfig({ testTimeout: 240_000 })
 
 let root: string
 let number = 0

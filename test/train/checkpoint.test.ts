@@ -15,7 +15,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import { CaravanError } from '../../lib/base/errors.js'
 import { Random } from '../../lib/base/random.js'
 import { openDevice } from '../../lib/ops/index.js'
@@ -32,6 +32,9 @@ import {
 } from '../../lib/train/checkpoint.js'
 import { type Failure, failingFileSystem } from './failing_file_system.js'
 import { hashOf } from './small_runs.js'
+
+// Seconds on a quiet machine; a busy one takes its time.
+vi.setConfig({ testTimeout: 240_000 })
 
 let device: Device
 let base: string

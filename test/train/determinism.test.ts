@@ -1,6 +1,6 @@
 // The same bits on any number of threads, from run to run, and with activations computed again; the same numbers to
 // rounding for any micro-batch size.
-import { describe, expect, it } from 'vitest'
+import { describe, expect, it, vi } from 'vitest'
 import { openDevice } from '../../lib/ops/index.js'
 import {
   pocketSizes,
@@ -12,6 +12,9 @@ import {
   tiny,
   trained,
 } from './small_runs.js'
+
+// Seconds on a quiet machine; a busy one takes its time.
+vi.setConfig({ testTimeout: 240_000 })
 
 const STEPS = 12
 const examples = randomExamples({ count: 60, V: 1024, least: 8, most: 90 })
