@@ -165,7 +165,7 @@ function includeFaults(root) {
       if (!allowed) faults.push(`${file}: native/${layer} is not a layer of scripts/check_layers.mjs`)
       else if (!allowed.includes(other)) {
         faults.push(
-          `${file}:${line}: native/${layer} must not include ${included}; it may include: ${allowed.join(', ') || 'nothing'}`,
+          `${file}:${line}: ${layer} must not include ${included}; it may include: ${allowed.join(', ') || 'nothing'}`,
         )
       }
     }

@@ -1,4 +1,5 @@
-// Sizes and names that keep the code readable: lengths of files, functions and lines, numbers of parameters, file names.
+// Sizes and names that keep the code readable: lengths of files, functions and lines, numbers of parameters, file
+// names.
 //   node scripts/check_sizes.mjs [--root DIR]
 import { basename, dirname } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -6,8 +7,8 @@ import { parseAst } from 'vitest/node'
 import { readSource, report, rootFromArguments, sourceFiles } from './source_files.mjs'
 
 const limits = { fileLines: 500, functionLines: 60, lineWidth: 120, parameters: 4 }
-/** C++ has no destructured parameters, and an object of pointers in an inner loop costs what the compiler then cannot keep
- *  in registers. */
+/** C++ has no destructured parameters, and an object of pointers in an inner loop costs what the compiler then cannot
+ *  keep in registers. */
 const nativeLimits = { ...limits, parameters: 6 }
 const kernelLimits = { ...nativeLimits, fileLines: 600, functionLines: 150, parameters: 9 }
 const bannedNames = ['utils', 'util', 'helpers', 'helper', 'common', 'misc', 'manager']

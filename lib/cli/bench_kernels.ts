@@ -1,5 +1,5 @@
-// `caravan bench kernels`: every op of the table that has a benchmark sample, as time, GB/s and GFLOP/s and as shares of
-// what this machine was measured to do in the same run. PyTorch, where there is one, takes its turns in between.
+// `caravan bench kernels`: every op of the table that has a benchmark sample, as time, GB/s and GFLOP/s and as shares
+// of what this machine was measured to do in the same run. PyTorch, where there is one, takes its turns in between.
 import { CaravanError, nearestName } from '../base/errors.js'
 import { openDevice } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'

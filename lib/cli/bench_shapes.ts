@@ -1,5 +1,5 @@
-// The models of `caravan bench step`: the shapes of bench/torch_peer.py, which runs the same work in PyTorch. Weights and
-// tokens are random; only the sizes matter.
+// The models of `caravan bench step`: the shapes of bench/torch_peer.py, which runs the same work in PyTorch. Weights
+// and tokens are random; only the sizes matter.
 import type { DecoderConfig } from '../models/index.js'
 
 export type BenchModel = 'tiny' | 'small' | 'base'

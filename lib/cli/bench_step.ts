@@ -1,5 +1,5 @@
-// `caravan bench step`: whole steps of supervised fine-tuning through the real training loop (forward, backward, clipping,
-// AdamW), at shapes that PyTorch can run beside it.
+// `caravan bench step`: whole steps of supervised fine-tuning through the real training loop (forward, backward,
+// clipping, AdamW), at shapes that PyTorch can run beside it.
 import { Random } from '../base/random.js'
 import { sftLoss } from '../losses/sft.js'
 import type { Batch, Method, MicroLoss } from '../methods/method.js'

@@ -1,5 +1,5 @@
-// `caravan doctor`: what is here, what was chosen, what is missing and why. It must work where the engine does not, so the
-// engine is asked last and its failure is a finding, not an error of this command.
+// `caravan doctor`: what is here, what was chosen, what is missing and why. It must work where the engine does not, so
+// the engine is asked last and its failure is a finding, not an error of this command.
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { arch, availableParallelism, cpus, freemem, platform, release, totalmem } from 'node:os'

@@ -1,5 +1,5 @@
-// How a command ends. Exit codes: 0 done, 1 the work failed, 2 the command line or a setting is wrong, 128 + n stopped by
-// signal n. What went wrong and what to do is for the user; a stack is for us, and shown only when asked for.
+// How a command ends. Exit codes: 0 done, 1 the work failed, 2 the command line or a setting is wrong, 128 + n stopped
+// by signal n. What went wrong and what to do is for the user; a stack is for us, and shown only when asked for.
 import { CaravanError } from '../base/errors.js'
 import type { Terminal } from './terminal.js'
 

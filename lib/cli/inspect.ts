@@ -1,5 +1,5 @@
-// `caravan inspect`: what training would see of some data. Faults that cost a whole run (nothing trained, no end of turn
-// trained, rows cut off) are cheap to see here.
+// `caravan inspect`: what training would see of some data. Faults that cost a whole run (nothing trained, no end of
+// turn trained, rows cut off) are cheap to see here.
 import { CaravanError } from '../base/errors.js'
 import { type DatasetRow, openDataset } from '../data/dataset.js'
 import { encodeChatBatch, endOfTurnIsTrained } from '../text/chat_encoding.js'

@@ -117,7 +117,7 @@ export class InspectStatistics {
     const where = listed(this.#withoutEnd, this.#withoutEndCount)
     throw new CaravanError('ERR_DATA', `no row trains an end of turn: ${where}`, {
       details: { rows: this.#withoutEnd, count: this.#withoutEndCount },
-      hint: 'a model trained on this never stops: use a template that ends assistant turns with the end token, or longer rows',
+      hint: 'a model trained on this never stops: use a template that ends turns with the end token, or longer rows',
     })
   }
 }

@@ -18,8 +18,8 @@ export async function tokenTexts(tokenizer: Tokenizer, ids: Int32Array): Promise
       },
     )
   }
-  // The text that a token adds is the difference between two decoded prefixes; a window keeps that linear. U+FFFD at the
-  // end is a character whose last bytes are still to come: it is shown with the token that completes it.
+  // The text that a token adds is the difference between two decoded prefixes; a window keeps that linear. U+FFFD at
+  // the end is a character whose last bytes are still to come: it is shown with the token that completes it.
   const texts: string[] = []
   let start = 0
   let before = ''

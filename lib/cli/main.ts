@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// The command line. Everything it can do is a call into the library; what is here is reading options, showing events and
-// choosing the exit code.
+// The command line. Everything it can do is a call into the library; what is here is reading options, showing events
+// and choosing the exit code.
 import { realpathSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { CommanderError } from 'commander'

@@ -1,4 +1,5 @@
-// Reading the values of command-line options. A value that does not fit is ERR_USAGE, and the message shows one that does.
+// Reading the values of command-line options. A value that does not fit is ERR_USAGE, and the message shows one that
+// does.
 import { CaravanError, nearestName } from '../base/errors.js'
 
 function misfit(option: string, wanted: string, got: string, hint?: string): CaravanError {

@@ -1,5 +1,5 @@
-// What is going on right now. On a terminal one line that is rewritten; elsewhere (a pipe, a log, CI) lines of their own:
-// the first, the last, each tenth of the way, and one about every 2 seconds at first, less often in a long run.
+// What is going on right now. On a terminal one line that is rewritten; elsewhere (a pipe, a log, CI) lines of their
+// own: the first, the last, each tenth of the way, and one about every 2 seconds at first, less often in a long run.
 import { createLogUpdate } from 'log-update'
 import { type Terminal, visibleWidth } from './terminal.js'
 

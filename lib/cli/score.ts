@@ -1,5 +1,5 @@
-// `caravan score`: per-token log-probabilities of given rows. Rows are packed end to end, so that short ones share a pass;
-// the results do not depend on which rows share one, and keep the order of the file.
+// `caravan score`: per-token log-probabilities of given rows. Rows are packed end to end, so that short ones share a
+// pass; the results do not depend on which rows share one, and keep the order of the file.
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
 import { type CausalLm, loadModel } from '../models/index.js'
@@ -61,7 +61,8 @@ export async function score(flags: ScoreFlags): Promise<number> {
   }
 }
 
-/** Writes one line a row to `flags.output`, which appears whole or not at all. ERR_DATA names file and line of a bad row. */
+/** Writes one line a row to `flags.output`, which appears whole or not at all. ERR_DATA names file and line of a bad
+ *  row. */
 async function scoreFile(
   flags: ScoreFlags,
   signal: AbortSignal,

@@ -23,7 +23,8 @@ export interface ScoreSource {
   vocabularySize: number
 }
 
-/** Reads and encodes the rows of `file`. ERR_DATA with file:line for a row that is none, or has ids that the model lacks. */
+/** Reads and encodes the rows of `file`. ERR_DATA with file:line for a row that is none, or has ids that the model
+ *  lacks. */
 export async function* scoreRows(file: string, source: ScoreSource): AsyncGenerator<ScoreRow> {
   const encoder = new LazyEncoder(source)
   for await (const row of readJsonLines(file)) {
@@ -91,7 +92,8 @@ function checkIds(
 ) {
   const index = ids.findIndex((id) => id >= vocabularySize)
   if (index < 0) return
-  const message = `${file}:${line}: token ${index} has id ${ids[index]}; the model's embedding has ${vocabularySize} rows`
+  const rows = `the model's embedding has ${vocabularySize} rows`
+  const message = `${file}:${line}: token ${index} has id ${ids[index]}; ${rows}`
   throw new CaravanError('ERR_DATA', message, {
     details: { file, line, index, id: ids[index], vocabularySize },
     hint: 'the ids were made with the tokenizer of another model',

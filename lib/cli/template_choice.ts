@@ -5,7 +5,8 @@ import { ChatTemplate } from '../text/chat_template.js'
 import type { Tokenizer } from '../text/tokenizer.js'
 import { builtInTemplates } from '../text/tulu_template.js'
 
-/** The template `name`, or the tokenizer's own without one. ERR_CONFIG for a name that is neither built in nor a file. */
+/** The template `name`, or the tokenizer's own without one. ERR_CONFIG for a name that is neither built in nor a
+ *  file. */
 export async function chosenTemplate(tokenizer: Tokenizer, name?: string): Promise<ChatTemplate> {
   if (name === undefined || builtInTemplates.has(name)) return ChatTemplate.of(tokenizer, name)
   const source = await readFile(name, 'utf8').catch((cause) => {

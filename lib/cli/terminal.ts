@@ -1,5 +1,5 @@
-// Where a command writes. Colour and the live progress line depend on the stream and the environment, and are decided here
-// once: NO_COLOR and a dumb terminal switch colour off, FORCE_COLOR on; a live line needs a terminal and no CI.
+// Where a command writes. Colour and the live progress line depend on the stream and the environment, and are decided
+// here once: NO_COLOR and a dumb terminal switch colour off, FORCE_COLOR on; a live line needs a terminal and no CI.
 import { stripVTControlCharacters } from 'node:util'
 import picocolors from 'picocolors'
 

@@ -1,5 +1,5 @@
-// Timing of work on a device. Calls are queued in a row and waited for once, so that the cost of a wait (about 15 us) is
-// spread over all of them, as it is in training.
+// Timing of work on a device. Calls are queued in a row and waited for once, so that the cost of a wait (about 15 us)
+// is spread over all of them, as it is in training.
 import type { Device } from '../runtime/index.js'
 import { scope } from '../tensor/index.js'
 

@@ -2,6 +2,7 @@
 import { totalmem } from 'node:os'
 import { CaravanError } from '../base/errors.js'
 import { openDataset } from '../data/dataset.js'
+import type { FieldMap } from '../data/rows.js'
 import { forwardFlopsPerToken, parameterCount, readModelConfig, trainingMemory } from '../models/index.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { linear, openDevice, randomNormal } from '../ops/index.js'
@@ -110,7 +111,7 @@ async function sftWork(values: SftSettings, recipe: Recipe): Promise<Work> {
     return { steps: null, tokens: null, notes: ['steps and tokens depend on the data: give --data'] }
   }
   const batch = values.batchSequences || 32
-  const rows = data.length === 0 ? ownRows : await countRows(data)
+  const rows = data.length === 0 ? ownRows : await countRows(data, values.fields)
   const perEpoch = batchTokens > 0 ? Math.ceil((rows * maxTokens) / batchTokens) : Math.ceil(rows / batch)
   const all = perEpoch * epochs
   const done = steps > 0 ? Math.min(steps, all) : all
@@ -118,8 +119,8 @@ async function sftWork(values: SftSettings, recipe: Recipe): Promise<Work> {
   return { steps: done, tokens: Math.min(done * batch, rows * epochs) * maxTokens, notes }
 }
 
-async function countRows(files: readonly string[]): Promise<number> {
-  const dataset = await openDataset([...files])
+async function countRows(files: readonly string[], fields: FieldMap): Promise<number> {
+  const dataset = await openDataset([...files], { fields })
   let rows = 0
   for await (const _ of dataset.rows()) rows++
   return rows

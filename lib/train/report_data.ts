@@ -1,5 +1,5 @@
-// What a report shows, read back from the files of a run folder. They are read as untrusted: a run that was killed, or an
-// older version, leaves less than all of it.
+// What a report shows, read back from the files of a run folder. They are read as untrusted: a run that was killed, or
+// an older version, leaves less than all of it.
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileError } from '../data/atomic_file.js'

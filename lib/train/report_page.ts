@@ -117,7 +117,7 @@ function sampleList(samples: readonly ReportSample[]): Html {
     html`<div><h4>${title}</h4><pre>${text === '' ? '(empty)' : text}</pre></div>`
   return html`<h3>What the model says</h3>${samples.map(
     ({ prompt, before, after }) => html`<div class="sample"><pre class="prompt">${prompt}</pre><div class="answers">
-${before === undefined ? '' : answer('before', before)}${answer(before === undefined ? 'answer' : 'after', after)}</div></div>`,
+${before === undefined ? answer('answer', after) : [answer('before', before), answer('after', after)]}</div></div>`,
   )}`
 }
 

@@ -28,11 +28,13 @@ export function plotFigure({ title, series, log = false }: PlotOptions): Html {
   const positive = shown.every(({ points }) => points.every(([, y]) => y > 0))
   const data = JSON.stringify(shown.map(({ name, points }) => ({ name, points })))
   const linear = plotSvg(shown, 'linear')
+  const names = shown.map(({ name }, i) => html`<span class="s${i}">${name}</span>`)
+  const legend = shown.length > 1 ? html`<p class="legend">${names}</p>` : ''
   const offersLog = log && positive
   return html`<figure class="plot" data-series="${data}" data-left="${SIZE.left}" data-right="${SIZE.right}">
 <figcaption>${title}${offersLog ? html`<label><input type="checkbox"> log</label>` : ''}<output></output></figcaption>
 ${linear}${offersLog ? plotSvg(shown, 'log') : ''}
-${shown.length > 1 ? html`<p class="legend">${shown.map(({ name }, i) => html`<span class="s${i}">${name}</span>`)}</p>` : ''}
+${legend}
 </figure>`
 }
 
@@ -73,7 +75,8 @@ function plotSvg(series: readonly Series[], scale: Scale): Html {
     .filter((value) => Number.isInteger(value))
     .map(
       (value) =>
-        html`<text class="tick" x="${coordinate(px(value))}" y="${height - 8}" text-anchor="middle">${value.toLocaleString('en-US')}</text>`,
+        html`<text class="tick" x="${coordinate(px(value))}" y="${height - 8}"
+text-anchor="middle">${value.toLocaleString('en-US')}</text>`,
     )
   const lines = series.map(({ points, faint }, i) => {
     const path = points.map(([x, y]) => `${coordinate(px(x))},${coordinate(py(y))}`).join(' ')
@@ -84,8 +87,10 @@ function plotSvg(series: readonly Series[], scale: Scale): Html {
       ? line
       : html`<circle class="dot s${i}" cx="${coordinate(px(first![0]))}" cy="${coordinate(py(first![1]))}" r="3"/>`
   })
-  return html`<svg class="${scale}" viewBox="0 0 ${width} ${height}" role="img" data-x0="${xRange[0]}" data-x1="${xRange[1]}">
-${grid}${xLabels}${lines}<line class="cursor" x1="0" x2="0" y1="${top}" y2="${height - bottom}" visibility="hidden"/></svg>`
+  return html`<svg class="${scale}" viewBox="0 0 ${width} ${height}" role="img"
+data-x0="${xRange[0]}" data-x1="${xRange[1]}">
+${grid}${xLabels}${lines}
+<line class="cursor" x1="0" x2="0" y1="${top}" y2="${height - bottom}" visibility="hidden"/></svg>`
 }
 
 type Range = [low: number, high: number]

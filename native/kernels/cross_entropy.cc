@@ -26,7 +26,7 @@ using namespace linear_logprob_detail;
 constexpr int64_t kCacheBytes = int64_t{8} << 20;
 
 int64_t rows_per_chunk(int64_t count, int64_t vocabulary, int64_t D, int64_t chunk_bytes) {
-  const int64_t row_bytes = tile_stride(vocabulary) * 4;
+  const int64_t row_bytes = tile_floats(1, vocabulary) * 4;
   const int64_t most = larger(1, chunk_bytes / row_bytes);
   const int64_t cached = larger(1, smaller(chunk_bytes, kCacheBytes) / row_bytes);
   const bool cached_moves_less = 16 * D * (most - cached) < 8 * cached * most;  // 16 D / cached < 8 + 16 D / most
@@ -55,24 +55,23 @@ struct RowState {
   float nll() const { return logf(summary.sum) - (target_logit - summary.max); }
 };
 
-/** Summary of one band of a row, whose logits become e^(logit - maximum of the part). */
-void summarise_band(RowState* state, float* row, int64_t begin, int64_t columns, int64_t target, float* part_max) {
-  if (target >= begin && target < begin + columns) state->target_logit = row[target];
-  state->summary =
-      summarise<false, true>(state->summary, begin == 0, row + begin, columns, part_max + begin / kPartColumns);
+/** Summary of one band of a row, whose logits become e^(logit - maximum of the part). `target` counts from the band. */
+void summarise_band(RowState* state, float* row, bool first, int64_t columns, int64_t target, float* part_max) {
+  if (target >= 0 && target < columns) state->target_logit = row[target];
+  state->summary = summarise<false, true>(state->summary, first, row, columns, part_max);
 }
 
 /** One band of a row after summarise_band to the gradient of the row's loss. */
 template <typename T>
-void differentiate_band(const RowState& state, float* row, int64_t begin, int64_t columns, int64_t target, float z_loss,
+void differentiate_band(const RowState& state, float* row, int64_t columns, int64_t target, float z_loss,
                         const float* part_max) {
   const RowSummary& summary = state.summary;
   const float weight = 1.0f + 2.0f * z_loss * summary.log_sum_exp();
-  for (int64_t part = begin; part < begin + columns; part += kPartColumns) {
+  for (int64_t part = 0; part < columns; part += kPartColumns) {
     const F32 factor = set1(exp_scalar(part_max[part / kPartColumns] - summary.max) / summary.sum * weight);
-    replace_row<T>(row, part, smaller(part + kPartColumns, begin + columns), [&](F32 e) { return e * factor; });
+    replace_row<T>(row, part, smaller(part + kPartColumns, columns), [&](F32 e) { return e * factor; });
   }
-  if (target >= begin && target < begin + columns) {
+  if (target >= 0 && target < columns) {
     const float p = exp_scalar(state.target_logit - summary.max) / summary.sum;
     put_gradient<T>(row, target, p * weight - 1.0f);
   }
@@ -94,9 +93,8 @@ void cross_entropy(const Args& a, const Loss& op) {
     return;
   }
   const int64_t limit = rows_per_chunk(count, V, D, op.chunk_bytes);
-  const int64_t stride = tile_stride(V);
   const int64_t parts = ceil_div(V, kPartColumns);
-  Scratch tile_memory(a.device, static_cast<size_t>(limit * stride) * sizeof(float));
+  Scratch tile_memory(a.device, static_cast<size_t>(tile_floats(limit, V)) * sizeof(float));
   Scratch copy_memory(a.device, static_cast<size_t>(limit * D) * sizeof(T));
   Scratch dhidden_memory(a.device, static_cast<size_t>(limit * D) * sizeof(float));
   Scratch state_memory(a.device, static_cast<size_t>(limit) * sizeof(RowState));
@@ -109,24 +107,29 @@ void cross_entropy(const Args& a, const Loss& op) {
     const int64_t rows = smaller(limit, count - row);
     const int64_t* chunk = index + row;
     const T* x = gather_rows(pool, op.hidden.as<T>(), chunk, rows, D, copy_memory.as<T>());
-    const GradientChunk<T> gradient = {tile, stride, rows, D, x, op.head.as<T>(), dhidden_memory.as<float>(),
-                                       op.dhead.as<float>(), op.add || row > 0};
-    for_bands(V, [&](int64_t begin, int64_t columns) {
-      logits_product(x, op.head.as<T>() + begin * D, rows, columns, D, tile + begin, stride, a);
+    const GradientChunk<T> gradient = {rows, D, x, op.head.as<T>(), dhidden_memory.as<float>(), op.dhead.as<float>(),
+                                       op.add || row > 0};
+    const auto for_rows = [&](int64_t columns, const auto& body) {
       parallel_ranges(pool, rows, rows_per_pass(columns), [&](int64_t from, int64_t to, int) {
-        for (int64_t r = from; r < to; r++) {
-          summarise_band(states + r, tile + r * stride, begin, columns, target[chunk[r]], part_max + r * parts);
-        }
+        for (int64_t r = from; r < to; r++) body(r);
+      });
+    };
+    for_bands(V, [&](int64_t begin, int64_t columns) {
+      float* band = band_of(tile, rows, begin);
+      const int64_t stride = tile_stride(columns);
+      logits_product(x, op.head.as<T>() + begin * D, rows, columns, D, band, stride, a);
+      for_rows(columns, [&](int64_t r) {
+        summarise_band(states + r, band + r * stride, begin == 0, columns, target[chunk[r]] - begin,
+                       part_max + r * parts + begin / kPartColumns);
       });
     });
     for_bands(V, [&](int64_t begin, int64_t columns) {
-      parallel_ranges(pool, rows, rows_per_pass(columns), [&](int64_t from, int64_t to, int) {
-        for (int64_t r = from; r < to; r++) {
-          differentiate_band<T>(states[r], tile + r * stride, begin, columns, target[chunk[r]], op.z_loss,
-                                part_max + r * parts);
-        }
+      float* band = band_of(tile, rows, begin);
+      for_rows(columns, [&](int64_t r) {
+        differentiate_band<T>(states[r], band + r * tile_stride(columns), columns, target[chunk[r]] - begin, op.z_loss,
+                              part_max + r * parts + begin / kPartColumns);
       });
-      gradient_products(gradient, begin, columns, begin, a);
+      gradient_products(gradient, band, begin, columns, a);
     });
     scatter_rows(pool, dhidden_memory.as<float>(), chunk, rows, D, op.dhidden.as<T>());
     for (int64_t r = 0; r < rows; r++) {

@@ -27,7 +27,6 @@ constexpr int64_t kGradientBytes = int64_t{16} << 20;
 struct Tile {
   int64_t rows;
   int64_t columns;
-  size_t bytes() const { return static_cast<size_t>(rows * tile_stride(columns)) * sizeof(float); }
 };
 
 Tile forward_tile(int64_t rows, int64_t vocabulary, int64_t chunk_bytes) {
@@ -40,7 +39,7 @@ Tile forward_tile(int64_t rows, int64_t vocabulary, int64_t chunk_bytes) {
 Tile gradient_tile(int64_t rows, int64_t vocabulary, int64_t chunk_bytes, bool whole_rows) {
   const int64_t columns = whole_rows ? vocabulary : smaller(vocabulary, kBandColumns);
   const int64_t floats = (whole_rows ? chunk_bytes : smaller(chunk_bytes, kGradientBytes)) / 4;
-  return {larger(1, smaller(rows, floats / tile_stride(columns))), columns};
+  return {larger(1, smaller(rows, floats / tile_floats(1, columns))), columns};
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------
@@ -85,7 +84,7 @@ void forward(const Args& a) {
 
   const Tile shape = forward_tile(count, V, static_cast<int64_t>(a.attrs[1]));
   const int64_t stride = tile_stride(shape.columns);
-  Scratch tile_memory(a.device, shape.bytes());
+  Scratch tile_memory(a.device, static_cast<size_t>(shape.rows * stride) * sizeof(float));
   Scratch copy_memory(a.device, static_cast<size_t>(shape.rows * D) * sizeof(T));
   Scratch state_memory(a.device, static_cast<size_t>(shape.rows) * sizeof(RowState));
   float* tile = tile_memory.as<float>();
@@ -140,10 +139,10 @@ void differentiate(float* row, int64_t columns, int64_t wanted, float dlogp, flo
   if (here) put_gradient<T>(row, wanted, dlogp - dlogp * p_target);
 }
 
-/** The same for columns [begin, begin + columns) of a whole row with the gradient of its entropy. */
+/** The same for one band with the gradient of the row's entropy. */
 template <typename T>
-void differentiate_with_entropy(const RowSummary& summary, float* row, int64_t begin, int64_t columns, int64_t target,
-                                float dlogp, float dentropy) {
+void differentiate_with_entropy(const RowSummary& summary, float* row, int64_t columns, int64_t wanted, float dlogp,
+                                float dentropy) {
   const F32 shift = set1(summary.max);
   const F32 inverse_sum = set1(1.0f / summary.sum);
   const F32 offset = set1(logf(summary.sum) - summary.entropy());
@@ -152,11 +151,11 @@ void differentiate_with_entropy(const RowSummary& summary, float* row, int64_t b
     F32 slope = fma(set1(dentropy), x - offset, set1(dlogp));  // dlogp + dentropy (log p + entropy)
     return -(exp(x) * inverse_sum * slope);
   };
-  const bool here = target >= begin && target < begin + columns;
+  const bool here = wanted >= 0 && wanted < columns;
   float at_target[F32::kLanes];
-  store(at_target, value(set1(here ? row[target] : 0.0f)));
-  replace_row<T>(row, begin, begin + columns, value);
-  if (here) put_gradient<T>(row, target, dlogp + at_target[0]);
+  store(at_target, value(set1(here ? row[wanted] : 0.0f)));
+  replace_row<T>(row, 0, columns, value);
+  if (here) put_gradient<T>(row, wanted, dlogp + at_target[0]);
 }
 
 /** The rows of one chunk: everything but the loops over bands. */
@@ -170,42 +169,44 @@ struct BackwardChunk {
   GradientChunk<T> gradient;
 
   template <typename Body>
-  void for_rows(int64_t columns, const Body& body) const {
+  void for_rows(float* band, int64_t columns, const Body& body) const {
     parallel_ranges(pool_of(a), gradient.rows, rows_per_pass(columns), [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; r++) body(r, index[r], tile + r * gradient.stride);
+      for (int64_t r = begin; r < end; r++) body(r, index[r], band + r * tile_stride(columns));
     });
   }
 
-  void logits(int64_t column, int64_t columns, int64_t tile_column) const {
-    logits_product(gradient.hidden, gradient.head + column * gradient.D, gradient.rows, columns, gradient.D,
-                   tile + tile_column, gradient.stride, a);
+  void logits(float* band, int64_t column, int64_t columns) const {
+    logits_product(gradient.hidden, gradient.head + column * gradient.D, gradient.rows, columns, gradient.D, band,
+                   tile_stride(columns), a);
   }
 
   /** The tile holds one band at a time. */
   void run_bands(int64_t vocabulary) const {
     for_bands(vocabulary, [&](int64_t begin, int64_t columns) {
-      logits(begin, columns, 0);
-      for_rows(columns, [&](int64_t, int64_t n, float* row) {
+      logits(tile, begin, columns);
+      for_rows(tile, columns, [&](int64_t, int64_t n, float* row) {
         differentiate<T>(row, columns, b.target.as<int32_t>()[n] - begin, b.dlogp.as<float>()[n], b.lse.as<float>()[n]);
       });
-      gradient_products(gradient, begin, columns, 0, a);
+      gradient_products(gradient, tile, begin, columns, a);
     });
   }
 
-  /** The tile holds whole rows: their entropy first, then the gradient. */
+  /** The tile holds all bands: the entropy of its rows first, then the gradient. */
   void run_whole_rows(int64_t vocabulary) const {
     for_bands(vocabulary, [&](int64_t begin, int64_t columns) {
-      logits(begin, columns, begin);
-      for_rows(columns, [&](int64_t r, int64_t, float* row) {
-        summaries[r] = summarise<true, false>(summaries[r], begin == 0, row + begin, columns, nullptr);
+      float* band = band_of(tile, gradient.rows, begin);
+      logits(band, begin, columns);
+      for_rows(band, columns, [&](int64_t r, int64_t, float* row) {
+        summaries[r] = summarise<true, false>(summaries[r], begin == 0, row, columns, nullptr);
       });
     });
     for_bands(vocabulary, [&](int64_t begin, int64_t columns) {
-      for_rows(columns, [&](int64_t r, int64_t n, float* row) {
-        differentiate_with_entropy<T>(summaries[r], row, begin, columns, b.target.as<int32_t>()[n],
+      float* band = band_of(tile, gradient.rows, begin);
+      for_rows(band, columns, [&](int64_t r, int64_t n, float* row) {
+        differentiate_with_entropy<T>(summaries[r], row, columns, b.target.as<int32_t>()[n] - begin,
                                       b.dlogp.as<float>()[n], b.dentropy.as<float>()[n]);
       });
-      gradient_products(gradient, begin, columns, begin, a);
+      gradient_products(gradient, band, begin, columns, a);
     });
   }
 };
@@ -223,7 +224,7 @@ void backward(const Args& a, const Backward& b) {
     return;
   }
   const Tile shape = gradient_tile(count, V, b.chunk_bytes, b.dentropy.present());
-  Scratch tile_memory(a.device, shape.bytes());
+  Scratch tile_memory(a.device, static_cast<size_t>(tile_floats(shape.rows, shape.columns)) * sizeof(float));
   Scratch copy_memory(a.device, static_cast<size_t>(shape.rows * D) * sizeof(T));
   Scratch dhidden_memory(a.device, static_cast<size_t>(shape.rows * D) * sizeof(float));
   Scratch summary_memory(a.device, static_cast<size_t>(shape.rows) * sizeof(RowSummary));
@@ -233,8 +234,7 @@ void backward(const Args& a, const Backward& b) {
     const int64_t rows = smaller(shape.rows, count - row);
     const T* x = gather_rows(pool, b.hidden.as<T>(), index + row, rows, D, copy_memory.as<T>());
     const BackwardChunk<T> chunk = {a, b, index + row, tile, summary_memory.as<RowSummary>(),
-                                    {tile, tile_stride(shape.columns), rows, D, x, b.head.as<T>(), dhidden,
-                                     b.dhead.as<float>(), b.add || row > 0}};
+                                    {rows, D, x, b.head.as<T>(), dhidden, b.dhead.as<float>(), b.add || row > 0}};
     if (b.dentropy.present()) {
       chunk.run_whole_rows(V);
     } else {

@@ -16,7 +16,8 @@ namespace linear_logprob_detail {
 inline constexpr int64_t kPartColumns = 1024;  // 4 KiB of logits: both passes over a part run from L1
 
 // Products and passes over a wide tile go band by band, so that a band (512 rows: 8 MiB) is still in L3 when the next pass
-// reads it. The sum over V in dhidden is cut here too, always at the same columns.
+// reads it; a tile of several bands holds them one after the other, each [R, tile_stride(its columns)]. The sum over V in
+// dhidden is cut here too, always at the same columns.
 inline constexpr int64_t kBandColumns = 4 * kPartColumns;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -38,6 +39,15 @@ template <typename Body>
 static inline void for_bands(int64_t vocabulary, const Body& body) {
   for (int64_t begin = 0; begin < vocabulary; begin += kBandColumns) body(begin, smaller(kBandColumns, vocabulary - begin));
 }
+
+/** Floats of a tile of `rows` rows that holds all V columns. */
+static inline int64_t tile_floats(int64_t rows, int64_t vocabulary) {
+  const int64_t rest = vocabulary % kBandColumns;
+  return rows * (vocabulary / kBandColumns * tile_stride(kBandColumns) + (rest > 0 ? tile_stride(rest) : 0));
+}
+
+/** Where the band that starts at `column` lies in it. */
+static inline float* band_of(float* tile, int64_t rows, int64_t column) { return tile + tile_floats(rows, column); }
 
 /** Rows of a pass over `columns` columns that make one task: 64 KiB of logits. */
 static inline int64_t rows_per_pass(int64_t columns) { return larger(1, 16384 / larger(columns, 1)); }
@@ -183,11 +193,11 @@ static inline RowSummary summarise(RowSummary so_far, bool first, float* logits,
 template <typename T>
 inline constexpr bool kRoundGradient = sizeof(T) == 2 && CARAVAN_ISA_LEVEL == 4;
 
-/** Columns [column, ...) of the tile as the operand of the two gradient products. */
+/** A band as the operand of the two gradient products. */
 template <typename T>
-static inline Matrix gradient_matrix(const float* tile, int64_t stride, int64_t column) {
-  if constexpr (kRoundGradient<T>) return {reinterpret_cast<const bf16*>(tile) + column, DType::kBF16, 2 * stride, 1};
-  return {tile + column, DType::kF32, stride, 1};
+static inline Matrix gradient_matrix(const float* band, int64_t stride) {
+  if constexpr (kRoundGradient<T>) return {band, DType::kBF16, 2 * stride, 1};
+  return {band, DType::kF32, stride, 1};
 }
 
 static inline Matrix transposed(Matrix m) { return {m.data, m.dtype, m.column_stride, m.row_stride}; }
@@ -222,7 +232,7 @@ static inline void put_gradient(float* row, int64_t column, float value) {
   }
 }
 
-/** logits[R,C] = hidden[R,D] head[C,D]^T into an f32 tile. */
+/** logits[R,C] = hidden[R,D] head[C,D]^T into f32 rows `stride` apart. */
 template <typename T>
 static inline void logits_product(const T* hidden, const T* head, int64_t rows, int64_t columns, int64_t D, float* tile,
                                   int64_t stride, const Args& a) {
@@ -241,8 +251,6 @@ static inline void logits_product(const T* hidden, const T* head, int64_t rows, 
 /** What the gradient products of a chunk of rows read and write. */
 template <typename T>
 struct GradientChunk {
-  const float* tile;  // [R,stride], gradients of the columns in question
-  int64_t stride;
   int64_t rows;
   int64_t D;
   const T* hidden;   // [R,D]
@@ -253,11 +261,11 @@ struct GradientChunk {
 };
 
 /** dhidden (+)= gradient head and dhead (+)= gradient^T hidden for the vocabulary [column, column + columns), whose
- *  gradients lie in the tile from `tile_column` on. dhidden starts at column 0. */
+ *  gradients are `band`. dhidden starts at column 0. */
 template <typename T>
-static inline void gradient_products(const GradientChunk<T>& chunk, int64_t column, int64_t columns,
-                                     int64_t tile_column, const Args& a) {
-  const Matrix gradient = gradient_matrix<T>(chunk.tile, chunk.stride, tile_column);
+static inline void gradient_products(const GradientChunk<T>& chunk, const float* band, int64_t column, int64_t columns,
+                                     const Args& a) {
+  const Matrix gradient = gradient_matrix<T>(band, tile_stride(columns));
   GemmArgs product = {};
   product.M = chunk.rows;
   product.N = chunk.D;

@@ -92,7 +92,8 @@ describe('inspect refuses', () => {
     const body = '{% generation %}{{ m.content }}{% endgeneration %}'
     writeFileSync(
       template,
-      `{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}${body}{% else %}{{ m.content }}{% endif %}\n{% endfor %}`,
+      `{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}${body}{% else %}` +
+        '{{ m.content }}{% endif %}\n{% endfor %}',
     )
     const data = writeRows(folder, 'endless.jsonl', [{ messages: exchange }, { messages: exchange }])
     const { stderr, exitCode } = await caravan([

@@ -186,7 +186,8 @@ describe.each(['f32', 'bf16'] as const)('memory, %s', (dtype) => {
       const plan = trainingMemory(shape, options)
       // Only the rounding of each allocation is not in the formula.
       expect(onTape / plan.tape).toBeCloseTo(1, 3)
-      expect(Math.abs(peak / (plan.total - plan.optimizer) - 1)).toBeLessThan(0.1)
+      // The packed panels of a product, which differ by instruction set, are the rest.
+      expect(Math.abs(peak / (plan.total - plan.optimizer) - 1)).toBeLessThan(0.15)
     }
   })
 })

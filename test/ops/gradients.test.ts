@@ -93,7 +93,10 @@ describe.each(withGradient.map((op) => [nameOf(op), op] as const))('%s against c
 })
 
 /** Backward kernels that read a bf16-rounded output of the forward pass: compared with the composition in bf16. */
-const readsRounded: { [op: string]: string } = { add_rms_norm: 'sum, as stored' }
+const readsRounded: { [op: string]: string } = {
+  add_rms_norm: 'sum, as stored',
+  ...(device.isa === 'avx512bf16' && { linear_logprob: 'the gradient of the logits, a bf16 operand there' }),
+}
 
 async function naiveGradients(call: SampleCall, dtype: 'f32' | 'bf16'): Promise<Map<string, Float64Array>> {
   const { op } = call

@@ -1,9 +1,18 @@
 // Same bits on any number of threads, for every op: training is to be repeatable on another machine's core count.
 import { afterAll, describe, expect, it } from 'vitest'
 import { openDevice } from '../../lib/ops/index.js'
-import { declaredOps, type Op, type Sample } from '../../lib/tensor/index.js'
+import { declaredOps } from '../../lib/tensor/index.js'
 import { allSamples, plausibleCall } from './extra_samples.js'
-import { argumentsOn, callOp, digestOf, disposeAll, type FloatDType, roundedCall, sampleText } from './sample_call.js'
+import {
+  argumentsOn,
+  callOp,
+  digestOf,
+  disposeAll,
+  type FloatDType,
+  roundedCall,
+  type SampleCall,
+  sampleText,
+} from './sample_call.js'
 
 const devices = [1, 2, 3, 4].map((threads) => openDevice({ threads }))
 
@@ -12,14 +21,9 @@ afterAll(() => {
 })
 
 /** Bits of the results and of every argument (some are updated in place). */
-async function bitsOn(
-  device: (typeof devices)[number],
-  op: Op,
-  { sample, dtype }: { sample: Sample; dtype: FloatDType },
-) {
-  const call = roundedCall(plausibleCall(op, sample), dtype)
+async function bitsOn(device: (typeof devices)[number], call: SampleCall, dtype: FloatDType) {
   const given = argumentsOn(device, call, dtype)
-  const made = callOp(op, given)
+  const made = callOp(call.op, given)
   const bits = { ...(await digestOf(made)), ...(await digestOf(given)) }
   disposeAll(given, made)
   return bits
@@ -32,8 +36,10 @@ describe.each([...declaredOps()])('%s', (_, op) => {
     const samples = allSamples(op)
     expect(samples.length).toBeGreaterThan(0)
     for (const sample of samples) {
+      const exact = plausibleCall(op, sample)
       for (const dtype of dtypes as FloatDType[]) {
-        const [one, ...others] = await Promise.all(devices.map((device) => bitsOn(device, op, { sample, dtype })))
+        const call = roundedCall(exact, dtype)
+        const [one, ...others] = await Promise.all(devices.map((device) => bitsOn(device, call, dtype)))
         expect(Object.keys(one!).length).toBeGreaterThan(0)
         for (const [i, other] of others.entries()) {
           for (const [name, bits] of Object.entries(one!)) {

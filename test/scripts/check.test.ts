@@ -59,7 +59,7 @@ describe('layers', () => {
     ['lib/train/a.ts', "const x = await import('../recipes/x.js')\n", /train must not import lib\/recipes\/x\.ts/],
     ['lib/ops/a.ts', "import x from '../../build/x.node'\n", /only lib\/runtime may load the native addon/],
     ['lib/stray/a.ts', 'export {}\n', /lib\/stray is not a layer/],
-    ['native/core/a.cc', '#include "cpu/gemm.h"\n', /native\/core must not include cpu\/gemm\.h/],
+    ['native/core/a.cc', '#include "cpu/gemm.h"\n', /core must not include cpu\/gemm\.h/],
     ['native/kernels/a.cc', '#include <napi.h>\n', /only native\/node may include napi\.h/],
   ] as const)('%s may not hold %j', ([path, text, fault]) => {
     const faults = faultsOf(checkLayers, { [path]: text })
@@ -109,11 +109,11 @@ describe('sizes and names', () => {
 
   it('at the limits are accepted', () => {
     const faults = faultsOf(checkSizes, {
-      'lib/base/a.ts': `function long(a: number, { b, c }: { b: number; c: (x: 1, y: 2, z: 3, u: 4, v: 5) => void }) {\n${lines(58, '  f()')}}\n`,
+      'lib/base/a.ts': `function long({ b }: { b: (v: 1, w: 2, x: 3, y: 4, z: 5) => 1 }) {\n${lines(58, '  f()')}}\n`,
       'lib/base/b.ts': lines(500, ''),
       'lib/cli/c.ts': 'console.log(1)\n',
       'lib/base/d.ts': `// https://${'x'.repeat(200)}\n`,
-      'native/core/e.cc': `// void f() {\nconst char* s = "{";\nnamespace a {\nstruct B { int x; };\n${lines(100, 'int f();')}}\n`,
+      'native/core/e.cc': `// void f() {\nconst char* s = "{";\nnamespace a {\n${lines(100, 'int f();')}}\n`,
     })
     expect(faults).toEqual([])
   })

@@ -17,7 +17,7 @@ import {
 vi.setConfig({ testTimeout: 240_000 })
 
 const STEPS = 12
-const examples = randomExamples({ count: 60, V: 1024, least: 8, most: 90 })
+const examples = randomExamples({ count: 60, V: 1024, least: 8, most: 60 })
 const odd: Sizes = { V: 331, D: 24, L: 2, H: 3, F: 52 }
 const oddExamples = randomExamples({ count: 60, V: 331, least: 1, most: 70, seed: 9 })
 

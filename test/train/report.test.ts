@@ -1,5 +1,5 @@
-// The report of a made-up run: what it says, that nothing in it can become markup, and, where Chromium is installed, that
-// a browser draws it without an error.
+// The report of a made-up run: what it says, that nothing in it can become markup, and, where Chromium is installed,
+// that a browser draws it without an error.
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
