@@ -26,8 +26,10 @@ extern "C" void omp_set_num_threads(int);
 
 using namespace caravan;
 
-#define DECLARE_ISA(isa) \
-  namespace caravan::isa { void gemm(const GemmArgs&, Device&, ThreadPool&); }
+#define DECLARE_ISA(isa)                            \
+  namespace caravan::isa {                          \
+  void gemm(const GemmArgs&, Device&, ThreadPool&); \
+  }
 #if defined(__x86_64__)
 DECLARE_ISA(avx2)
 DECLARE_ISA(avx512)
@@ -113,7 +115,9 @@ class Rival {
  public:
   Rival(const GemmArgs& g) : engine_(dnnl::engine::kind::cpu, 0), stream_(engine_) {
     omp_set_num_threads(g_options.threads);
-    auto type = [](DType d) { return d == DType::kBF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32; };
+    auto type = [](DType d) {
+      return d == DType::kBF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+    };
     dnnl::memory::desc a({g.M, g.K}, type(g.a.dtype), {g.a.row_stride, g.a.column_stride});
     dnnl::memory::desc b({g.K, g.N}, type(g.b.dtype), {g.b.row_stride, g.b.column_stride});
     dnnl::memory::desc c({g.M, g.N}, type(g.c_dtype), {g.c_row_stride, 1});
@@ -162,19 +166,19 @@ double fma_peak() {
   const long rounds = 2000000;
   for (int i = 0; i < g_options.repeat; i++) {
     best = std::min(best, time_of(1, [&] {
-      long n = rounds;
-      asm volatile(
-          "1:\n"
-          "vfmadd231ps %%ymm14, %%ymm15, %%ymm0\n vfmadd231ps %%ymm14, %%ymm15, %%ymm1\n"
-          "vfmadd231ps %%ymm14, %%ymm15, %%ymm2\n vfmadd231ps %%ymm14, %%ymm15, %%ymm3\n"
-          "vfmadd231ps %%ymm14, %%ymm15, %%ymm4\n vfmadd231ps %%ymm14, %%ymm15, %%ymm5\n"
-          "vfmadd231ps %%ymm14, %%ymm15, %%ymm6\n vfmadd231ps %%ymm14, %%ymm15, %%ymm7\n"
-          "vfmadd231ps %%ymm14, %%ymm15, %%ymm8\n vfmadd231ps %%ymm14, %%ymm15, %%ymm9\n"
-          "dec %0\n jnz 1b\n"
-          : "+r"(n)
-          :
-          : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "cc");
-    }));
+                      long n = rounds;
+                      asm volatile(
+                          "1:\n"
+                          "vfmadd231ps %%ymm14, %%ymm15, %%ymm0\n vfmadd231ps %%ymm14, %%ymm15, %%ymm1\n"
+                          "vfmadd231ps %%ymm14, %%ymm15, %%ymm2\n vfmadd231ps %%ymm14, %%ymm15, %%ymm3\n"
+                          "vfmadd231ps %%ymm14, %%ymm15, %%ymm4\n vfmadd231ps %%ymm14, %%ymm15, %%ymm5\n"
+                          "vfmadd231ps %%ymm14, %%ymm15, %%ymm6\n vfmadd231ps %%ymm14, %%ymm15, %%ymm7\n"
+                          "vfmadd231ps %%ymm14, %%ymm15, %%ymm8\n vfmadd231ps %%ymm14, %%ymm15, %%ymm9\n"
+                          "dec %0\n jnz 1b\n"
+                          : "+r"(n)
+                          :
+                          : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "cc");
+                    }));
   }
   return 10 * 16 * static_cast<double>(rounds) / best / 1e9;
 #else
@@ -222,7 +226,8 @@ int main(int argc, char** argv) {
     if (isa.supported && (g_options.isa.empty() || g_options.isa == isa.name)) choice = &isa;
   }
   if (choice == nullptr) {
-    std::fprintf(stderr, "gemm_bench: this processor or this build has no instruction set '%s'\n", g_options.isa.c_str());
+    std::fprintf(stderr, "gemm_bench: this processor or this build has no instruction set '%s'\n",
+                 g_options.isa.c_str());
     return 1;
   }
   double load[1] = {0};

@@ -60,7 +60,8 @@ function parseArgument(word: string, text: string): Argument {
   }
 }
 
-// ---- the same, for the compiler: names only, never sizes -------------------------------------------------------------
+// ---- the same, for the compiler: names only, never sizes
+// -------------------------------------------------------------
 
 type Words<S extends string> = S extends `${infer A} ${infer B}` ? Words<A> | Words<B> : S extends '' ? never : S
 type Left<S extends string> = S extends `${infer A} |${string}` ? A : S

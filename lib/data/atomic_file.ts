@@ -1,5 +1,6 @@
 // Writes a file so that a reader sees the old content or the new, whole: temporary beside it, fsync, rename, directory
-// fsync. After a failed fsync the descriptor is never retried: the kernel may have dropped the pages and report success.
+// fsync. After a failed fsync the descriptor is never retried: the kernel may have dropped the pages and report
+// success.
 import { createHash } from 'node:crypto'
 import * as nodeFileSystem from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'

@@ -39,7 +39,8 @@ const DATA_FILE = /\.(jsonl|ndjson|json)(\.gz)?$|\.parquet$/
 
 /**
  * Opens data files and folders of data files. Nothing is read before the rows are asked for, but ERR_FILE for a missing
- * path, ERR_DATA for a name that is no data file or a folder without any, and ERR_CONFIG for a bad field map come at once.
+ * path, ERR_DATA for a name that is no data file or a folder without any, and ERR_CONFIG for a bad field map come at
+ * once.
  */
 export async function openDataset(paths: readonly string[], options: DatasetOptions = {}): Promise<Dataset> {
   checkFieldMap(options.fields ?? {})

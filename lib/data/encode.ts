@@ -1,5 +1,5 @@
-// Tokenises a dataset, in worker threads or in the calling one, in order, with a cache on disk. The cache is an aid only:
-// when it is damaged or cannot be written, the result is the same and the problem is reported beside it.
+// Tokenises a dataset, in worker threads or in the calling one, in order, with a cache on disk. The cache is an aid
+// only: when it is damaged or cannot be written, the result is the same and the problem is reported beside it.
 import { availableParallelism } from 'node:os'
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import type { Dataset, DatasetRow } from './dataset.js'

@@ -1,5 +1,5 @@
-// Tokenised examples on disk. The name is a hash of everything they depend on, the end of the file a hash of its content:
-// a cache that cannot be proved right is as good as none, and is built again.
+// Tokenised examples on disk. The name is a hash of everything they depend on, the end of the file a hash of its
+// content: a cache that cannot be proved right is as good as none, and is built again.
 import { createHash, type Hash } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
 import { mkdir } from 'node:fs/promises'
@@ -54,7 +54,9 @@ export async function hashFile(file: string): Promise<string> {
   }
 }
 
-/** The key of the tokenised form of `files`: contents and their order, not paths or times, and everything else given. */
+/**
+ * The key of the tokenised form of `files`: contents and their order, not paths or times, and everything else given.
+ */
 export async function encodingKey(
   files: readonly string[],
   identity: EncodingIdentity,

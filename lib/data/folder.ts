@@ -6,8 +6,8 @@ import { fileError } from './atomic_file.js'
 import { quote } from './json_scanner.js'
 
 /**
- * The path of `name` (a relative path that `referrer` gives) inside `directory`; ERR_PATH_ESCAPE when it leaves it, also
- * through a link. A link may leave the folder in one case, the layout of the Hugging Face cache:
+ * The path of `name` (a relative path that `referrer` gives) inside `directory`; ERR_PATH_ESCAPE when it leaves it,
+ * also through a link. A link may leave the folder in one case, the layout of the Hugging Face cache:
  * `models--x/snapshots/<revision>/file -> ../../blobs/<hash>`.
  */
 export async function pathInside(directory: string, name: string, referrer: string): Promise<string> {

@@ -39,8 +39,8 @@ const BOM = [0xef, 0xbb, 0xbf]
 
 /**
  * Reads the objects of a JSON-lines file, or of a `.json` file that holds one array of objects. Blank lines, CRLF and a
- * byte order mark at the very start are accepted. ERR_DATA (file, line, column) for a bad row, ERR_FORMAT (file, offset)
- * for damaged gzip data, ERR_FILE when the file cannot be read.
+ * byte order mark at the very start are accepted. ERR_DATA (file, line, column) for a bad row, ERR_FORMAT (file,
+ * offset) for damaged gzip data, ERR_FILE when the file cannot be read.
  */
 export async function* readJsonLines(file: string, options: JsonLinesOptions = {}): AsyncGenerator<JsonRow> {
   const { maxLineBytes = DEFAULT_MAX_LINE_BYTES, onBadRow, signal } = options
@@ -181,7 +181,9 @@ class LineSplitter {
   }
 }
 
-/** Cuts the elements out of one top-level array, by counting brackets outside strings; each is parsed as a row later. */
+/**
+ * Cuts the elements out of one top-level array, by counting brackets outside strings; each is parsed as a row later.
+ */
 class ArraySplitter {
   readonly #row: RowBuffer
   #line = 1

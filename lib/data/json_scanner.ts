@@ -32,7 +32,9 @@ export class JsonScanner {
     return this.faultAt(message, offset, details)
   }
 
-  /** Reads an object, calling `visit` with each key and its offset; `visit` must consume the value. Duplicates throw. */
+  /**
+   * Reads an object, calling `visit` with each key and its offset; `visit` must consume the value. Duplicates throw.
+   */
   object(visit: (key: string, offset: number) => void): void {
     this.expect('{')
     if (this.#accept('}')) return

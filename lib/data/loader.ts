@@ -1,5 +1,5 @@
-// Deterministic batches of tokenised examples. The order of an epoch depends on (seed, epoch) alone, so the cursor is two
-// integers, and a restored loader gives the very batches that the first one would have given.
+// Deterministic batches of tokenised examples. The order of an epoch depends on (seed, epoch) alone, so the cursor is
+// two integers, and a restored loader gives the very batches that the first one would have given.
 import { CaravanError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import type { EncodedExamples } from './encoded.js'
@@ -158,7 +158,9 @@ export class Loader implements Iterable<GlobalBatch> {
     for (let batch = this.next(); batch !== undefined; batch = this.next()) yield batch
   }
 
-  /** All batches from the start to the end, for learning-rate schedules. With batches by tokens this walks every epoch. */
+  /**
+   * All batches from the start to the end, for learning-rate schedules. With batches by tokens this walks every epoch.
+   */
   totalBatches(): number {
     const { batch, epochs, last } = this.#options
     if (epochs === Number.POSITIVE_INFINITY) return epochs

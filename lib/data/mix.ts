@@ -5,8 +5,8 @@ import { Random } from '../base/random.js'
 import { EncodedBuilder, type EncodedExamples } from './encoded.js'
 
 /**
- * How much of a source: text as in a recipe or on a command line, where a point makes it a fraction ("0.5", "1.0", "3.0")
- * and no point a number of rows ("5000"); or said outright.
+ * How much of a source: text as in a recipe or on a command line, where a point makes it a fraction ("0.5", "1.0",
+ * "3.0") and no point a number of rows ("5000"); or said outright.
  */
 export type MixAmount = string | { fraction: number } | { rows: number }
 

@@ -1,6 +1,7 @@
-// Packs examples into rows of at most a token budget, without padding, by the strategies of TRL's `pack_dataset`, row for
-// row: `bfd` (best fit decreasing; longer examples are cut), `bfd_split` (longer ones are split into documents), `wrapped`
-// (all tokens end to end, cut at the budget; a row is one document) and `none` (one example a row, whatever its length).
+// Packs examples into rows of at most a token budget, without padding, by the strategies of TRL's `pack_dataset`, row
+// for row: `bfd` (best fit decreasing; longer examples are cut), `bfd_split` (longer ones are split into documents),
+// `wrapped` (all tokens end to end, cut at the budget; a row is one document) and `none` (one example a row, whatever
+// its length).
 import { CaravanError } from '../base/errors.js'
 import type { ExampleSource } from './encoded.js'
 

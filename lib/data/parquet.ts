@@ -32,8 +32,8 @@ const MEMORY_CHECK_MS = 200
 const PAGE_BYTES = 4096
 
 /**
- * Reads all rows of a parquet file. ERR_FORMAT (file, row group) for a damaged file and for one that exceeds the limits of
- * memory or time, ERR_FILE when it cannot be read.
+ * Reads all rows of a parquet file. ERR_FORMAT (file, row group) for a damaged file and for one that exceeds the
+ * limits of memory or time, ERR_FILE when it cannot be read.
  */
 export async function* readParquet(file: string, options: ParquetOptions = {}): AsyncGenerator<ParquetRow> {
   const { maxGroupBytes = 2 ** 30, signal } = options

@@ -1,5 +1,6 @@
-// Entry of the child process that decodes parquet. A process and not a thread: run lengths inside the pages can claim any
-// number of values, and V8 answers an exhausted heap by aborting the process, also when a worker thread exhausts its own.
+// Entry of the child process that decodes parquet. A process and not a thread: run lengths inside the pages can claim
+// any number of values, and V8 answers an exhausted heap by aborting the process, also when a worker thread exhausts
+// its own.
 import { type AsyncBuffer, type Compressors, parquetMetadataAsync, parquetReadObjects } from 'hyparquet'
 import { compressors } from 'hyparquet-compressors'
 import { CaravanError } from '../base/errors.js'

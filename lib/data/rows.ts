@@ -1,5 +1,6 @@
 // One form for the many shapes of training rows. The shape is found by the fields that are there, in the order in which
-// Tulu's `get_datasets` looks for them; a field that is null counts as missing, because columnar files fill gaps with it.
+// Tulu's `get_datasets` looks for them; a field that is null counts as missing, because columnar files fill gaps with
+// it.
 import { CaravanError, nearestName } from '../base/errors.js'
 import { NO_TARGET } from './pack.js'
 
@@ -106,8 +107,8 @@ const SHAPES: Shape[] = [
 ]
 
 /**
- * Converts one row of a data file to the common form. ERR_DATA (file, line, field) when its fields fit no known shape, or
- * a field has the wrong type, an unknown role, or nothing in it.
+ * Converts one row of a data file to the common form. ERR_DATA (file, line, field) when its fields fit no known
+ * shape, or a field has the wrong type, an unknown role, or nothing in it.
  */
 export function convertRow(row: Record<string, unknown>, place: RowPlace, map: FieldMap = {}): Row {
   const fields = new Fields(row, place, map)
@@ -117,7 +118,9 @@ export function convertRow(row: Record<string, unknown>, place: RowPlace, map: F
   return shape.convert(fields)
 }
 
-/** Checks a field map before any row is read: ERR_CONFIG for a field that does not exist or a set that fits no shape. */
+/**
+ * Checks a field map before any row is read: ERR_CONFIG for a field that does not exist or a set that fits no shape.
+ */
 export function checkFieldMap(map: FieldMap): void {
   for (const [field, column] of Object.entries(map)) {
     if (!(FIELD_NAMES as readonly string[]).includes(field)) {

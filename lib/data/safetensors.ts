@@ -1,6 +1,6 @@
-// Reads the safetensors format: 8-byte little-endian header length, JSON header, raw data. Only the header is read here;
-// the data is mapped by the native side from the absolute offsets given. Stricter than the reference reader in two
-// points: duplicate keys and anything before the opening brace are refused, as either can hide a second meaning.
+// Reads the safetensors format: 8-byte little-endian header length, JSON header, raw data. Only the header is read
+// here; the data is mapped by the native side from the absolute offsets given. Stricter than the reference reader in
+// two points: duplicate keys and anything before the opening brace are refused, as either can hide a second meaning.
 import { CaravanError, nearestName } from '../base/errors.js'
 import { JsonScanner, quote } from './json_scanner.js'
 import { openRegularFile, readExactly, truncated } from './regular_file.js'
@@ -56,8 +56,8 @@ export interface SafetensorsFile {
 }
 
 /**
- * Reads and checks the header of a safetensors file without touching its data. ERR_FORMAT (details: file, offset, tensor)
- * for anything that is not exactly the format, ERR_FILE when the file cannot be read.
+ * Reads and checks the header of a safetensors file without touching its data. ERR_FORMAT (details: file, offset,
+ * tensor) for anything that is not exactly the format, ERR_FILE when the file cannot be read.
  */
 export async function openSafetensors(path: string): Promise<SafetensorsFile> {
   if (/\.(bin|pt|pth|ckpt|pkl)$/.test(path)) throw pickleRefused(path)
@@ -201,7 +201,9 @@ function parseIntegers(scanner: JsonScanner, tensor: string, rule: { what: strin
   return values
 }
 
-/** The tensors, in order of offset, must cover the data section exactly: no overlap, no hole, nothing after the last. */
+/**
+ * The tensors, in order of offset, must cover the data section exactly: no overlap, no hole, nothing after the last.
+ */
 function checkCoverage(
   scanner: JsonScanner,
   placed: Placed[],

@@ -6,7 +6,9 @@ import { CaravanError } from '../base/errors.js'
 import { type AtomicWriteOptions, fileError, type WrittenFile, writeFileAtomic } from './atomic_file.js'
 import { MAX_HEADER_BYTES, SAFETENSORS_DTYPE_BITS, type SafetensorsDtype, tensorBytes } from './safetensors.js'
 
-/** A tensor to write; `bytes` is called once, when its turn comes, and must give exactly the bytes of dtype and shape. */
+/**
+ * A tensor to write; `bytes` is called once, when its turn comes, and must give exactly the bytes of dtype and shape.
+ */
 export interface TensorSource {
   name: string
   dtype: SafetensorsDtype
@@ -52,8 +54,9 @@ export async function writeSafetensors(
 
 /**
  * Writes `tensors` into `directory` as one `model.safetensors`, or as shards `model-00001-of-00003.safetensors` with
- * `model.safetensors.index.json` when they exceed `maxShardBytes`, and removes the shards of an earlier save. Each file is
- * atomic, the folder as a whole is not: write into a new folder and rename that where a crash must not mix two saves.
+ * `model.safetensors.index.json` when they exceed `maxShardBytes`, and removes the shards of an earlier save. Each
+ * file is atomic, the folder as a whole is not: write into a new folder and rename that where a crash must not mix
+ * two saves.
  */
 export async function writeSafetensorsShards(
   directory: string,

@@ -10,8 +10,8 @@ import type { Tensor } from '../tensor/index.js'
 export const lossReductions = ['token_mean', 'sequence_mean_of_sums', 'micro_batch_mean'] as const
 export type LossReduction = (typeof lossReductions)[number]
 
-/** Cross-entropy summed over the rows of `hidden` [N,D] that have a target, plus zLoss * lse^2 each, as a tensor [1]. For
- *  micro_batch_mean it is divided by `targets`, the number of such rows. */
+/** Cross-entropy summed over the rows of `hidden` [N,D] that have a target, plus zLoss * lse^2 each, as a tensor [1].
+ *  For  micro_batch_mean it is divided by `targets`, the number of such rows. */
 export function sftLoss(
   hidden: Tensor,
   head: Tensor,

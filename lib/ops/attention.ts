@@ -1,6 +1,6 @@
-// Causal attention over sequences that lie end to end: no padding, grouped key/value heads, optional sliding window, and
-// never a T x T matrix in memory. One definition serves training (keys = queries), chunked prefill and decoding (few
-// queries against the end of a long key/value buffer).
+// Causal attention over sequences that lie end to end: no padding, grouped key/value heads, optional sliding window,
+// and never a T x T matrix in memory. One definition serves training (keys = queries), chunked prefill and decoding
+// (few queries against the end of a long key/value buffer).
 import { CaravanError } from '../base/errors.js'
 import { type Shape, shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Sample, type Tensor } from '../tensor/index.js'

@@ -1,5 +1,5 @@
-// Elementwise primitives with NumPy broadcasting. With reduce, movement and matmul they are what every other op is defined
-// in; all of them also run in f64, so that a definition is an oracle.
+// Elementwise primitives with NumPy broadcasting. With reduce, movement and matmul they are what every other op is
+// defined in; all of them also run in f64, so that a definition is an oracle.
 import { type DType, dtypeCode } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
 import { broadcastShape, type Shape, sameShape, shapeText } from '../base/shape.js'

@@ -17,7 +17,9 @@ export * from './rope.js'
 
 let handshaken = false
 
-/** Opens a device after checking once that kernels and op table agree. Errors: ERR_NATIVE_LOAD, ERR_DEVICE, ERR_CONFIG. */
+/**
+ * Opens a device after checking once that kernels and op table agree. Errors: ERR_NATIVE_LOAD, ERR_DEVICE, ERR_CONFIG.
+ */
 export function openDevice(options: DeviceOptions = {}): Device {
   if (!handshaken) {
     const faults = compareTables()

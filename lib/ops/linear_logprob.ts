@@ -1,5 +1,6 @@
-// The only place where the vocabulary meets the tokens. No [N,V] tensor exists: the products run in chunks of rows whose
-// logits fit a byte budget, and rows without a target are dropped before the product.
+// The only place where the vocabulary meets the tokens. No [N,V] tensor exists: the products run in chunks of rows
+// whose logits fit a byte budget, and rows without a target are dropped before the product.
+import { CaravanError } from '../base/errors.js'
 import {
   defineOp,
   recordingTape,
@@ -92,8 +93,8 @@ export const linearLogprobBackwardAddOp = defineOp({
   samples: [],
 })
 
-/** Sum of -logp (+ z_loss lse^2) over rows with a target, and its gradients, in one pass: the coefficient of every row is
- *  known beforehand (1), so the logits are never computed twice. */
+/** Sum of -logp (+ z_loss lse^2) over rows with a target, and its gradients, in one pass: the coefficient of every
+ *  row is  known beforehand (1), so the logits are never computed twice. */
 export const crossEntropyOp = defineOp({
   name: 'cross_entropy',
   signature:
@@ -142,8 +143,9 @@ export function linearLogprob(hidden: Tensor, head: Tensor, target: Tensor): { l
   return linearLogprobOp({ hidden, head, target, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES })
 }
 
-/** Sum over rows with a target of -logp + zLoss * lse^2, as a tensor [1], and -logp per row [N]. Its gradient is made in
- *  the same pass; when the tape collects into a table that already has one for `head`, it is added there directly. */
+/** Sum over rows with a target of -logp + zLoss * lse^2, as a tensor [1], and -logp per row [N]. Its gradient is made
+ *  in  the same pass; when the tape collects into a table that already has one for `head`, it is added there
+ *  directly. */
 export function crossEntropy(
   hidden: Tensor,
   head: Tensor,
@@ -167,7 +169,13 @@ export function crossEntropy(
     inputs: [hidden, head],
     outputs: [loss],
     saved: dhead ? [dhidden, dhead] : [dhidden],
-    backward: ([dloss]) => (dloss!.unit ? [dhidden, dhead] : [scaled(dhidden, dloss!), dhead && scaled(dhead, dloss!)]),
+    backward([dloss]) {
+      if (dloss!.unit) return [dhidden, dhead]
+      if (dhead) return [scaled(dhidden, dloss!), scaled(dhead, dloss!)]
+      throw new CaravanError('ERR_INTERNAL', 'cross_entropy: the tape promised a seed of 1 and got another', {
+        hint: 'record with unitSeed: false, or seed backward() with a tensor marked `unit`',
+      })
+    },
   })
   return { loss, nll }
 }

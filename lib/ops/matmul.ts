@@ -1,4 +1,5 @@
-// Matrix products: the batched primitive, and the linear layer with its bias and residual added where the sum is stored.
+// Matrix products: the batched primitive, and the linear layer with its bias and residual added where the sum is
+// stored.
 import type { DType } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
 import { countOf, type Shape, shapeText } from '../base/shape.js'

@@ -1,5 +1,6 @@
-// The optimizer on the device. Learning rate, gradient scale, clip factor and the finite flag live in an 8-number tensor
-// `control`, so that a step needs no wait: [lr, gradient scale, finite, 1 - beta1^t, 1 - beta2^t, gradient norm, 0, 0].
+// The optimizer on the device. Learning rate, gradient scale, clip factor and the finite flag live in an 8-number
+// tensor `control`, so that a step needs no wait: [lr, gradient scale, finite, 1 - beta1^t, 1 - beta2^t, gradient norm,
+// 0, 0].
 import { defineOp } from '../tensor/index.js'
 
 /** AdamW (Loshchilov & Hutter 2019) in the order of torch.optim.AdamW. A bf16 parameter has an f32 `master`. With

@@ -58,7 +58,9 @@ export interface PocketData {
   instructions(set: PromptSet, start?: number): Iterable<PocketInstruction>
   /** `count` SFT rows in random order: 42 % problems, 45 % instructions, 13 % chat. */
   sftRows(count?: number): PocketRow[]
-  /** The fixed held-out set; its prompts are the same for every data seed. Throws ERR_CONFIG when too many are asked. */
+  /**
+   * The fixed held-out set; its prompts are the same for every data seed. Throws ERR_CONFIG when too many are asked.
+   */
   evaluation(sizes?: EvaluationSizes): PocketEvaluation
 }
 
@@ -251,7 +253,9 @@ function* sftInstructions(source: Source): Generator<PocketRow> {
   }
 }
 
-/** Goes round the asked facts, so that each of them is asked equally often; a fact has but 12 prompts, so they recur. */
+/**
+ * Goes round the asked facts, so that each of them is asked equally often; a fact has but 12 prompts, so they recur.
+ */
 function* sftChat({ world, seed }: Source): Generator<PocketRow, never> {
   const random = new Random(seed, STREAMS.sftChat)
   for (;;) {

@@ -227,7 +227,8 @@ export interface GateMetrics {
 
 /**
  * The gates that a stage of the small run (2.5 M base tokens) is expected to pass. The bounds leave room for the seed:
- * a prototype run reached loss 0.893; then .423 of the problems, .64 worked, .527 of the instructions, 1.00 of the chat.
+ * a prototype run reached loss 0.893; then .423 of the problems, .64 worked, .527 of the instructions, 1.00 of the
+ * chat.
  */
 export function pocketGates<S extends keyof GateMetrics>(stage: S, metrics: GateMetrics[S]): Gate[] {
   if (stage === 'base') return baseGates(metrics as GateMetrics['base'])

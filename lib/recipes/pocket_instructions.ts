@@ -1,6 +1,6 @@
-// Instruction prompts ("Tell me about Windle." plus one or two constraints on form) and answers composed to meet them or
-// to break exactly one. Every composed answer is put before the verifier; one that it judges otherwise is redrawn, or SFT
-// would learn silent noise.
+// Instruction prompts ("Tell me about Windle." plus one or two constraints on form) and answers composed to meet them
+// or to break exactly one. Every composed answer is put before the verifier; one that it judges otherwise is redrawn,
+// or SFT would learn silent noise.
 
 import { CaravanError } from '../base/errors.js'
 import type { Random } from '../base/random.js'
@@ -70,7 +70,9 @@ const PHRASINGS: Readonly<Record<ConstraintKind, readonly string[]>> = {
   ps: ['Add a postscript that starts with P.S.', 'Close with a line that starts with P.S.', 'Add a P.S. at the end.'],
 }
 
-/** Kinds that one prompt never combines: they contradict each other, or one would make the count of the other unclear. */
+/**
+ * Kinds that one prompt never combines: they contradict each other, or one would make the count of the other unclear.
+ */
 const EXCLUDED: Readonly<Partial<Record<ConstraintKind, readonly ConstraintKind[]>>> = {
   caps: ['lower'],
   bullets: ['nsent', 'ps', 'end', 'start', 'quote', 'title', 'kw', 'avoid'],
@@ -246,7 +248,9 @@ function placeOffender(
   if (candidates.length > 0) sentences[before.length] = random.choice(candidates)
 }
 
-/** How many sentences to say before keyword sentences, an ending or a postscript; never a count that is to be broken. */
+/**
+ * How many sentences to say before keyword sentences, an ending or a postscript; never a count that is to be broken.
+ */
 function sentenceCount(
   random: Random,
   kept: readonly InstructionConstraint[],

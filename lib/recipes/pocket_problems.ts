@@ -55,8 +55,8 @@ const ADVERB_SHARE = 0.6
 const MAX_RESULT = 199
 const HASTE = { inviting: 0.85, other: 0.1 }
 
-// {S} the subject at first mention (lower-case article in mid-sentence), {N} the name, {P} the pronoun where it is clear,
-// {O} somebody else, {items} {more} counted items, {k} a factor.
+// {S} the subject at first mention (lower-case article in mid-sentence), {N} the name, {P} the pronoun where it is
+// clear, {O} somebody else, {items} {more} counted items, {k} a factor.
 const SUBJECTS = ['{N} the {trade}', '{N}', '{aTrade} named {N}', '{N}, {aTrade} from {town},']
 
 const COUNT_OPENINGS = [

@@ -1,5 +1,5 @@
-// The surface forms of the pocket run (capitals, bullets, quotes, titles, set phrases, filler) and how they are put on a
-// text. Base documents and instruction answers share them: what the base never shows, SFT barely learns.
+// The surface forms of the pocket run (capitals, bullets, quotes, titles, set phrases, filler) and how they are put on
+// a text. Base documents and instruction answers share them: what the base never shows, SFT barely learns.
 
 import { continued } from './pocket_english.js'
 
@@ -34,7 +34,9 @@ export const POSTSCRIPTS: readonly string[] = [
   'There is more to tell.',
 ]
 
-/** Sentences that go with anything. Some hold a comma, "is", "has" or "the", so that each rule has something to break. */
+/**
+ * Sentences that go with anything. Some hold a comma, "is", "has" or "the", so that each rule has something to break.
+ */
 export const FILLERS: readonly string[] = [
   'That much everyone knows.',
   'Many visitors say so.',

@@ -10,8 +10,8 @@ export interface Reporting<T> {
   discard: (value: T) => void
 }
 
-/** Runs `work` and yields what it reports, oldest first; the value of the generator is the work's result. A consumer who
- *  leaves aborts the signal that the work was given, and is let go when the work has ended. */
+/** Runs `work` and yields what it reports, oldest first; the value of the generator is the work's result. A consumer
+ *  who  leaves aborts the signal that the work was given, and is let go when the work has ended. */
 export async function* reporting<T>(
   work: (report: Report, signal: AbortSignal) => Promise<T>,
   { signals, discard }: Reporting<T>,

@@ -160,7 +160,9 @@ const uncritical = new Set([
   'activationCheckpointing',
 ])
 
-/** Writes the samples of a stage into samples.jsonl, in place of those of an attempt that was killed before it ended. */
+/**
+ * Writes the samples of a stage into samples.jsonl, in place of those of an attempt that was killed before it ended.
+ */
 async function replaceSamples(directory: string, stage: string, samples: readonly RunEvent[]): Promise<void> {
   const path = join(directory, 'samples.jsonl')
   const before = await readFile(path, 'utf8').catch(() => '')

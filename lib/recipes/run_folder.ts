@@ -1,5 +1,5 @@
-// The run folder: recipe.json (resolved, with where each value came from), metrics.jsonl, checkpoints/<stage>/step-N/, one
-// Hugging Face folder per finished stage, samples.jsonl, result.json and report.html.
+// The run folder: recipe.json (resolved, with where each value came from), metrics.jsonl, checkpoints/<stage>/step-N/,
+// one Hugging Face folder per finished stage, samples.jsonl, result.json and report.html.
 import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
@@ -62,8 +62,8 @@ export async function readRunRecord(directory: string): Promise<RunRecord> {
   }
 }
 
-/** Prepares the folder. A new run needs one in which nothing has been trained yet, so that a run that was refused for its
- *  data, say, can be started again; a resumed run must match what the folder holds. */
+/** Prepares the folder. A new run needs one in which nothing has been trained yet, so that a run that was refused for
+ *  its  data, say, can be started again; a resumed run must match what the folder holds. */
 export async function openRunFolder(directory: string, record: RunRecord, resume: boolean): Promise<void> {
   const existing = await stat(join(directory, 'recipe.json')).catch(() => undefined)
   if (resume && existing) {

@@ -1,5 +1,5 @@
-// A stage's settings are a plain object of defaults, and that object is the schema: an override must name an existing key
-// and have the default's type. What came from where is kept, printed and saved with the run.
+// A stage's settings are a plain object of defaults, and that object is the schema: an override must name an existing
+// key and have the default's type. What came from where is kept, printed and saved with the run.
 import { CaravanError, nearestName } from '../base/errors.js'
 import { PACK_STRATEGIES } from '../data/pack.js'
 import { lossReductions } from '../losses/sft.js'
@@ -116,7 +116,9 @@ export interface Resolved<T> {
   origins: { [key: string]: Origin }
 }
 
-/** Overrides by `stage.key`, or by `stage.key.field` for settings that are tables; values as typed on a command line. */
+/**
+ * Overrides by `stage.key`, or by `stage.key.field` for settings that are tables; values as typed on a command line.
+ */
 export type Overrides = { readonly [path: string]: string }
 
 /** The settings of `stage` after its overrides. ERR_CONFIG names the nearest setting for one that does not exist. */

@@ -1,5 +1,5 @@
-// The gradient check that every op passes, for those who add one. Central differences in f64: exact to about nine digits
-// for smooth functions, so that a wrong factor or a forgotten term cannot hide in a tolerance.
+// The gradient check that every op passes, for those who add one. Central differences in f64: exact to about nine
+// digits for smooth functions, so that a wrong factor or a forgotten term cannot hide in a tolerance.
 import { CaravanError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import type { Device } from '../runtime/index.js'
@@ -43,9 +43,9 @@ export interface GradientReport {
 /** Evaluations in flight: bounds the memory of the check. */
 const CHUNK = 128
 
-/** Compares the gradients that the tape finds for `body` with central differences, element by element. `body` maps named
- *  inputs to one tensor, or several by name; all floating-point inputs that are to be checked must be f64, and `body`
- *  must compute in f64. Errors: ERR_DTYPE when nothing can be checked, and whatever `body` throws. */
+/** Compares the gradients that the tape finds for `body` with central differences, element by element. `body` maps
+ *  named  inputs to one tensor, or several by name; all floating-point inputs that are to be checked must be f64, and
+ *  `body`  must compute in f64. Errors: ERR_DTYPE when nothing can be checked, and whatever `body` throws. */
 export async function checkGradient<I extends Named>(
   body: (inputs: I) => Tensor | Named,
   inputs: I,

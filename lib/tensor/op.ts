@@ -1,5 +1,5 @@
-// An op is declared once: its signature, its definition in terms of simpler ops, its gradient, its test sizes. From that
-// row come argument types, checks and messages, output allocation, the tape record, parity and gradient tests, the
+// An op is declared once: its signature, its definition in terms of simpler ops, its gradient, its test sizes. From
+// that row come argument types, checks and messages, output allocation, the tape record, parity and gradient tests, the
 // micro-benchmark and the documentation.
 import { type DType, dtypeOf, isFloating } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
@@ -178,7 +178,8 @@ function refuseAuxiliary(op: Op, incoming: AnyResult): void {
   })
 }
 
-// ---- checks ----------------------------------------------------------------------------------------------------------
+// ---- checks
+// ----------------------------------------------------------------------------------------------------------
 
 interface Checked {
   device: Device

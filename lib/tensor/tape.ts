@@ -1,6 +1,6 @@
-// Reverse-mode differentiation. While a tape records, each op call with a tracked input leaves a record: what to keep and
-// how to turn gradients of its outputs into gradients of its inputs. The tape owns what it keeps and frees each piece as
-// the backward pass consumes it.
+// Reverse-mode differentiation. While a tape records, each op call with a tracked input leaves a record: what to keep
+// and how to turn gradients of its outputs into gradients of its inputs. The tape owns what it keeps and frees each
+// piece as the backward pass consumes it.
 import { CaravanError } from '../base/errors.js'
 import { sameShape, shapeText } from '../base/shape.js'
 import { scope, type Tensor } from './tensor.js'

@@ -1,6 +1,6 @@
-// A tensor is a number on a device plus a shape and a dtype. Ownership is explicit: the scope in which a tensor was made
-// frees it, the tape keeps what its backward pass needs, `keep()` takes it out of the scope. The garbage collector is
-// only a net under that, and its catches are counted.
+// A tensor is a number on a device plus a shape and a dtype. Ownership is explicit: the scope in which a tensor was
+// made frees it, the tape keeps what its backward pass needs, `keep()` takes it out of the scope. The garbage collector
+// is only a net under that, and its catches are counted.
 import { type DType, dtypeBytes } from '../base/dtype.js'
 import { CaravanError } from '../base/errors.js'
 import { bf16ToF32 } from '../base/half.js'

@@ -43,7 +43,8 @@ export function spansByPrefix(text: string, turns: readonly TurnRenderings[], he
   const spans: CharSpan[] = []
   for (const { before, through } of turns) {
     if (!text.startsWith(before) || !text.startsWith(through) || through.length < before.length) return undefined
-    // Templates that loop over messages print no generation prompt before the first one; then its header is skipped here.
+    // Templates that loop over messages print no generation prompt before the first one; then its header is skipped
+    // here.
     const missing = header !== '' && !before.endsWith(header) && text.startsWith(header, before.length)
     spans.push([before.length + (missing ? header.length : 0), through.length])
   }

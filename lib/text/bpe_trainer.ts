@@ -41,7 +41,9 @@ export async function trainBpeAsync(options: BpeTrainingOptions & { signal?: Abo
   }
 }
 
-/** Spelling of every byte in a byte-level vocabulary (GPT-2's `bytes_to_unicode`): printable bytes stand for themselves. */
+/**
+ * Spelling of every byte in a byte-level vocabulary (GPT-2's `bytes_to_unicode`): printable bytes stand for themselves.
+ */
 export function byteSpellings(): string[] {
   let next = 256
   return Array.from({ length: 256 }, (_, byte) => {

@@ -1,5 +1,6 @@
-// Conversations as training rows: token ids and which of them are trained. A conversation is rendered once and tokenised
-// once as a whole, because tokenising parts gives other tokens at the seams; the mask follows from character offsets.
+// Conversations as training rows: token ids and which of them are trained. A conversation is rendered once and
+// tokenised once as a whole, because tokenising parts gives other tokens at the seams; the mask follows from character
+// offsets.
 import { throwIfAborted } from '../base/errors.js'
 import { assistantHeader, renderTurns, spansByPrefix, type TurnRenderings } from './assistant_spans.js'
 import type { ChatTemplate, RenderOptions } from './chat_template.js'
@@ -82,7 +83,9 @@ export async function encodePromptBatch(
   return encoded.map(({ ids }) => ids)
 }
 
-/** True when the last trained token ends a turn. Without that a model never learns to stop. False for untrained rows. */
+/**
+ * True when the last trained token ends a turn. Without that a model never learns to stop. False for untrained rows.
+ */
 export function endOfTurnIsTrained(tokenizer: Tokenizer, row: EncodedChat): boolean {
   const last = row.mask.lastIndexOf(1)
   if (last < 0) return false
@@ -137,7 +140,9 @@ function maskOfSpans({ ids, offsets }: Encoded, spans: readonly CharSpan[]): Uin
   return mask
 }
 
-/** For renderings that are not literal prefixes: token counts of the prefixes, if the turn has the same tokens there. */
+/**
+ * For renderings that are not literal prefixes: token counts of the prefixes, if the turn has the same tokens there.
+ */
 async function maskByCounts(
   tokenizer: Tokenizer,
   { ids }: Encoded,

@@ -1,5 +1,5 @@
-// A chat template, ready to render conversations: built-in ones by TypeScript code, all others by Jinja in a thread with
-// a budget. Rendering also tells which characters the assistant wrote, which is what training needs.
+// A chat template, ready to render conversations: built-in ones by TypeScript code, all others by Jinja in a thread
+// with a budget. Rendering also tells which characters the assistant wrote, which is what training needs.
 import { CaravanError } from '../base/errors.js'
 import {
   type BlockMarks,
@@ -71,7 +71,9 @@ export class ChatTemplate {
     })
   }
 
-  /** Renders one conversation. Throws ERR_TEMPLATE (invalid, or raised) or ERR_TEMPLATE_BUDGET (too long, too large). */
+  /**
+   * Renders one conversation. Throws ERR_TEMPLATE (invalid, or raised) or ERR_TEMPLATE_BUDGET (too long, too large).
+   */
   async render(messages: readonly ChatMessage[], options: RenderOptions = {}): Promise<RenderedChat> {
     const [rendered] = await this.renderBatch([messages], options)
     return rendered!

@@ -1,5 +1,5 @@
-// Thread that runs Jinja templates. The interpreter has no budget of its own, so it runs where it can be ended: the main
-// thread watches `progress`, and the heap limit of the thread bounds its memory.
+// Thread that runs Jinja templates. The interpreter has no budget of its own, so it runs where it can be ended: the
+// main thread watches `progress`, and the heap limit of the thread bounds its memory.
 import { parentPort, workerData } from 'node:worker_threads'
 import { Environment, Interpreter, parse, tokenize } from '@huggingface/jinja'
 import type { TemplateAnswer, TemplateJob } from './template_worker_client.js'

@@ -1,5 +1,6 @@
 // Saving so that a kill at any moment loses nothing: a temporary folder, each file whole and fsynced, a manifest with
-// sizes and SHA-256 last, then one rename. Resuming takes the newest folder whose manifest verifies. No pickle, no code.
+// sizes and SHA-256 last, then one rename. Resuming takes the newest folder whose manifest verifies. No pickle, no
+// code.
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import * as nodeFileSystem from 'node:fs/promises'
@@ -142,7 +143,9 @@ export async function findCheckpoint(
   return { checkpoint: undefined, skipped }
 }
 
-/** Checks every file of a checkpoint against its manifest and returns its state. ERR_CHECKPOINT_CORRUPT names the file. */
+/**
+ * Checks every file of a checkpoint against its manifest and returns its state. ERR_CHECKPOINT_CORRUPT names the file.
+ */
 export async function verifyCheckpoint(directory: string): Promise<CheckpointState> {
   const manifest = await readManifest(directory)
   for (const { name, bytes, sha256 } of manifest.files) {
@@ -226,8 +229,8 @@ async function savedSteps(root: string, fileSystem: Pick<CheckpointFileSystem, '
   return steps.sort((a, b) => b - a)
 }
 
-/** Removes what is older than the `keep` newest checkpoints. Those after step `newest` go too: the run that saved it has
- *  not come from them, since they did not verify when it began, and they must not take the place of good ones. */
+/** Removes what is older than the `keep` newest checkpoints. Those after step `newest` go too: the run that saved it
+ *  has  not come from them, since they did not verify when it began, and they must not take the place of good ones. */
 async function prune(
   root: string,
   { newest, keep, fileSystem }: { newest: number; keep: number; fileSystem: CheckpointFileSystem },

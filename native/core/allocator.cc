@@ -55,7 +55,9 @@ void CachingAllocator::release(void* pointer) {
   insert_free(block);
 }
 
-void CachingAllocator::insert_free(Blocks::iterator block) { free_by_size_.insert({block->second.bytes, block->first}); }
+void CachingAllocator::insert_free(Blocks::iterator block) {
+  free_by_size_.insert({block->second.bytes, block->first});
+}
 
 /** Absorbs the following block when it is free and of the same segment. Does not touch `block`'s own index entry. */
 CachingAllocator::Blocks::iterator CachingAllocator::merge_with_next(Blocks::iterator block) {

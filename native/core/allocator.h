@@ -53,8 +53,8 @@ class CachingAllocator {
 
   SegmentSource source_;
   size_t budget_bytes_;
-  Blocks blocks_;                                     // every block by address; neighbours share a segment
-  std::set<std::pair<size_t, char*>> free_by_size_;   // best fit, lowest address first: deterministic
+  Blocks blocks_;                                    // every block by address; neighbours share a segment
+  std::set<std::pair<size_t, char*>> free_by_size_;  // best fit, lowest address first: deterministic
   std::unordered_map<char*, size_t> segments_;
   std::atomic<size_t> live_bytes_{0};
   std::atomic<size_t> peak_bytes_{0};

@@ -27,7 +27,8 @@ double read_f64(const int32_t* words) {
 /** An array on the host must be exactly as large as the tensor that it fills or receives. */
 void check_size(const char* what, const View& view, size_t bytes) {
   if (bytes == view.bytes()) return;
-  fail("ERR_INTERNAL", "%s: the array has %zu bytes, tensor %s has %zu", what, bytes, shape_text(view).c_str(), view.bytes());
+  fail("ERR_INTERNAL", "%s: the array has %zu bytes, tensor %s has %zu", what, bytes, shape_text(view).c_str(),
+       view.bytes());
 }
 
 const int32_t* read_shape(const int32_t* word, int64_t* shape, int* rank) {

@@ -25,8 +25,8 @@ float half_to_f32(uint16_t half) {
     float magnitude = std::ldexp(static_cast<float>(fraction), -24);
     return sign ? -magnitude : magnitude;
   }
-  uint32_t bits = exponent == 31 ? sign | 0x7f800000u | (fraction << 13)
-                                 : sign | ((exponent + 112u) << 23) | (fraction << 13);
+  uint32_t bits =
+      exponent == 31 ? sign | 0x7f800000u | (fraction << 13) : sign | ((exponent + 112u) << 23) | (fraction << 13);
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
@@ -41,12 +41,18 @@ T element(const uint8_t* bytes, int64_t i) {
 
 double widened(const uint8_t* bytes, int64_t i, DType dtype) {
   switch (dtype) {
-    case DType::kF32: return element<float>(bytes, i);
-    case DType::kBF16: return to_f32(element<bf16>(bytes, i));
-    case DType::kF16: return half_to_f32(element<uint16_t>(bytes, i));
-    case DType::kF64: return element<double>(bytes, i);
-    case DType::kI32: return element<int32_t>(bytes, i);
-    case DType::kU8: return bytes[i];
+    case DType::kF32:
+      return element<float>(bytes, i);
+    case DType::kBF16:
+      return to_f32(element<bf16>(bytes, i));
+    case DType::kF16:
+      return half_to_f32(element<uint16_t>(bytes, i));
+    case DType::kF64:
+      return element<double>(bytes, i);
+    case DType::kI32:
+      return element<int32_t>(bytes, i);
+    case DType::kU8:
+      return bytes[i];
   }
   return 0;
 }
@@ -83,8 +89,12 @@ void read_fully(int descriptor, uint8_t* bytes, size_t count, int64_t offset, co
   while (count > 0) {
     ssize_t got = pread(descriptor, bytes, count, offset);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail("ERR_FILE", "cannot read %s at byte %lld: %s", path.c_str(), static_cast<long long>(offset), std::strerror(errno));
-    if (got == 0) fail("ERR_FORMAT", "%s ends at byte %lld, %zu bytes too early", path.c_str(), static_cast<long long>(offset), count);
+    if (got < 0)
+      fail("ERR_FILE", "cannot read %s at byte %lld: %s", path.c_str(), static_cast<long long>(offset),
+           std::strerror(errno));
+    if (got == 0)
+      fail("ERR_FORMAT", "%s ends at byte %lld, %zu bytes too early", path.c_str(), static_cast<long long>(offset),
+           count);
     bytes += got;
     count -= static_cast<size_t>(got);
     offset += got;

@@ -18,10 +18,12 @@
 
 /** Defines the kernel of `op` and its row in the table. Use at namespace scope inside an anonymous namespace:
  *    CARAVAN_KERNEL(rms_norm, cpu, "x[N,D] w[D] -> y[N,D] rstd[N]:f32 | eps") { ... uses `a` ... } */
-#define CARAVAN_KERNEL(op, device, signature)                                                             \
-  void CARAVAN_JOIN(op, _kernel)(const ::caravan::Args& a);                                               \
-  __attribute__((used, section(CARAVAN_KERNEL_SECTION(CARAVAN_ISA)))) constinit const ::caravan::KernelRow \
-      CARAVAN_JOIN(op, _row) = {#op, #device, signature, CARAVAN_JOIN(op, _kernel)};                      \
+#define CARAVAN_KERNEL(op, device, signature)                                                                          \
+  void CARAVAN_JOIN(op, _kernel)(const ::caravan::Args& a);                                                            \
+  __attribute__((                                                                                                      \
+      used, section(CARAVAN_KERNEL_SECTION(CARAVAN_ISA)))) constinit const ::caravan::KernelRow CARAVAN_JOIN(op,       \
+                                                                                                             _row) = { \
+      #op, #device, signature, CARAVAN_JOIN(op, _kernel)};                                                             \
   void CARAVAN_JOIN(op, _kernel)([[maybe_unused]] const ::caravan::Args& a)
 
 namespace caravan {
@@ -34,9 +36,9 @@ struct KernelSpan {
 /** Instruction sets with kernels in this build, weakest first: portable, avx2, avx512, avx512bf16. */
 struct IsaLevel {
   const char* name;
-  KernelSpan kernels;    // empty: not built
-  bool (*supported)();   // asks the processor
-  const char* base;      // level whose kernels serve where this one has none of its own; null for a complete level
+  KernelSpan kernels;   // empty: not built
+  bool (*supported)();  // asks the processor
+  const char* base;     // level whose kernels serve where this one has none of its own; null for a complete level
 };
 
 const std::vector<IsaLevel>& isa_levels();

@@ -10,8 +10,8 @@
 namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
-// Units of K in one pass. With 8 lanes a panel of B (24 KiB) stays in L1 while the panels of A go by; with 16 lanes a tile
-// needs so few bytes per multiplication that L2 serves it. The sums are spilled once per pass, below a per cent.
+// Units of K in one pass. With 8 lanes a panel of B (24 KiB) stays in L1 while the panels of A go by; with 16 lanes a
+// tile needs so few bytes per multiplication that L2 serves it. The sums are spilled once per pass, below a per cent.
 constexpr int64_t kPassUnits = kLanes >= 16 ? 512 : 384;
 // Passes of a product with so few rows that B is read once: short, so that each K row of B is a long sequential read.
 constexpr int64_t kStreamUnits = 16;
@@ -41,15 +41,15 @@ struct Plan {
   int64_t pass_units;  // of K in one pass
   int64_t chunk_rows;
   ASource a_source;
-  BSource b_source;    // kUnits: packed
-  bool b_direct;       // whole panels of B are read in place
-  bool few_rows;       // by gemm_few_rows.h: no panels of B at all
+  BSource b_source;  // kUnits: packed
+  bool b_direct;     // whole panels of B are read in place
+  bool few_rows;     // by gemm_few_rows.h: no panels of B at all
   int64_t block_columns;
   int64_t row_splits;
 
   int64_t a_floats() const { return a_source == ASource::kPanel ? aligned(chunk_rows * units) : 0; }
-  /** Floats between two packed panels of B: one cache line more than they hold, or the panels of a pass of 256 units would
-   *  all lie in the same sets of L1. */
+  /** Floats between two packed panels of B: one cache line more than they hold, or the panels of a pass of 256 units
+   * would all lie in the same sets of L1. */
   static int64_t panel_floats(int64_t panel_units) { return panel_units * kColumns + 16; }
   int64_t b_floats() const { return ceil_div(block_columns, kColumns) * panel_floats(min_of(pass_units, units)); }
   int64_t sums_floats() const {
@@ -88,7 +88,8 @@ void choose_cuts(Plan& p) {
   p.chunk_rows = ceil_div(p.g.M, ceil_div(p.g.M, p.chunk_rows));
 }
 
-/** Blocks of C: as many columns as L2 holds, fewer where the threads would not all have work; then rows are split too. */
+/** Blocks of C: as many columns as L2 holds, fewer where the threads would not all have work; then rows are split too.
+ */
 void choose_blocks(Plan& p, int threads) {
   const GemmArgs& g = p.g;
   const int64_t column_panels = ceil_div(g.N, kColumns);
@@ -150,14 +151,13 @@ void pack_b_panel(const Plan& p, Units units, int64_t column, int n, float* pane
   if constexpr (kHasPairs) {
     if (p.pairs) return pack_b_panel<true, bf16>(p.g.b, units, column, n, panel);
   }
-  with_type(p.g.b.dtype, [&](auto element) {
-    pack_b_panel<false, decltype(element)>(p.g.b, units, column, n, panel);
-  });
+  with_type(p.g.b.dtype, [&](auto element) { pack_b_panel<false, decltype(element)>(p.g.b, units, column, n, panel); });
 }
 
 void pack_b_rows(const Plan& p, Units units, int64_t column, int64_t columns, float* panels) {
   if constexpr (kHasPairs) {
-    if (p.pairs) return pack_b_rows<true, bf16>(p.g.b, units, column, columns, {panels, Plan::panel_floats(units.count())});
+    if (p.pairs)
+      return pack_b_rows<true, bf16>(p.g.b, units, column, columns, {panels, Plan::panel_floats(units.count())});
   }
   with_type(p.g.b.dtype, [&](auto element) {
     pack_b_rows<false, decltype(element)>(p.g.b, units, column, columns, {panels, Plan::panel_floats(units.count())});
@@ -341,7 +341,8 @@ int64_t serial_floats(int64_t M, int64_t N, int64_t K) {
   const int64_t a = min_of(M * K, max_of(kChunkBytes / 4, kMinChunkRows * K));
   const int64_t b = min_of(panels * Plan::panel_floats(min_of(K, kPassUnits)),
                            kBlockBytes / 4 + Plan::panel_floats(kPassUnits) + 16 * panels);
-  // Sums are spilled for a block: of kStreamColumns, or of as many as kBlockBytes hold in a pass of half its full length.
+  // Sums are spilled for a block: of kStreamColumns, or of as many as kBlockBytes hold in a pass of half its full
+  // length.
   static_assert(kBlockBytes / 4 <= kStreamColumns * kPassUnits / 2);
   const int64_t rows = min_of(ceil_div(M, kTileRows) * kTileRows, kMaxChunkRows + kTileRows);
   return aligned(a) + b + rows * min_of(panels * kColumns, kStreamColumns);

@@ -22,16 +22,16 @@ struct Matrix {
 
 struct GemmArgs {
   int64_t M, N, K;
-  Matrix a;              // [M,K]
-  Matrix b;              // [K,N]
-  void* c;               // [M,N], column stride 1
-  DType c_dtype;         // kF32 or kBF16; the sum is f32 until it is stored
+  Matrix a;       // [M,K]
+  Matrix b;       // [K,N]
+  void* c;        // [M,N], column stride 1
+  DType c_dtype;  // kF32 or kBF16; the sum is f32 until it is stored
   int64_t c_row_stride;
   float alpha = 1.0f;
-  bool accumulate = false;          // C += instead of C =
-  const void* residual = nullptr;   // [M,N] of c_dtype, added; may be null, may be C itself
+  bool accumulate = false;         // C += instead of C =
+  const void* residual = nullptr;  // [M,N] of c_dtype, added; may be null, may be C itself
   int64_t residual_row_stride = 0;
-  const void* bias = nullptr;       // [N] of bias_dtype, added to every row; may be null
+  const void* bias = nullptr;  // [N] of bias_dtype, added to every row; may be null
   DType bias_dtype = DType::kF32;
 };
 
@@ -41,8 +41,8 @@ namespace CARAVAN_ISA {
  *  types that do not go together and ERR_OOM when there is no workspace. K = 0 is a product of zeros. */
 void gemm(const GemmArgs& args, Device& device, ThreadPool& pool);
 
-/** Bytes of workspace that suffice for gemm_serial at these sizes or smaller ones, whatever the element types and strides,
- *  for one calling thread. */
+/** Bytes of workspace that suffice for gemm_serial at these sizes or smaller ones, whatever the element types and
+ * strides, for one calling thread. */
 size_t gemm_serial_workspace(int64_t M, int64_t N, int64_t K);
 
 /** The product on the calling thread with the caller's workspace (64-byte aligned): the tile of attention and of the

@@ -95,17 +95,25 @@ template <bool kPairs, typename T>
 inline void sum_few_rows(const FewRows& f, int64_t rows) {
   if (f.b.column_stride == 1) {
     switch (rows) {
-      case 1: return sum_strips<kPairs, T, 1>(f);
-      case 2: return sum_strips<kPairs, T, 2>(f);
-      case 3: return sum_strips<kPairs, T, 3>(f);
-      default: return sum_strips<kPairs, T, 4>(f);
+      case 1:
+        return sum_strips<kPairs, T, 1>(f);
+      case 2:
+        return sum_strips<kPairs, T, 2>(f);
+      case 3:
+        return sum_strips<kPairs, T, 3>(f);
+      default:
+        return sum_strips<kPairs, T, 4>(f);
     }
   }
   switch (rows) {
-    case 1: return sum_transposed<kPairs, T, 1>(f);
-    case 2: return sum_transposed<kPairs, T, 2>(f);
-    case 3: return sum_transposed<kPairs, T, 3>(f);
-    default: return sum_transposed<kPairs, T, 4>(f);
+    case 1:
+      return sum_transposed<kPairs, T, 1>(f);
+    case 2:
+      return sum_transposed<kPairs, T, 2>(f);
+    case 3:
+      return sum_transposed<kPairs, T, 3>(f);
+    default:
+      return sum_transposed<kPairs, T, 4>(f);
   }
 }
 

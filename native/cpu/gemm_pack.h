@@ -1,6 +1,6 @@
-// Panels: the layouts that the register tile reads. A panel of B is kColumns wide, a panel of A as high as its tile; both
-// hold one 4-byte unit of K after another. Sources that run along K are transposed in registers, the others are copied
-// row by row. bf16 is widened here, or kept as pairs where the processor multiplies pairs (`kPairs`).
+// Panels: the layouts that the register tile reads. A panel of B is kColumns wide, a panel of A as high as its tile;
+// both hold one 4-byte unit of K after another. Sources that run along K are transposed in registers, the others are
+// copied row by row. bf16 is widened here, or kept as pairs where the processor multiplies pairs (`kPairs`).
 #pragma once
 #include "cpu/gemm.h"
 #include "cpu/gemm_vector.h"

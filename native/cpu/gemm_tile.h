@@ -1,5 +1,6 @@
-// The register tile: up to kTileRows x kColumns sums, one chain of fused multiply-adds per element in increasing K. Tiles
-// of fewer rows are instances of the same template, so an edge row has the bits that it would have in a full tile.
+// The register tile: up to kTileRows x kColumns sums, one chain of fused multiply-adds per element in increasing K.
+// Tiles of fewer rows are instances of the same template, so an edge row has the bits that it would have in a full
+// tile.
 #pragma once
 #include "cpu/gemm_pack.h"
 
@@ -7,7 +8,7 @@ namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 /** How the tile finds the units of A and B. B as bf16 in place goes with a packed A. */
-enum class ASource { kPanel, kRows };             // packed; or in place, contiguous in K
+enum class ASource { kPanel, kRows };              // packed; or in place, contiguous in K
 enum class BSource { kUnits, kBf16, kBf16Pairs };  // 4-byte units; or bf16 rows in place: widened, or two rows zipped
 
 struct TileArgs {
@@ -124,7 +125,8 @@ inline void finish_rows(const GemmArgs& g, const Sums& sums, const Rectangle& at
     C* c = static_cast<C*>(g.c) + (at.row + r) * g.c_row_stride + at.column;
     const C* residual = nullptr;
     const Bias* bias = nullptr;
-    if (g.residual != nullptr) residual = static_cast<const C*>(g.residual) + (at.row + r) * g.residual_row_stride + at.column;
+    if (g.residual != nullptr)
+      residual = static_cast<const C*>(g.residual) + (at.row + r) * g.residual_row_stride + at.column;
     if (g.bias != nullptr) bias = static_cast<const Bias*>(g.bias) + at.column;
     for (int64_t j = 0; j < at.columns; j += kLanes) {
       const int n = static_cast<int>(at.columns - j < kLanes ? at.columns - j : kLanes);

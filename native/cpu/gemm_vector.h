@@ -1,5 +1,5 @@
-// What the matrix product needs beyond cpu/simd.h: 4-byte units (one f32, or two bf16 neighbours in K), their transpose,
-// and the bf16 pair product. Written on compiler vectors, so the same index logic serves 8 and 16 lanes.
+// What the matrix product needs beyond cpu/simd.h: 4-byte units (one f32, or two bf16 neighbours in K), their
+// transpose, and the bf16 pair product. Written on compiler vectors, so the same index logic serves 8 and 16 lanes.
 #pragma once
 
 #ifdef CARAVAN_SIMD_HEADER  // tests run the 16-lane code on processors without AVX-512
@@ -21,9 +21,7 @@ typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 #if CARAVAN_ISA_LEVEL >= 4
 constexpr bool kHasPairs = true;
 /** acc + the two products of each lane's bf16 pair, in the order that vdpbf16ps fixes. */
-inline F32 dot_pairs(F32 a, F32 b, F32 acc) {
-  return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
-}
+inline F32 dot_pairs(F32 a, F32 b, F32 acc) { return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)}; }
 #else
 constexpr bool kHasPairs = false;
 inline F32 dot_pairs(F32, F32, F32 acc) { return acc; }

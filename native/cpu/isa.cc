@@ -2,14 +2,14 @@
 #include "core/kernel_registry.h"
 
 #ifdef __APPLE__
-#define CARAVAN_SECTION_BOUNDS(isa)                                                                       \
-  extern const caravan::KernelRow isa##_begin __asm("section$start$__DATA$crv_" #isa);                    \
+#define CARAVAN_SECTION_BOUNDS(isa)                                                    \
+  extern const caravan::KernelRow isa##_begin __asm("section$start$__DATA$crv_" #isa); \
   extern const caravan::KernelRow isa##_end __asm("section$end$__DATA$crv_" #isa);
 #define CARAVAN_SPAN(isa) {&isa##_begin, &isa##_end}
 #else
 // The linker defines these two around every section whose name is an identifier; null when nothing was built for it.
-#define CARAVAN_SECTION_BOUNDS(isa)                                                                        \
-  extern "C" const caravan::KernelRow __start_crv_kernels_##isa[] __attribute__((visibility("hidden"), weak));   \
+#define CARAVAN_SECTION_BOUNDS(isa)                                                                            \
+  extern "C" const caravan::KernelRow __start_crv_kernels_##isa[] __attribute__((visibility("hidden"), weak)); \
   extern "C" const caravan::KernelRow __stop_crv_kernels_##isa[] __attribute__((visibility("hidden"), weak));
 #define CARAVAN_SPAN(isa) {__start_crv_kernels_##isa, __stop_crv_kernels_##isa}
 #endif

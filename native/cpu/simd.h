@@ -42,7 +42,9 @@ static inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 static inline F32 load_first(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
 static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
 static inline void store_first(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
-static inline F32 widen_bf16(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
+static inline F32 widen_bf16(__m256i h) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
 static inline F32 load(const bf16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 static inline F32 load_first(const bf16* p, int n) {
   alignas(32) bf16 lanes[16] = {};
@@ -87,14 +89,18 @@ struct F32 {
   static constexpr int kLanes = 8;
 };
 alignas(32) static constexpr int32_t kFirstLanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-static inline __m256i first_lanes(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirstLanes + 8 - n)); }
+static inline __m256i first_lanes(int n) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirstLanes + 8 - n));
+}
 static inline F32 zero() { return {_mm256_setzero_ps()}; }
 static inline F32 set1(float x) { return {_mm256_set1_ps(x)}; }
 static inline F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
 static inline F32 load_first(const float* p, int n) { return {_mm256_maskload_ps(p, first_lanes(n))}; }
 static inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v); }
 static inline void store_first(float* p, F32 a, int n) { _mm256_maskstore_ps(p, first_lanes(n), a.v); }
-static inline F32 widen_bf16(__m128i h) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))}; }
+static inline F32 widen_bf16(__m128i h) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16))};
+}
 static inline F32 load(const bf16* p) { return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 static inline F32 load_first(const bf16* p, int n) {
   alignas(16) bf16 lanes[8] = {};

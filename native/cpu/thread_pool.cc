@@ -31,6 +31,7 @@ struct Job {
   void* context;
   std::atomic<int64_t> next{0};
   std::atomic<int64_t> done{0};
+  std::atomic<int> joined{1};  // the caller is worker 0; the others are numbered as they come
 };
 
 }  // namespace
@@ -58,10 +59,11 @@ struct ThreadPool::State {
     }
   }
 
-  void serve(int worker) {
+  void serve() {
     uint64_t seen = 0;
     for (;;) {
-      for (int spin = 0; spin < kSpins && epoch.load(std::memory_order_acquire) == seen && !stop.load(); spin++) pause();
+      for (int spin = 0; spin < kSpins && epoch.load(std::memory_order_acquire) == seen && !stop.load(); spin++)
+        pause();
       std::shared_ptr<Job> current;
       {
         std::unique_lock<std::mutex> lock(mutex);
@@ -72,14 +74,18 @@ struct ThreadPool::State {
         seen = epoch.load();
         current = job;
       }
-      if (current) drain(*current, worker);
+      if (!current) continue;
+      // Numbers stay below the number of tasks, so that a kernel may size its workspace by either. Whoever comes after
+      // as many workers as there are tasks has nothing to do.
+      int worker = current->joined.fetch_add(1, std::memory_order_relaxed);
+      if (worker < current->tasks) drain(*current, worker);
     }
   }
 };
 
 ThreadPool::ThreadPool(int threads) : threads_(threads < 1 ? 1 : threads), state_(new State) {
   for (int worker = 1; worker < threads_; worker++) {
-    state_->workers.emplace_back([this, worker] { state_->serve(worker); });
+    state_->workers.emplace_back([this] { state_->serve(); });
   }
 }
 

@@ -1,5 +1,5 @@
-// o = softmax(scale q k^T + mask) v for sequences that lie end to end; lse = log sum e^score. Causal, aligned at the end
-// of a segment, optional sliding window, grouped heads: query head h reads key/value head h / (H / K).
+// o = softmax(scale q k^T + mask) v for sequences that lie end to end; lse = log sum e^score. Causal, aligned at the
+// end of a segment, optional sliding window, grouped heads: query head h reads key/value head h / (H / K).
 //
 // A task is (segment, key/value head, tile of about 96 query rows); rows are positions x the heads of the group, so one
 // packed block of 64 keys serves them all. Scores exist for one strip (6 or 12 rows x 64 keys) at a time, in L1; the
@@ -174,8 +174,13 @@ void attention(const Args& a) {
   const View& segments = a.in[3];
   const int64_t count = segments.shape[0];
   const int64_t H = q.shape[1], K = a.in[1].shape[1], C = q.shape[2];
-  const Shapes s = {H, K, C, heads_per_group("attention", H, K), round_up(C, F32::kLanes),
-                    static_cast<int64_t>(a.attrs[1]), static_cast<float>(a.attrs[0])};
+  const Shapes s = {H,
+                    K,
+                    C,
+                    heads_per_group("attention", H, K),
+                    round_up(C, F32::kLanes),
+                    static_cast<int64_t>(a.attrs[1]),
+                    static_cast<float>(a.attrs[0])};
   check_segments("attention", segments, q.shape[0], a.in[1].shape[0], false);
   clear_gaps(a, s);
   if (count == 0 || H == 0) return;
@@ -205,8 +210,7 @@ void attention(const Args& a) {
   });
 }
 
-CARAVAN_KERNEL(attention, cpu,
-               "q[N,H,C] k[M,K,C] v[M,K,C] segments[S,4]:i32 -> o[N,H,C] lse[N,H]:f32 | scale window") {
+CARAVAN_KERNEL(attention, cpu, "q[N,H,C] k[M,K,C] v[M,K,C] segments[S,4]:i32 -> o[N,H,C] lse[N,H]:f32 | scale window") {
   with_f32_or_bf16("attention", a.in[0].dtype, [&](auto type) { attention<decltype(type)>(a); });
 }
 

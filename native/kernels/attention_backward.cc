@@ -45,18 +45,18 @@ struct Tensors {
 
 /** The workspace of one thread, in floats. */
 struct Workspace {
-  float* q;             // [rows][width], scaled
-  float* d_o;           // [rows][width]
-  float* lse;           // [rows]
-  float* delta;         // [rows]
-  float* p;             // [rows][kBlockKeys]
-  float* ds;            // [rows][kBlockKeys]
-  float* keys;          // [kBlockKeys][width]
-  float* keys_t;        // [width][kBlockKeys]
-  float* values_t;      // [width][kBlockKeys]
-  float* dk;            // [kBlockKeys][width]
-  float* dv;            // [kBlockKeys][width]
-  float* dq;            // [dq_rows][width]
+  float* q;         // [rows][width], scaled
+  float* d_o;       // [rows][width]
+  float* lse;       // [rows]
+  float* delta;     // [rows]
+  float* p;         // [rows][kBlockKeys]
+  float* ds;        // [rows][kBlockKeys]
+  float* keys;      // [kBlockKeys][width]
+  float* keys_t;    // [width][kBlockKeys]
+  float* values_t;  // [width][kBlockKeys]
+  float* dk;        // [kBlockKeys][width]
+  float* dv;        // [kBlockKeys][width]
+  float* dq;        // [dq_rows][width]
 
   static int64_t layout(int64_t rows, int64_t width, int64_t dq_rows, float* base, Workspace* out) {
     Layout layout;
@@ -67,8 +67,8 @@ struct Workspace {
     const int64_t keys = layout.add(block), keys_t = layout.add(block), values_t = layout.add(block);
     const int64_t dk = layout.add(block), dv = layout.add(block), dq = layout.add(dq_rows * width);
     if (out != nullptr) {
-      *out = {base + q, base + d_o, base + lse, base + delta, base + p, base + ds,
-              base + keys, base + keys_t, base + values_t, base + dk, base + dv, base + dq};
+      *out = {base + q,    base + d_o,    base + lse,      base + delta, base + p,  base + ds,
+              base + keys, base + keys_t, base + values_t, base + dk,    base + dv, base + dq};
     }
     return layout.size();
   }
@@ -187,7 +187,8 @@ void strip_gradient(const Shapes& s, const Head& head, const Tile& tile, const B
     __builtin_memset(ds, 0, static_cast<size_t>(rows * kBlockKeys) * sizeof(float));
   }
   if (strip.empty()) return;
-  product({w.q + row * s.width, s.width, 1, w.keys_t + begin, kBlockKeys, p + begin, kBlockKeys, s.C}, rows, end - begin);
+  product({w.q + row * s.width, s.width, 1, w.keys_t + begin, kBlockKeys, p + begin, kBlockKeys, s.C}, rows,
+          end - begin);
   product({w.d_o + row * s.width, s.width, 1, w.values_t + begin, kBlockKeys, ds + begin, kBlockKeys, s.C}, rows,
           end - begin);
   for (int64_t r = 0; r < rows; r++) {
@@ -208,7 +209,8 @@ void add_key_gradient(const Shapes& s, const Head& head, const Tile& tile, const
     const int64_t keys = smaller(kStripRows, block.keys - j);
     const int64_t first_key = block.begin + j, last_key = first_key + keys - 1;
     const int64_t from = larger(0, first_key - shift - tile.position);
-    const int64_t to = s.window > 0 ? smaller(tile.positions, last_key - shift + s.window - tile.position) : tile.positions;
+    const int64_t to =
+        s.window > 0 ? smaller(tile.positions, last_key - shift + s.window - tile.position) : tile.positions;
     if (from >= to) continue;
     const int64_t row = from * s.group, rows = (to - from) * s.group;
     product({w.p + row * kBlockKeys + j, 1, kBlockKeys, w.d_o + row * s.width, s.width, w.dv + j * s.width, s.width,
@@ -375,12 +377,27 @@ template <typename T>
 void attention_backward(const Args& a) {
   const View& q = a.in[1];
   const int64_t N = q.shape[0], H = q.shape[1], K = a.in[2].shape[1], C = q.shape[2];
-  const Shapes s = {N, H, K, C, heads_per_group("attention_backward", H, K), round_up(C, F32::kLanes),
-                    static_cast<int64_t>(a.attrs[1]), static_cast<float>(a.attrs[0])};
+  const Shapes s = {N,
+                    H,
+                    K,
+                    C,
+                    heads_per_group("attention_backward", H, K),
+                    round_up(C, F32::kLanes),
+                    static_cast<int64_t>(a.attrs[1]),
+                    static_cast<float>(a.attrs[0])};
   check_segments("attention_backward", a.in[6], N, a.in[2].shape[0], true);
   Scratch delta_memory(a.device, static_cast<size_t>(N * H) * sizeof(float));
-  const Tensors t = {a.in[0], a.in[1], a.in[2], a.in[3],  a.in[4], a.in[5],
-                     a.in[6], a.out[0], a.out[1], a.out[2], delta_memory.as<float>()};
+  const Tensors t = {a.in[0],
+                     a.in[1],
+                     a.in[2],
+                     a.in[3],
+                     a.in[4],
+                     a.in[5],
+                     a.in[6],
+                     a.out[0],
+                     a.out[1],
+                     a.out[2],
+                     delta_memory.as<float>()};
   clear_gaps(t, s);
   if (H == 0) return;
   ThreadPool& pool = pool_of(a);

@@ -31,9 +31,7 @@ struct Segment {
   int64_t q_begin, queries, k_begin, keys;
 
   /** Keys [first, end) of query i, counted from k_begin. Both ends grow with i. */
-  int64_t first_key(int64_t i, int64_t window) const {
-    return window > 0 ? larger(0, end_key(i) - window) : 0;
-  }
+  int64_t first_key(int64_t i, int64_t window) const { return window > 0 ? larger(0, end_key(i) - window) : 0; }
   int64_t end_key(int64_t i) const { return larger(0, i + 1 + keys - queries); }
 };
 
@@ -48,12 +46,15 @@ static inline void check_segments(const char* op, const View& segments, int64_t 
   int64_t q_end = 0, k_end = 0;
   for (int64_t s = 0; s < segments.shape[0]; s++) {
     const int32_t* row = segments.as<int32_t>() + 4 * s;
-    const bool inside = row[0] >= 0 && row[0] <= row[1] && row[1] <= N && row[2] >= 0 && row[2] <= row[3] && row[3] <= M;
+    const bool inside =
+        row[0] >= 0 && row[0] <= row[1] && row[1] <= N && row[2] >= 0 && row[2] <= row[3] && row[3] <= M;
     const bool ascending = row[0] >= q_end && (!own_keys || row[2] >= k_end);
     if (!inside || !ascending) {
-      fail("ERR_SHAPE", "%s: segments[%lld] = (%d, %d, %d, %d) must be ranges (q_begin, q_end, k_begin, k_end) in [0, N=%lld] "
-           "and [0, M=%lld]%s", op, static_cast<long long>(s), row[0], row[1], row[2], row[3],
-           static_cast<long long>(N), static_cast<long long>(M),
+      fail("ERR_SHAPE",
+           "%s: segments[%lld] = (%d, %d, %d, %d) must be ranges (q_begin, q_end, k_begin, k_end) in [0, N=%lld] "
+           "and [0, M=%lld]%s",
+           op, static_cast<long long>(s), row[0], row[1], row[2], row[3], static_cast<long long>(N),
+           static_cast<long long>(M),
            own_keys ? ", ascending and without overlap" : ", the queries ascending and without overlap");
     }
     q_end = row[1];
@@ -109,7 +110,8 @@ struct Columns {
 };
 
 /** The keys of query `position` inside the block of `keys` keys that starts at key `block`. */
-static inline Columns columns_of(const Segment& segment, int64_t window, int64_t position, int64_t block, int64_t keys) {
+static inline Columns columns_of(const Segment& segment, int64_t window, int64_t position, int64_t block,
+                                 int64_t keys) {
   return {larger(0, segment.first_key(position, window) - block), smaller(keys, segment.end_key(position) - block)};
 }
 

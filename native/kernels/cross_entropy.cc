@@ -1,14 +1,14 @@
-// loss = sum over rows with a target of (lse - logits[target] + z_loss lse^2), logits = hidden head^T, with its gradient
-// in the same pass: dlogits = p (1 + 2 z_loss lse) - [v = target], dhidden = dlogits head, dhead = dlogits^T hidden.
-// Every row has coefficient 1 (the caller scales by 1 / count later), so nothing is recomputed: 6 N D V flops.
+// loss = sum over rows with a target of (lse - logits[target] + z_loss lse^2), logits = hidden head^T, with its
+// gradient in the same pass: dlogits = p (1 + 2 z_loss lse) - [v = target], dhidden = dlogits head, dhead = dlogits^T
+// hidden. Every row has coefficient 1 (the caller scales by 1 / count later), so nothing is recomputed: 6 N D V flops.
 //
 // Rows with a target are processed in chunks of R whole rows, logits tile [R,V] f32 <= chunk_bytes, in two sweeps over
 // bands of 4096 columns: product and summary of each band, then gradient and both products of each band. Bytes a logit
-// from memory: 16 D / R for head (read twice) and dhead (read and written) per chunk in f32 (12 D / R in bf16), and 8 for
-// the tile (written by the first sweep, read by the second), or none where the whole tile stays in L3. rows_per_chunk
-// takes whichever is less: a tile of 8 MiB when D / R is small there (small vocabularies), else the largest allowed.
-// A tile along V would move fewer bytes (linear_logprob.cc) but costs 2 N D V flops more: at V = 152k, D = 896,
-// R = 110 the head traffic is 130 bytes beside 5376 flops a logit, which is still cheaper.
+// from memory: 16 D / R for head (read twice) and dhead (read and written) per chunk in f32 (12 D / R in bf16), and 8
+// for the tile (written by the first sweep, read by the second), or none where the whole tile stays in L3.
+// rows_per_chunk takes whichever is less: a tile of 8 MiB when D / R is small there (small vocabularies), else the
+// largest allowed. A tile along V would move fewer bytes (linear_logprob.cc) but costs 2 N D V flops more: at V = 152k,
+// D = 896, R = 110 the head traffic is 130 bytes beside 5376 flops a logit, which is still cheaper.
 //
 // e^(logit - part maximum) is kept in the tile when a row is summarised, so the gradient is one multiplication a logit.
 // Sums are f32; the loss is summed in f64 in row order. dhead depends on N, V, D and chunk_bytes (the cut into chunks),
@@ -107,8 +107,8 @@ void cross_entropy(const Args& a, const Loss& op) {
     const int64_t rows = smaller(limit, count - row);
     const int64_t* chunk = index + row;
     const T* x = gather_rows(pool, op.hidden.as<T>(), chunk, rows, D, copy_memory.as<T>());
-    const GradientChunk<T> gradient = {rows, D, x, op.head.as<T>(), dhidden_memory.as<float>(), op.dhead.as<float>(),
-                                       op.add || row > 0};
+    const GradientChunk<T> gradient = {
+        rows, D, x, op.head.as<T>(), dhidden_memory.as<float>(), op.dhead.as<float>(), op.add || row > 0};
     const auto for_rows = [&](int64_t columns, const auto& body) {
       parallel_ranges(pool, rows, rows_per_pass(columns), [&](int64_t from, int64_t to, int) {
         for (int64_t r = from; r < to; r++) body(r);

@@ -1,7 +1,7 @@
 // linear: y[N,F] = x[N,D] w[F,D]^T + bias + residual, and its gradients
 //   dx = dy w (+ dx0),   dw = dy^T x (or added to dw),   db = sum over rows of dy.
-// Nothing is saved but the inputs. 2NDF flops each; sums are f32 from the first product to the last and are rounded once
-// when they are stored. Weight and bias gradients stay f32 because micro-batches are added up in them.
+// Nothing is saved but the inputs. 2NDF flops each; sums are f32 from the first product to the last and are rounded
+// once when they are stored. Weight and bias gradients stay f32 because micro-batches are added up in them.
 #include "core/device.h"
 #include "core/kernel_registry.h"
 #include "cpu/device.h"
@@ -68,7 +68,8 @@ CARAVAN_KERNEL(linear_backward_weight_add, cpu, "dw[F,D]:f32! dy[*,F] x[*,D] ->"
   gemm(g, a.device, pool_of(a));
 }
 
-// ---- bias gradient: rows are summed in chunks of kBiasRows, chunks in increasing order, whatever the threads ----------
+// ---- bias gradient: rows are summed in chunks of kBiasRows, chunks in increasing order, whatever the threads
+// ----------
 
 constexpr int64_t kBiasRows = 64;
 constexpr int64_t kBiasColumns = 256;
@@ -86,12 +87,14 @@ void sum_columns(const T* dy, int64_t rows, int64_t stride, int64_t columns, flo
   for_lanes(
       columns,
       [&](int64_t first) {
-        add_chunk(first, [](const T* p) { return load(p); }, [](const float* p) { return load(p); },
-                  [](float* p, F32 v) { store(p, v); });
+        add_chunk(
+            first, [](const T* p) { return load(p); }, [](const float* p) { return load(p); },
+            [](float* p, F32 v) { store(p, v); });
       },
       [&](int64_t first, int n) {
-        add_chunk(first, [n](const T* p) { return load_first(p, n); }, [n](const float* p) { return load_first(p, n); },
-                  [n](float* p, F32 v) { store_first(p, v, n); });
+        add_chunk(
+            first, [n](const T* p) { return load_first(p, n); }, [n](const float* p) { return load_first(p, n); },
+            [n](float* p, F32 v) { store_first(p, v, n); });
       });
 }
 

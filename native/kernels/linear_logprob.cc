@@ -1,15 +1,16 @@
-// logits = hidden head^T; lse = log sum e^logits; logp = logits[target] - lse; entropy = -sum p log p, p = e^(logits - lse).
-// Rows without a target (target < 0) are dropped before the product and give 0. No [N,V] tensor exists: forward visits
-// tiles [R,C] of at most min(chunk_bytes, 8 MiB), which stay in L3, and keeps three numbers a row. 2 N D V flops.
+// logits = hidden head^T; lse = log sum e^logits; logp = logits[target] - lse; entropy = -sum p log p, p = e^(logits -
+// lse). Rows without a target (target < 0) are dropped before the product and give 0. No [N,V] tensor exists: forward
+// visits tiles [R,C] of at most min(chunk_bytes, 8 MiB), which stay in L3, and keeps three numbers a row. 2 N D V
+// flops.
 //
 // Backward recomputes the logits (8 N D V flops forward and backward together) because the coefficient of a row is
 // known only after the forward pass of the whole loss; cross_entropy.cc is the form for coefficients known up front.
 //   dlogits[v] = dlogp ([v = target] - p[v]) - dentropy p[v] (log p[v] + entropy)
 //   dhidden = dlogits head, dhead = dlogits^T hidden.
-// Without dentropy the saved lse is all that a tile needs, so it is cut along V as well: R rows x one band of 4096, which
-// never leaves L3 (16 MiB). Bytes a logit from memory: 16 D / R for head and dhead (R = 1024) and 12 D / 4096 for hidden
-// and dhidden. With dentropy the entropy of a row comes first, so a tile holds whole rows and is swept twice, band by
-// band. Sums are f32; logp is (logit - max) - log(sum), which keeps its digits when logits are large.
+// Without dentropy the saved lse is all that a tile needs, so it is cut along V as well: R rows x one band of 4096,
+// which never leaves L3 (16 MiB). Bytes a logit from memory: 16 D / R for head and dhead (R = 1024) and 12 D / 4096 for
+// hidden and dhidden. With dentropy the entropy of a row comes first, so a tile holds whole rows and is swept twice,
+// band by band. Sums are f32; logp is (logit - max) - log(sum), which keeps its digits when logits are large.
 #include "core/kernel_registry.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear_logprob_rows.h"
@@ -57,8 +58,7 @@ void visit_tile(ThreadPool& pool, float* tile, int64_t stride, int64_t rows, int
       float* logits = tile + r * stride;
       const int64_t wanted = target[index[r]] - first_column;
       if (wanted >= 0 && wanted < columns) states[r].target_logit = logits[wanted];
-      states[r].summary =
-          summarise<kEntropy, false>(states[r].summary, first_column == 0, logits, columns, nullptr);
+      states[r].summary = summarise<kEntropy, false>(states[r].summary, first_column == 0, logits, columns, nullptr);
     }
   });
 }
@@ -108,8 +108,9 @@ void forward(const Args& a) {
   }
 }
 
-CARAVAN_KERNEL(linear_logprob, cpu,
-               "hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy chunk_bytes") {
+CARAVAN_KERNEL(
+    linear_logprob, cpu,
+    "hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy chunk_bytes") {
   with_f32_or_bf16("linear_logprob", a.in[0].dtype, [&](auto type) { forward<decltype(type)>(a); });
 }
 
@@ -233,7 +234,11 @@ void backward(const Args& a, const Backward& b) {
   for (int64_t row = 0; row < count; row += shape.rows) {
     const int64_t rows = smaller(shape.rows, count - row);
     const T* x = gather_rows(pool, b.hidden.as<T>(), index + row, rows, D, copy_memory.as<T>());
-    const BackwardChunk<T> chunk = {a, b, index + row, tile, summary_memory.as<RowSummary>(),
+    const BackwardChunk<T> chunk = {a,
+                                    b,
+                                    index + row,
+                                    tile,
+                                    summary_memory.as<RowSummary>(),
                                     {rows, D, x, b.head.as<T>(), dhidden, b.dhead.as<float>(), b.add || row > 0}};
     if (b.dentropy.present()) {
       chunk.run_whole_rows(V);

@@ -15,9 +15,9 @@ namespace linear_logprob_detail {
 
 inline constexpr int64_t kPartColumns = 1024;  // 4 KiB of logits: both passes over a part run from L1
 
-// Products and passes over a wide tile go band by band, so that a band (512 rows: 8 MiB) is still in L3 when the next pass
-// reads it; a tile of several bands holds them one after the other, each [R, tile_stride(its columns)]. The sum over V in
-// dhidden is cut here too, always at the same columns.
+// Products and passes over a wide tile go band by band, so that a band (512 rows: 8 MiB) is still in L3 when the next
+// pass reads it; a tile of several bands holds them one after the other, each [R, tile_stride(its columns)]. The sum
+// over V in dhidden is cut here too, always at the same columns.
 inline constexpr int64_t kBandColumns = 4 * kPartColumns;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -37,7 +37,8 @@ static inline float exp_scalar(float x) {
 /** body(first column, columns) for each band of V columns. */
 template <typename Body>
 static inline void for_bands(int64_t vocabulary, const Body& body) {
-  for (int64_t begin = 0; begin < vocabulary; begin += kBandColumns) body(begin, smaller(kBandColumns, vocabulary - begin));
+  for (int64_t begin = 0; begin < vocabulary; begin += kBandColumns)
+    body(begin, smaller(kBandColumns, vocabulary - begin));
 }
 
 /** Floats of a tile of `rows` rows that holds all V columns. */
@@ -89,7 +90,8 @@ static inline const T* gather_rows(ThreadPool& pool, const T* x, const int64_t* 
 
 /** y[index[r]] = x[r] for x[count,D] in f32, rounded to T. */
 template <typename T>
-static inline void scatter_rows(ThreadPool& pool, const float* x, const int64_t* index, int64_t count, int64_t D, T* y) {
+static inline void scatter_rows(ThreadPool& pool, const float* x, const int64_t* index, int64_t count, int64_t D,
+                                T* y) {
   parallel_ranges(pool, count, larger(1, 8192 / larger(D, 1)), [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; r++) {
       const float* from = x + r * D;
@@ -103,7 +105,8 @@ static inline void scatter_rows(ThreadPool& pool, const float* x, const int64_t*
 
 // ---- the log-sum-exp of a row ---------------------------------------------------------------------------------------
 
-/** Summary of some columns of a row: their maximum m, sum of e^(l - m), and sum of e^(l - m) (l - m) for the entropy. */
+/** Summary of some columns of a row: their maximum m, sum of e^(l - m), and sum of e^(l - m) (l - m) for the entropy.
+ */
 struct RowSummary {
   float max;
   float sum;
@@ -205,8 +208,8 @@ static inline Matrix transposed(Matrix m) { return {m.data, m.dtype, m.column_st
 template <typename T>
 inline constexpr DType kDTypeOf = sizeof(T) == 2 ? DType::kBF16 : DType::kF32;
 
-/** Columns [begin, end) of a row of logits -> value(logits), in place. With kRoundGradient element j moves to the place of
- *  the bf16 array that starts at the row: always behind the reading position, over logits that are used up. */
+/** Columns [begin, end) of a row of logits -> value(logits), in place. With kRoundGradient element j moves to the place
+ * of the bf16 array that starts at the row: always behind the reading position, over logits that are used up. */
 template <typename T, typename Value>
 static inline void replace_row(float* row, int64_t begin, int64_t end, const Value& value) {
   if constexpr (kRoundGradient<T>) {

@@ -29,9 +29,9 @@ struct Finished {
 struct OpenDevice {
   std::unique_ptr<CommandQueue> queue;
   Napi::ThreadSafeFunction report;
-  uint32_t pending = 0;               // tickets not yet reported; the process stays alive while there are some
+  uint32_t pending = 0;  // tickets not yet reported; the process stays alive while there are some
   std::vector<std::pair<uint32_t, Napi::ObjectReference>> held;  // arrays that a pending read writes into
-  int64_t accounted_bytes = 0;        // what V8 has been told about memory outside its heap
+  int64_t accounted_bytes = 0;                                   // what V8 has been told about memory outside its heap
 
   void close() {
     queue.reset();
@@ -267,9 +267,10 @@ Napi::Value stats(const Napi::CallbackInfo& info) {
       throw Napi::TypeError::New(env, "Float64Array(6) expected");
     }
     CachingAllocator& memory = device.queue->device().allocator();
-    double values[6] = {static_cast<double>(device.queue->live_tensors()), static_cast<double>(memory.live_bytes()),
-                        static_cast<double>(memory.peak_bytes()),          static_cast<double>(memory.reserved_bytes()),
-                        static_cast<double>(memory.budget_bytes()),        static_cast<double>(device.queue->executed())};
+    double values[6] = {
+        static_cast<double>(device.queue->live_tensors()), static_cast<double>(memory.live_bytes()),
+        static_cast<double>(memory.peak_bytes()),          static_cast<double>(memory.reserved_bytes()),
+        static_cast<double>(memory.budget_bytes()),        static_cast<double>(device.queue->executed())};
     std::memcpy(bytes_of(array), values, sizeof(values));
     return env.Undefined();
   });

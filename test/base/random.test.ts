@@ -10,8 +10,9 @@ describe('philox4x32-10', () => {
     expect(philox(0, 0, 0)).toEqual([0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8])
   })
 
-  // The two other vectors have 64-bit words that no double holds: the rounds are checked on their halves through a seed,
-  // stream and index below 2^53 by an independent BigInt version of the published algorithm, itself checked on them.
+  // The two other vectors have 64-bit words that no double holds: the rounds are checked on their halves through a
+  // seed, stream and index below 2^53 by an independent BigInt version of the published algorithm, itself checked on
+  // them.
   function philoxBig(counter: bigint[], key: bigint[]): number[] {
     const mask = 0xffffffffn
     let [c0, c1, c2, c3] = counter as [bigint, bigint, bigint, bigint]

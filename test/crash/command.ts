@@ -30,7 +30,9 @@ export interface Life {
   mark: () => void
 }
 
-/** Trains the pocket recipe at a tiny size in `directory`, continuing where the folder has a run. `onEvent` may signal. */
+/**
+ * Trains the pocket recipe at a tiny size in `directory`, continuing where the folder has a run. `onEvent` may signal.
+ */
 export function train(
   directory: string,
   onEvent: (event: CommandEvent, life: Life) => void = () => {},

@@ -1,5 +1,5 @@
-// Any bytes give a value or a CaravanError that names file and place; never another exception, a hang, or a crash. Seeds
-// are fixed; CARAVAN_TEST_FULL=1 runs ten times as many. The parquet part needs a build.
+// Any bytes give a value or a CaravanError that names file and place; never another exception, a hang, or a crash.
+// Seeds are fixed; CARAVAN_TEST_FULL=1 runs ten times as many. The parquet part needs a build.
 import { readFileSync } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'

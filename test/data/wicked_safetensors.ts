@@ -1,4 +1,5 @@
-// Hand-made hostile safetensors files, each with what its error must say. Shared by the tests of the reader and the fuzz.
+// Hand-made hostile safetensors files, each with what its error must say. Shared by the tests of the reader and the
+// fuzz.
 
 export interface WickedFile {
   name: string

@@ -1,5 +1,5 @@
-// The engine inside a host: in worker threads, terminated or exited at any moment, and beside a live event loop. Each in a
-// process of its own, so that a crash is an exit code.
+// The engine inside a host: in worker threads, terminated or exited at any moment, and beside a live event loop. Each
+// in a process of its own, so that a crash is an exit code.
 import { describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
 import { runChild } from '../runtime/child_process.js'

@@ -1,5 +1,5 @@
-// What the division of the loss means: which objective each reduction is, and that none depends on how a global batch is
-// divided into micro-batches unless its name says so.
+// What the division of the loss means: which objective each reduction is, and that none depends on how a global batch
+// is divided into micro-batches unless its name says so.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { EncodedBuilder, type EncodedExamples } from '../../lib/data/encoded.js'
 import type { LoaderOptions } from '../../lib/data/loader.js'

@@ -1,5 +1,5 @@
-// attention and attention_backward against f64 loops over the definition, and the promises about bits: a query alone, in
-// a chunk, in a batch and on any number of threads gives the same o and lse; gradients do not depend on threads.
+// attention and attention_backward against f64 loops over the definition, and the promises about bits: a query alone,
+// in a chunk, in a batch and on any number of threads gives the same o and lse; gradients do not depend on threads.
 #include <algorithm>
 #include <cinttypes>
 
@@ -36,7 +36,8 @@ struct Outputs {
 
 Tensor segment_tensor(const std::vector<Segment>& rows) {
   std::vector<double> values;
-  for (const Segment& s : rows) values.insert(values.end(), {1.0 * s.q_begin, 1.0 * s.q_end, 1.0 * s.k_begin, 1.0 * s.k_end});
+  for (const Segment& s : rows)
+    values.insert(values.end(), {1.0 * s.q_begin, 1.0 * s.q_end, 1.0 * s.k_begin, 1.0 * s.k_end});
   return Tensor::of(DType::kI32, {static_cast<int64_t>(rows.size()), 4}, values);
 }
 
@@ -142,8 +143,8 @@ void compare(const char* what, const Case& c, const Tensor& got, const std::vect
   for (int64_t i = 0; i < got.count(); i++) {
     const double expected = want[static_cast<size_t>(i)];
     const bool ok = got.at(i) == expected || std::fabs(got.at(i) - expected) <= tolerance;
-    CHECK_CASE(ok, "%s[%" PRId64 "] of H=%" PRId64 " K=%" PRId64 " C=%" PRId64 " window=%d is %.9g, expected %.9g", what,
-                  i, c.H, c.K, c.C, c.window, got.at(i), expected);
+    CHECK_CASE(ok, "%s[%" PRId64 "] of H=%" PRId64 " K=%" PRId64 " C=%" PRId64 " window=%d is %.9g, expected %.9g",
+               what, i, c.H, c.K, c.C, c.window, got.at(i), expected);
     if (!ok) return;
   }
 }
@@ -177,9 +178,9 @@ std::vector<Case> cases() {
       {90, 90, 3, 1, 17, {{0, 90, 0, 90}}, 0, 0.25},
       {150, 150, 2, 2, 64, {{0, 150, 0, 150}}, 40, 0.125},
       {150, 150, 2, 1, 8, {{0, 80, 0, 80}, {80, 150, 80, 150}}, 1, 0.3},
-      {40, 200, 4, 1, 16, {{0, 1, 0, 70}, {1, 2, 70, 71}, {2, 34, 71, 200}}, 0, 0.25},     // decode, chunk, and a gap
-      {40, 200, 4, 1, 16, {{0, 1, 0, 70}, {5, 6, 75, 75}, {6, 34, 80, 200}}, 50, 0.25},    // no keys; windowed chunk
-      {20, 12, 2, 1, 16, {{2, 18, 0, 10}}, 0, 0.25},                                       // more queries than keys
+      {40, 200, 4, 1, 16, {{0, 1, 0, 70}, {1, 2, 70, 71}, {2, 34, 71, 200}}, 0, 0.25},   // decode, chunk, and a gap
+      {40, 200, 4, 1, 16, {{0, 1, 0, 70}, {5, 6, 75, 75}, {6, 34, 80, 200}}, 50, 0.25},  // no keys; windowed chunk
+      {20, 12, 2, 1, 16, {{2, 18, 0, 10}}, 0, 0.25},                                     // more queries than keys
       {33, 33, 1, 1, 1, {{0, 33, 0, 33}}, 0, 1.0},
       {300, 300, 9, 3, 20, {{0, 300, 0, 300}}, 0, 0.2},
       {10, 10, 2, 2, 8, {}, 0, 1.0},
@@ -208,7 +209,8 @@ void check_chunks(const std::string& isa, DType dtype, int window, int chunk) {
   const Call all = check::run(device, forward_call(whole, in));
   for (int begin = 0; begin < T; begin += chunk) {
     const int count = std::min(chunk, T - begin), keys = begin + count;
-    const Case part{count + pad, T + pad, H, K, C, {{0, pad, 0, pad}, {pad, pad + count, pad, pad + keys}}, window, 0.2, dtype};
+    const Case part{count + pad, T + pad, H,    K, C, {{0, pad, 0, pad}, {pad, pad + count, pad, pad + keys}},
+                    window,      0.2,     dtype};
     Inputs moved = make_inputs(part);
     moved.q = with_rows(moved.q, pad, in.q.rows(begin, begin + count));
     moved.k = with_rows(moved.k, pad, in.k);

@@ -20,22 +20,22 @@ inline int finish(const char* name) {
 
 }  // namespace check
 
-#define CHECK(condition)                                                       \
-  do {                                                                         \
-    check::checks++;                                                           \
-    if (!(condition)) check::report(__FILE__, __LINE__, #condition);           \
+#define CHECK(condition)                                             \
+  do {                                                               \
+    check::checks++;                                                 \
+    if (!(condition)) check::report(__FILE__, __LINE__, #condition); \
   } while (0)
 
 // With a printf-style explanation of the case.
-#define CHECK_CASE(condition, ...)                                             \
-  do {                                                                         \
-    check::checks++;                                                           \
-    if (!(condition)) {                                                        \
-      check::report(__FILE__, __LINE__, #condition);                           \
-      if (check::failures <= 20) {                                             \
-        std::printf("  ");                                                     \
-        std::printf(__VA_ARGS__);                                              \
-        std::printf("\n");                                                     \
-      }                                                                        \
-    }                                                                          \
+#define CHECK_CASE(condition, ...)                   \
+  do {                                               \
+    check::checks++;                                 \
+    if (!(condition)) {                              \
+      check::report(__FILE__, __LINE__, #condition); \
+      if (check::failures <= 20) {                   \
+        std::printf("  ");                           \
+        std::printf(__VA_ARGS__);                    \
+        std::printf("\n");                           \
+      }                                              \
+    }                                                \
   } while (0)

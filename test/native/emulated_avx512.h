@@ -1,6 +1,6 @@
 // The AVX-512 intrinsics that native/cpu uses, written out lane by lane from Intel's Intrinsics Guide, so that the
-// 16-lane kernels can be compiled and tested on a processor without AVX-512 (-DCARAVAN_EMULATE_AVX512=ON). Slow, and for
-// tests only. Force-included before any other header.
+// 16-lane kernels can be compiled and tested on a processor without AVX-512 (-DCARAVAN_EMULATE_AVX512=ON). Slow, and
+// for tests only. Force-included before any other header.
 #pragma once
 #include <immintrin.h>
 #include <math.h>
@@ -44,8 +44,12 @@ static inline float as_float(uint32_t word) {
   return f;
 }
 
-static inline __m512 setzero_ps() { return lanes([](int) { return 0.0f; }); }
-static inline __m512 set1_ps(float x) { return lanes([=](int) { return x; }); }
+static inline __m512 setzero_ps() {
+  return lanes([](int) { return 0.0f; });
+}
+static inline __m512 set1_ps(float x) {
+  return lanes([=](int) { return x; });
+}
 static inline __m512 loadu_ps(const void* p) {
   __m512 a;
   __builtin_memcpy(&a, p, 64);
@@ -62,10 +66,18 @@ static inline void mask_storeu_ps(void* p, __mmask16 k, __m512 a) {
     if ((k >> i) & 1) static_cast<float*>(p)[i] = f[i];
   }
 }
-static inline __m512 add_ps(__m512 a, __m512 b) { return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] + y[i]; }); }
-static inline __m512 sub_ps(__m512 a, __m512 b) { return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] - y[i]; }); }
-static inline __m512 mul_ps(__m512 a, __m512 b) { return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] * y[i]; }); }
-static inline __m512 div_ps(__m512 a, __m512 b) { return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] / y[i]; }); }
+static inline __m512 add_ps(__m512 a, __m512 b) {
+  return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] + y[i]; });
+}
+static inline __m512 sub_ps(__m512 a, __m512 b) {
+  return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] - y[i]; });
+}
+static inline __m512 mul_ps(__m512 a, __m512 b) {
+  return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] * y[i]; });
+}
+static inline __m512 div_ps(__m512 a, __m512 b) {
+  return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] / y[i]; });
+}
 static inline __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
   return lanes([x = Floats(a), y = Floats(b), z = Floats(c)](int i) { return __builtin_fmaf(x[i], y[i], z[i]); });
 }
@@ -76,8 +88,12 @@ static inline __m512 max_ps(__m512 a, __m512 b) {
 static inline __m512 min_ps(__m512 a, __m512 b) {
   return lanes([x = Floats(a), y = Floats(b)](int i) { return x[i] < y[i] ? x[i] : y[i]; });
 }
-static inline __m512 sqrt_ps(__m512 a) { return lanes([x = Floats(a)](int i) { return __builtin_sqrtf(x[i]); }); }
-static inline __m512 roundscale_ps(__m512 a) { return lanes([x = Floats(a)](int i) { return __builtin_nearbyintf(x[i]); }); }
+static inline __m512 sqrt_ps(__m512 a) {
+  return lanes([x = Floats(a)](int i) { return __builtin_sqrtf(x[i]); });
+}
+static inline __m512 roundscale_ps(__m512 a) {
+  return lanes([x = Floats(a)](int i) { return __builtin_nearbyintf(x[i]); });
+}
 static inline __mmask16 cmp_ps_mask(__m512 a, __m512 b, int predicate) {
   Floats x(a), y(b);
   uint32_t mask = 0;
@@ -101,17 +117,30 @@ static inline __m512 castsi512_ps(__m512i a) {
   __builtin_memcpy(&r, &a, 64);
   return r;
 }
-static inline __m512i set1_epi32(int x) { return words([=](int) { return static_cast<uint32_t>(x); }); }
-static inline __m512i add_epi32(__m512i a, __m512i b) { return words([x = Words(a), y = Words(b)](int i) { return x[i] + y[i]; }); }
-static inline __m512i and_si512(__m512i a, __m512i b) { return words([x = Words(a), y = Words(b)](int i) { return x[i] & y[i]; }); }
-static inline __m512i or_si512(__m512i a, __m512i b) { return words([x = Words(a), y = Words(b)](int i) { return x[i] | y[i]; }); }
-static inline __m512i slli_epi32(__m512i a, unsigned n) { return words([=, x = Words(a)](int i) { return n > 31 ? 0u : x[i] << n; }); }
-static inline __m512i srli_epi32(__m512i a, unsigned n) { return words([=, x = Words(a)](int i) { return n > 31 ? 0u : x[i] >> n; }); }
+static inline __m512i set1_epi32(int x) {
+  return words([=](int) { return static_cast<uint32_t>(x); });
+}
+static inline __m512i add_epi32(__m512i a, __m512i b) {
+  return words([x = Words(a), y = Words(b)](int i) { return x[i] + y[i]; });
+}
+static inline __m512i and_si512(__m512i a, __m512i b) {
+  return words([x = Words(a), y = Words(b)](int i) { return x[i] & y[i]; });
+}
+static inline __m512i or_si512(__m512i a, __m512i b) {
+  return words([x = Words(a), y = Words(b)](int i) { return x[i] | y[i]; });
+}
+static inline __m512i slli_epi32(__m512i a, unsigned n) {
+  return words([=, x = Words(a)](int i) { return n > 31 ? 0u : x[i] << n; });
+}
+static inline __m512i srli_epi32(__m512i a, unsigned n) {
+  return words([=, x = Words(a)](int i) { return n > 31 ? 0u : x[i] >> n; });
+}
 static inline __m512i mask_mov_epi32(__m512i src, __mmask16 k, __m512i a) {
   return words([=, x = Words(src), y = Words(a)](int i) { return (k >> i) & 1 ? y[i] : x[i]; });
 }
 static inline __m512i cvtps_epi32(__m512 a) {
-  return words([x = Floats(a)](int i) { return static_cast<uint32_t>(static_cast<int32_t>(__builtin_nearbyintf(x[i]))); });
+  return words(
+      [x = Floats(a)](int i) { return static_cast<uint32_t>(static_cast<int32_t>(__builtin_nearbyintf(x[i]))); });
 }
 static inline __m512i cvtepu16_epi32(__m256i a) {
   uint16_t h[16];

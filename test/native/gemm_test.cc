@@ -24,11 +24,11 @@ using caravan::GemmArgs;
 using caravan::Matrix;
 using caravan::ThreadPool;
 
-#define DECLARE_ISA(isa)                                           \
-  namespace caravan::isa {                                         \
-  void gemm(const GemmArgs&, Device&, ThreadPool&);                \
-  size_t gemm_serial_workspace(int64_t M, int64_t N, int64_t K);   \
-  void gemm_serial(const GemmArgs&, void*);                        \
+#define DECLARE_ISA(isa)                                         \
+  namespace caravan::isa {                                       \
+  void gemm(const GemmArgs&, Device&, ThreadPool&);              \
+  size_t gemm_serial_workspace(int64_t M, int64_t N, int64_t K); \
+  void gemm_serial(const GemmArgs&, void*);                      \
   }
 #if defined(__x86_64__)
 DECLARE_ISA(avx2)
@@ -52,7 +52,13 @@ struct Isa {
 };
 
 #define ISA(isa, supported, bf16_chain, chain) \
-  {#isa, supported, bf16_chain, chain, caravan::isa::gemm, caravan::isa::gemm_serial_workspace, caravan::isa::gemm_serial}
+  {#isa,                                       \
+   supported,                                  \
+   bf16_chain,                                 \
+   chain,                                      \
+   caravan::isa::gemm,                         \
+   caravan::isa::gemm_serial_workspace,        \
+   caravan::isa::gemm_serial}
 
 const Isa kIsas[] = {
     ISA(portable, true, Chain::kTwoRoundings, Chain::kTwoRoundings),
@@ -237,8 +243,9 @@ double value_at(const Problem& p, const std::vector<char>& out, int64_t i, int64
 
 std::string describe(const Isa& isa, const Case& k) {
   char text[256];
-  std::snprintf(text, sizeof(text), "%s M=%ld N=%ld K=%ld layout=%d a=%d b=%d c=%d pad=%ld alpha=%g acc=%d res=%d bias=%d/%d",
-                isa.name, long(k.M), long(k.N), long(k.K), int(k.layout), int(k.a), int(k.b), int(k.c), long(k.pad),
+  std::snprintf(text, sizeof(text),
+                "%s M=%ld N=%ld K=%ld layout=%d a=%d b=%d c=%d pad=%ld alpha=%g acc=%d res=%d bias=%d/%d", isa.name,
+                long(k.M), long(k.N), long(k.K), int(k.layout), int(k.a), int(k.b), int(k.c), long(k.pad),
                 double(k.alpha), k.accumulate, k.residual, k.bias, int(k.bias_dtype));
   return text;
 }
@@ -300,8 +307,8 @@ void check_case(const Isa& isa, const Case& k, TestDevice& device, Pools& pools,
   CHECK_CASE(first == run_serial(isa, p), "%s: serial differs", describe(isa, k).c_str());
   ThreadPool* more[] = {&pools.two, &pools.three, &pools.four};
   CHECK_CASE(first == run(isa, p, device, *more[random.below(3)]), "%s: threads differ", describe(isa, k).c_str());
-  CHECK_CASE(first == run_rows(isa, p, device, pools.two, 1 + random.below(random.below(2) == 0 ? 4 : 20)), "%s: rows alone differ",
-             describe(isa, k).c_str());
+  CHECK_CASE(first == run_rows(isa, p, device, pools.two, 1 + random.below(random.below(2) == 0 ? 4 : 20)),
+             "%s: rows alone differ", describe(isa, k).c_str());
 }
 
 DType any_type(Random& random) { return random.below(2) == 0 ? DType::kF32 : DType::kBF16; }
@@ -330,12 +337,13 @@ void test_random_cases(const Isa& isa, TestDevice& device, Pools& pools, int cas
   for (int i = 0; i < cases; i++) check_case(isa, random_case(random, 900), device, pools, random);
 }
 
-/** Sizes on every path of the plan: few rows, many panels, several passes of K, chunks of rows, more tasks than threads. */
+/** Sizes on every path of the plan: few rows, many panels, several passes of K, chunks of rows, more tasks than
+ * threads. */
 void test_chosen_cases(const Isa& isa, TestDevice& device, Pools& pools) {
   Random random(11);
-  const int64_t sizes[][3] = {{1, 2100, 300},  {4, 1030, 77}, {8, 300, 600},    {130, 70, 513}, {64, 64, 64},
-                              {1200, 33, 40},  {97, 200, 31}, {60, 500, 1},     {29, 65, 1500}, {200, 300, 5},
-                              {1, 40, 2050},   {2, 16, 4100}};
+  const int64_t sizes[][3] = {{1, 2100, 300}, {4, 1030, 77},  {8, 300, 600}, {130, 70, 513},
+                              {64, 64, 64},   {1200, 33, 40}, {97, 200, 31}, {60, 500, 1},
+                              {29, 65, 1500}, {200, 300, 5},  {1, 40, 2050}, {2, 16, 4100}};
   for (auto& size : sizes) {
     for (Layout layout : {Layout::kNT, Layout::kNN, Layout::kTN}) {
       for (DType dtype : {DType::kF32, DType::kBF16}) {

@@ -1,5 +1,5 @@
-// linear_logprob, its backward and cross_entropy against f64 loops over the definition, gradients by the formulas written
-// out here. A row has the same bits in any batch, an output the same bits on any number of threads.
+// linear_logprob, its backward and cross_entropy against f64 loops over the definition, gradients by the formulas
+// written out here. A row has the same bits in any batch, an output the same bits on any number of threads.
 #include <algorithm>
 #include <cinttypes>
 
@@ -18,8 +18,8 @@ struct Case {
   int64_t N, V, D;
   double chunk_bytes;
   DType dtype = DType::kF32;
-  double spread = 1.0;   // logits are about this times sqrt(D) / 3
-  int drop_every = 3;    // every third row has no target; 0: all have, 1: none has
+  double spread = 1.0;  // logits are about this times sqrt(D) / 3
+  int drop_every = 3;   // every third row has no target; 0: all have, 1: none has
 };
 
 struct Problem {
@@ -96,17 +96,18 @@ void compare(const char* what, const Case& c, const Tensor& got, const Values& w
   for (int64_t i = 0; i < got.count(); i++) {
     const double expected = want[static_cast<size_t>(i)];
     const bool ok = std::fabs(got.at(i) - expected) <= relative * largest;
-    CHECK_CASE(ok, "%s[%" PRId64 "] of N=%" PRId64 " V=%" PRId64 " D=%" PRId64 " is %.9g, expected %.9g", what, i, c.N, c.V,
-               c.D, got.at(i), expected);
+    CHECK_CASE(ok, "%s[%" PRId64 "] of N=%" PRId64 " V=%" PRId64 " D=%" PRId64 " is %.9g, expected %.9g", what, i, c.N,
+               c.V, c.D, got.at(i), expected);
     if (!ok) return;
   }
 }
 
 Call forward_call(const Case& c, const Problem& p, bool entropy = true) {
-  return {"linear_logprob",
-          {p.hidden, p.head, p.target},
-          {Tensor(DType::kF32, {c.N}), Tensor(DType::kF32, {c.N}), entropy ? Tensor(DType::kF32, {c.N}) : Tensor::absent()},
-          {entropy ? 1.0 : 0.0, c.chunk_bytes}};
+  return {
+      "linear_logprob",
+      {p.hidden, p.head, p.target},
+      {Tensor(DType::kF32, {c.N}), Tensor(DType::kF32, {c.N}), entropy ? Tensor(DType::kF32, {c.N}) : Tensor::absent()},
+      {entropy ? 1.0 : 0.0, c.chunk_bytes}};
 }
 
 Call backward_call(const Case& c, const Problem& p, const Tensor& lse, bool entropy) {
@@ -119,7 +120,8 @@ Call backward_call(const Case& c, const Problem& p, const Tensor& lse, bool entr
 Call cross_entropy_call(const Case& c, const Problem& p, double z_loss) {
   return {"cross_entropy",
           {p.hidden, p.head, p.target},
-          {Tensor(DType::kF32, {1}), Tensor(DType::kF32, {c.N}), Tensor(c.dtype, {c.N, c.D}), Tensor(DType::kF32, {c.V, c.D})},
+          {Tensor(DType::kF32, {1}), Tensor(DType::kF32, {c.N}), Tensor(c.dtype, {c.N, c.D}),
+           Tensor(DType::kF32, {c.V, c.D})},
           {z_loss, c.chunk_bytes}};
 }
 
@@ -142,6 +144,8 @@ void check_case(CpuDevice& device, const Case& c) {
   const Problem p = make_problem(c);
   const bool half = c.dtype == DType::kBF16;
   const double fine = 3e-6 * std::max(1.0, c.spread), rough = half ? 6e-3 : 2e-5 * std::max(1.0, c.spread);
+  // With native bf16 products the gradient of the logits is rounded to bf16 before it is multiplied.
+  const double head_bound = !half ? rough : device.isa() == "avx512bf16" ? 4e-3 : 1e-3;
   const double z_loss = 1e-2;
   const Reference plain = reference(c, p, false, z_loss);
   const Call forward = check::run(device, forward_call(c, p));
@@ -157,7 +161,7 @@ void check_case(CpuDevice& device, const Case& c) {
     const Call call = backward_call(c, p, forward.out[1], entropy);
     const Call backward = check::run(device, call);
     compare("dhidden", c, backward.out[0], want.dhidden, rough);
-    compare("dhead", c, backward.out[1], want.dhead, half ? 1e-3 : rough);
+    compare("dhead", c, backward.out[1], want.dhead, head_bound);
     const Call added = check::run(device, adding(call, start));
     CHECK(added.out[0].same_bits(backward.out[0]));
     compare("dhead added", c, added.in[0], sum_of(start, backward.out[1]), 1e-6);
@@ -165,11 +169,12 @@ void check_case(CpuDevice& device, const Case& c) {
 
   const Call call = cross_entropy_call(c, p, z_loss);
   const Call ce = check::run(device, call);
-  CHECK_CASE(std::fabs(ce.out[0].at(0) - plain.loss) <= 1e-5 * (std::fabs(plain.loss) + 0.1), "loss %.9g, expected %.9g",
-             ce.out[0].at(0), plain.loss);
-  for (int64_t n = 0; n < c.N; n++) CHECK(ce.out[1].at(n) == -forward.out[0].at(n));  // scoring and training agree in bits
+  CHECK_CASE(std::fabs(ce.out[0].at(0) - plain.loss) <= 1e-5 * (std::fabs(plain.loss) + 0.1),
+             "loss %.9g, expected %.9g", ce.out[0].at(0), plain.loss);
+  // Scoring and training agree in bits.
+  for (int64_t n = 0; n < c.N; n++) CHECK(ce.out[1].at(n) == -forward.out[0].at(n));
   compare("cross_entropy dhidden", c, ce.out[2], plain.ce_dhidden, rough);
-  compare("cross_entropy dhead", c, ce.out[3], plain.ce_dhead, half ? 1e-3 : rough);
+  compare("cross_entropy dhead", c, ce.out[3], plain.ce_dhead, head_bound);
   const Call added = check::run(device, adding(call, start));
   CHECK(added.out[0].same_bits(ce.out[0]) && added.out[1].same_bits(ce.out[1]) && added.out[2].same_bits(ce.out[2]));
   compare("cross_entropy dhead added", c, added.in[0], sum_of(start, ce.out[3]), 1e-6);
@@ -180,15 +185,15 @@ std::vector<Case> cases() {
   return {
       {33, 65, 17, 64 * kMiB},
       {50, 1024, 32, 64 * kMiB},
-      {7, 5000, 9, 64 * kMiB},                          // several tiles along V
-      {40, 2500, 16, 65536},                            // chunks of a few rows
-      {40, 3000, 16, 1},                                // no budget at all: still one row
-      {5, 1, 8, kMiB},                                  // V = 1: logp 0, no gradient
+      {7, 5000, 9, 64 * kMiB},  // several tiles along V
+      {40, 2500, 16, 65536},    // chunks of a few rows
+      {40, 3000, 16, 1},        // no budget at all: still one row
+      {5, 1, 8, kMiB},          // V = 1: logp 0, no gradient
       {1, 31, 1, kMiB, DType::kF32, 1.0, 0},
       {600, 40, 8, 64 * kMiB, DType::kF32, 1.0, 2},
-      {12, 20, 8, kMiB, DType::kF32, 1.0, 1},           // all rows dropped
+      {12, 20, 8, kMiB, DType::kF32, 1.0, 1},  // all rows dropped
       {0, 20, 8, kMiB},
-      {21, 1500, 24, kMiB, DType::kF32, 30.0, 0},       // logits of about a hundred
+      {21, 1500, 24, kMiB, DType::kF32, 30.0, 0},  // logits of about a hundred
       {33, 65, 17, 64 * kMiB, DType::kBF16},
       {40, 2100, 33, 65536, DType::kBF16},
   };
@@ -260,7 +265,8 @@ void check_errors(CpuDevice& device) {
   std::string message;
   CHECK(check::failure_of(device, forward_call(c, p), &message) == "ERR_DATA");
   CHECK_CASE(message.find("linear_logprob: target[3]") == 0 && message.find("V=11") != std::string::npos &&
-                 message.find("got 11") != std::string::npos, "%s", message.c_str());
+                 message.find("got 11") != std::string::npos,
+             "%s", message.c_str());
   CHECK(check::failure_of(device, cross_entropy_call(c, p, 0), &message) == "ERR_DATA");
   CHECK(check::failure_of(device, backward_call(c, p, p.dlogp, false), &message) == "ERR_DATA");
   CHECK(message.find("linear_logprob_backward: target[3]") == 0);

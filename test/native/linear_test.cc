@@ -1,5 +1,5 @@
-// The linear and matmul kernels, by their rows in the kernel table: against double from the definition, and the same bits
-// on one thread and on three, for every instruction set of this processor and in f32, bf16 and f64.
+// The linear and matmul kernels, by their rows in the kernel table: against double from the definition, and the same
+// bits on one thread and on three, for every instruction set of this processor and in f32, bf16 and f64.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -23,9 +23,7 @@ struct Tensor {
   DType dtype;
   std::vector<char> memory;
 
-  Tensor(std::vector<int64_t> dims, DType type) : shape(dims), dtype(type) {
-    memory.resize(view().bytes());
-  }
+  Tensor(std::vector<int64_t> dims, DType type) : shape(dims), dtype(type) { memory.resize(view().bytes()); }
   View view() {
     View v;
     v.data = memory.data();
@@ -52,7 +50,8 @@ struct Tensor {
   }
 };
 
-void run(CpuDevice& device, const char* op, std::vector<View> in, std::vector<View> out, std::vector<double> attrs = {}) {
+void run(CpuDevice& device, const char* op, std::vector<View> in, std::vector<View> out,
+         std::vector<double> attrs = {}) {
   const caravan::KernelRow* row = device.find_kernel(op);
   CHECK_CASE(row != nullptr, "no kernel %s", op);
   if (row == nullptr) return;

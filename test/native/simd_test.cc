@@ -1,5 +1,5 @@
-// cpu/simd.h of one instruction set (-DCARAVAN_ISA and its flags) against scalar arithmetic and libm. Built once for each;
-// an instruction set that the processor lacks is skipped with a message.
+// cpu/simd.h of one instruction set (-DCARAVAN_ISA and its flags) against scalar arithmetic and libm. Built once for
+// each; an instruction set that the processor lacks is skipped with a message.
 #ifndef CARAVAN_ISA
 #define CARAVAN_ISA portable
 #endif
@@ -50,7 +50,8 @@ void check_binary(const char* name, const Vector& vector, const Scalar& scalar) 
     fill(b, seed + 1001);
     simd::store(out, vector(simd::load(a), simd::load(b)));
     for (int i = 0; i < kLanes; i++) {
-      CHECK_CASE(same_bits(out[i], scalar(a[i], b[i])), "%s(%g, %g) = %g", name, double(a[i]), double(b[i]), double(out[i]));
+      CHECK_CASE(same_bits(out[i], scalar(a[i], b[i])), "%s(%g, %g) = %g", name, double(a[i]), double(b[i]),
+                 double(out[i]));
     }
   }
 }
@@ -63,22 +64,26 @@ void test_arithmetic() {
   // As the instructions have it: the second operand where either is NaN.
   check_binary("max", [](F32 a, F32 b) { return simd::max(a, b); }, [](float a, float b) { return a > b ? a : b; });
   check_binary("min", [](F32 a, F32 b) { return simd::min(a, b); }, [](float a, float b) { return a < b ? a : b; });
-  check_binary("select_greater", [](F32 a, F32 b) { return simd::select_greater(a, b, simd::set1(1), simd::set1(2)); },
-               [](float a, float b) { return a > b ? 1.0f : 2.0f; });
-  check_binary("keep_nan", [](F32 a, F32 b) { return simd::keep_nan(a, b); },
-               [](float a, float b) { return std::isnan(a) ? a : b; });
-  check_binary("sqrt", [](F32 a, F32) { return simd::sqrt(simd::max(a, simd::zero())); },
-               [](float a, float) { return std::sqrt(a > 0 ? a : 0.0f); });
+  check_binary(
+      "select_greater", [](F32 a, F32 b) { return simd::select_greater(a, b, simd::set1(1), simd::set1(2)); },
+      [](float a, float b) { return a > b ? 1.0f : 2.0f; });
+  check_binary(
+      "keep_nan", [](F32 a, F32 b) { return simd::keep_nan(a, b); },
+      [](float a, float b) { return std::isnan(a) ? a : b; });
+  check_binary(
+      "sqrt", [](F32 a, F32) { return simd::sqrt(simd::max(a, simd::zero())); },
+      [](float a, float) { return std::sqrt(a > 0 ? a : 0.0f); });
 }
 
 void test_fma() {
   const bool fused = CARAVAN_ISA_LEVEL >= 2;
-  check_binary("fma", [](F32 a, F32 b) { return simd::fma(a, b, simd::set1(0.7f)); },
-               [fused](float a, float b) {
-                 if (fused) return std::fma(a, b, 0.7f);
-                 volatile float product = a * b;
-                 return product + 0.7f;
-               });
+  check_binary(
+      "fma", [](F32 a, F32 b) { return simd::fma(a, b, simd::set1(0.7f)); },
+      [fused](float a, float b) {
+        if (fused) return std::fma(a, b, 0.7f);
+        volatile float product = a * b;
+        return product + 0.7f;
+      });
 }
 
 void test_exponent() {

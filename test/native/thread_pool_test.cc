@@ -24,7 +24,7 @@ void test_every_task_once(int threads) {
     std::atomic<int> bad_workers{0};
     caravan::parallel_for(pool, tasks, [&](int64_t task, int worker) {
       calls[static_cast<size_t>(task)]++;
-      if (worker < 0 || worker >= threads) bad_workers++;
+      if (worker < 0 || worker >= threads || worker >= tasks) bad_workers++;
     });
     for (int64_t task = 0; task < tasks; task++) CHECK(calls[static_cast<size_t>(task)] == 1);
     CHECK(calls[static_cast<size_t>(tasks)] == 0);
@@ -69,7 +69,8 @@ void test_results_are_visible() {
   ThreadPool pool(3);
   std::vector<int64_t> squares(1000);
   for (int64_t round = 1; round <= 20; round++) {
-    caravan::parallel_for(pool, 1000, [&](int64_t task, int) { squares[static_cast<size_t>(task)] = task * task * round; });
+    caravan::parallel_for(pool, 1000,
+                          [&](int64_t task, int) { squares[static_cast<size_t>(task)] = task * task * round; });
     bool all = true;
     for (int64_t i = 0; i < 1000; i++) all = all && squares[static_cast<size_t>(i)] == i * i * round;
     CHECK(all);

@@ -1,5 +1,5 @@
-// The naive composition behind the backward pass of attention: the textbook formulas, one query and head at a time, every
-// intermediate value rounded to f32. It shows how exact such formulas can be: do.v - do.o cancels, which the
+// The naive composition behind the backward pass of attention: the textbook formulas, one query and head at a time,
+// every intermediate value rounded to f32. It shows how exact such formulas can be: do.v - do.o cancels, which the
 // differentiated softmax does not show.
 import { type FloatDType, type HostArgument, rounded, type SampleCall } from './sample_call.js'
 

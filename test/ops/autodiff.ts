@@ -19,7 +19,9 @@ export function variableInputs(op: Op, call: AnyCall): string[] {
     .map(([name]) => name)
 }
 
-/** The gradient of differentiable output number `index`: random, and the same in every dtype that a sample is run in. */
+/**
+ * The gradient of differentiable output number `index`: random, and the same in every dtype that a sample is run in.
+ */
 export function seedValues(count: number, index: number): Float64Array {
   const random = new Random(11, index)
   return Float64Array.from({ length: count }, () => rounded(random.normal(), 'bf16'))

@@ -1,5 +1,5 @@
-// Ops against PyTorch in f64: results and gradients. Tolerance: ten times what PyTorch itself is off in f32 where that was
-// measured, else 1e-5 of the largest value, as the notes of the goldens advise.
+// Ops against PyTorch in f64: results and gradients. Tolerance: ten times what PyTorch itself is off in f32 where that
+// was measured, else 1e-5 of the largest value, as the notes of the goldens advise.
 import { afterAll, describe, expect, it } from 'vitest'
 import { attentionOp, embedding, openDevice, rmsNorm, rope, ropeTable, swiglu } from '../../lib/ops/index.js'
 import { Gradients, scope, Tape, Tensor } from '../../lib/tensor/index.js'

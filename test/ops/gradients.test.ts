@@ -1,5 +1,5 @@
-// Gradients of every op of the table. In f64 against central differences; the fused f32 and bf16 backward kernels against
-// the differentiated reference in f64, under the tolerance rule.
+// Gradients of every op of the table. In f64 against central differences; the fused f32 and bf16 backward kernels
+// against the differentiated reference in f64, under the tolerance rule.
 import { afterAll, describe, expect, it } from 'vitest'
 import { countOf } from '../../lib/base/shape.js'
 import { crossEntropyOp, openDevice } from '../../lib/ops/index.js'

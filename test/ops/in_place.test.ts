@@ -43,7 +43,8 @@ async function afterRunning(call: SampleCall, dtype: FloatDType): Promise<Map<st
 
 const valuesOf = (call: SampleCall, name: string) => call.inputs.find((input) => input.name === name)!.values
 
-// ---- accumulating twins ------------------------------------------------------------------------------------------------
+// ---- accumulating twins
+// ------------------------------------------------------------------------------------------------
 
 const twins: { op: string; twin: string; sum: string }[] = [
   { op: 'linear_backward_weight_add', twin: 'linear_backward_weight', sum: 'dw' },
@@ -84,7 +85,8 @@ describe.each(twins)('$op adds what $twin makes', ({ op: name, twin: twinName, s
   })
 })
 
-// ---- add_into, scatter_rows ----------------------------------------------------------------------------------------------
+// ---- add_into, scatter_rows
+// ----------------------------------------------------------------------------------------------
 
 describe('add_into', () => {
   const op = opOf('add_into')
@@ -131,7 +133,8 @@ it.each(['f32', 'bf16'] as const)('scatter_rows writes the rows it is told, in %
   }
 })
 
-// ---- the optimizer -----------------------------------------------------------------------------------------------------
+// ---- the optimizer
+// -----------------------------------------------------------------------------------------------------
 
 type Round = (x: number) => number
 

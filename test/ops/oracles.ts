@@ -12,7 +12,8 @@ export interface Oracle {
   roundings: number
 }
 
-// ---- addressing ------------------------------------------------------------------------------------------------------
+// ---- addressing
+// ------------------------------------------------------------------------------------------------------
 
 /** Calls visit(index of each dimension) in row-major order. */
 function eachIndex(shape: readonly number[], visit: (index: number[]) => void): void {
@@ -51,7 +52,8 @@ function absolute(call: SampleCall): SampleCall {
   return { ...call, inputs, attributes }
 }
 
-// ---- kinds of primitives -----------------------------------------------------------------------------------------------
+// ---- kinds of primitives
+// -----------------------------------------------------------------------------------------------
 
 function unary(f: (x: number) => number, roundings: number): Oracle {
   return { roundings, run: (call) => ({ y: Array.from(inputOf(call, 'x').values, f) }) }
@@ -180,7 +182,8 @@ function argmax(call: SampleCall): { index: number[] } {
   }
 }
 
-// ---- the primitives ----------------------------------------------------------------------------------------------------
+// ---- the primitives
+// ----------------------------------------------------------------------------------------------------
 
 // 1 rounding: the result is the correctly rounded one, up to a tie. Functions may be off by a few.
 export const oracles: { [op: string]: Oracle } = {

@@ -1,5 +1,6 @@
-// From a row of the op table and one of its samples to a call: sizes, data, tensors of a chosen dtype. All values are made
-// on the host in f64 and rounded to the dtype under test, so that every run of one sample starts from the same numbers.
+// From a row of the op table and one of its samples to a call: sizes, data, tensors of a chosen dtype. All values are
+// made on the host in f64 and rounded to the dtype under test, so that every run of one sample starts from the same
+// numbers.
 import { createHash } from 'node:crypto'
 import type { DType } from '../../lib/base/dtype.js'
 import { bf16BitsToF32, f32ToBf16, f32ToBf16Bits } from '../../lib/base/half.js'

@@ -38,7 +38,8 @@ export interface Comparison {
 }
 
 /** Roundings of the largest value that are allowed on top of twice the naive error: that of the result as it is stored,
- *  and in f32 those of a few intermediate values, which the composition may happen to have got exactly in a small sample. */
+ * and in f32 those of a few intermediate values, which the composition may happen to have got exactly in a small
+ * sample. */
 const FREE_ROUNDINGS: { [dtype in DType]?: number } = { f32: 4, bf16: 1, f64: 4 }
 
 /** Asserts the tolerance rule. */

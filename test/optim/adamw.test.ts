@@ -35,7 +35,9 @@ beforeAll(() => {
 })
 afterAll(() => device.close())
 
-/** The reference decays every tensor, vectors too; the engine only matrices. A vector is shown as a matrix of one row. */
+/**
+ * The reference decays every tensor, vectors too; the engine only matrices. A vector is shown as a matrix of one row.
+ */
 const shapeOf = (i: number) =>
   tensors.get(`init.${i}`)!.shape.length === 1
     ? [1, ...tensors.get(`init.${i}`)!.shape]
@@ -134,7 +136,8 @@ describe('AdamW', () => {
     const { config, suggested_atol } = facts.adamw
     const parameters = parametersOn('bf16')
     const optimizer = new AdamW(parameters, optionsOf(config))
-    // The same run in f32 from the rounded start: the master must follow it exactly, whatever the parameter is rounded to.
+    // The same run in f32 from the rounded start: the master must follow it exactly, whatever the parameter is rounded
+    // to.
     const starts = names.map((i) => bf16ToF32(f32ToBf16(values(`init.${i}`) as Float32Array)))
     const wide = new Map(names.map((i) => [i, Tensor.from(device, starts[Number(i)]!, shapeOf(Number(i)))]))
     const wideOptimizer = new AdamW(wide, optionsOf(config))

@@ -49,7 +49,8 @@ describe('drawInstruction', () => {
   })
 
   it('never combines the pairs on the exclusion list', () => {
-    // caps+lower; bullets with eight kinds; nsent with five; ps+end; quote+ps; quote+title; title+start; start+nocomma; avoid+kw
+    // caps+lower; bullets with eight kinds; nsent with five; ps+end; quote+ps; quote+title; title+start; start+nocomma;
+    // avoid+kw
     const pairs = CONSTRAINT_KINDS.flatMap((a, i) => CONSTRAINT_KINDS.slice(i + 1).map((b) => [a, b] as const))
     expect(pairs.filter(([a, b]) => !areCompatible(a, b))).toHaveLength(1 + 8 + 5 + 6)
     expect(

@@ -1,5 +1,5 @@
-// What run() refuses: every fault of what it is given is a typed error that says where, before the first step; and a disk
-// that is full at the end.
+// What run() refuses: every fault of what it is given is a typed error that says where, before the first step; and a
+// disk that is full at the end.
 import { execFileSync } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -333,7 +333,8 @@ describe('a failing disk', () => {
     for (let at = 0; at < count; at++) {
       for (const [index, failure] of failures.entries()) {
         for (const sticky of [false, true]) {
-          // Each operation meets a full disk that stays full, and one other failure; with CARAVAN_TEST_FULL all of them.
+          // Each operation meets a full disk that stays full, and one other failure; with CARAVAN_TEST_FULL all of
+          // them.
           const chosen = (sticky && failure === 'ENOSPC') || (!sticky && index === at % failures.length)
           if (!chosen && process.env.CARAVAN_TEST_FULL !== '1') continue
           rmSync(root, { recursive: true })

@@ -1,5 +1,5 @@
-// Training on all cores in the process of a service: a timer of 5 ms fires in time. The machine may be late by itself, so
-// what counts is how much training adds to that.
+// Training on all cores in the process of a service: a timer of 5 ms fires in time. The machine may be late by itself,
+// so what counts is how much training adds to that.
 import { existsSync, readFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'

@@ -1,5 +1,5 @@
-// Whole trajectories against transformers + torch in float64: loss, learning rate and gradient norm at every step and the
-// final weights, through the loop that every method runs in.
+// Whole trajectories against transformers + torch in float64: loss, learning rate and gradient norm at every step and
+// the final weights, through the loop that every method runs in.
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { PackedBatch } from '../../lib/data/pack.js'
 import { type LossReduction, sftLoss } from '../../lib/losses/sft.js'

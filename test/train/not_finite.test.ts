@@ -1,5 +1,5 @@
-// A step whose gradients are not finite changes nothing and is said to be skipped; several in a row end the run; how many
-// there were survives a resume.
+// A step whose gradients are not finite changes nothing and is said to be skipped; several in a row end the run; how
+// many there were survives a resume.
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

@@ -1,4 +1,5 @@
-// One forward and backward pass of a small gated block, the same numbers for everybody. Shared by the scripts of this folder.
+// One forward and backward pass of a small gated block, the same numbers for everybody. Shared by the scripts of this
+// folder.
 import { createHash } from 'node:crypto'
 import { linear, openDevice, randomNormal, rmsNorm, swiglu } from '../../../dist/ops/index.js'
 import { Gradients, scope, Tape } from '../../../dist/tensor/index.js'

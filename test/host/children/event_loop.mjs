@@ -1,4 +1,5 @@
-// How late a 5 ms timer comes, first idle, then beside a queue that keeps every core busy. Prints both, in milliseconds.
+// How late a 5 ms timer comes, first idle, then beside a queue that keeps every core busy. Prints both, in
+// milliseconds.
 import { availableParallelism } from 'node:os'
 import { makeBlock, open, pass } from './compute.mjs'
 

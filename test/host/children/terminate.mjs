@@ -1,5 +1,5 @@
-// Terminates working workers at random moments. Prints how long each termination took, in milliseconds. Arguments: seed,
-// number of workers.
+// Terminates working workers at random moments. Prints how long each termination took, in milliseconds. Arguments:
+// seed, number of workers.
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { Random } from '../../../dist/base/random.js'

@@ -1,5 +1,5 @@
-// Calls every function of the addon with arguments of wrong types, sizes and states. Prints how many calls threw and how
-// many did not; a crash shows in the exit code. Argument: seed.
+// Calls every function of the addon with arguments of wrong types, sizes and states. Prints how many calls threw and
+// how many did not; a crash shows in the exit code. Argument: seed.
 
 import { Random } from '../../../dist/base/random.js'
 import { loadAddon } from '../../../dist/runtime/index.js'
