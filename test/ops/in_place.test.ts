@@ -248,7 +248,8 @@ describe('clip_control', () => {
     [25, 1, 10, 1, 1, 5],
     [25, 0.25, 0, 0.25, 1, 1.25],
     [0, 1, 1, 1, 1, 0],
-  ])('sum %d scale %d max_norm %d', async (sum, scale, max_norm, gradientScale, finite, norm) => {
+  ])('sum %d scale %d max_norm %d', async (...row) => {
+    const [sum, scale, max_norm, gradientScale, finite, norm] = row
     const expected = [before[0]!, gradientScale, finite, before[3]!, before[4]!, norm, 0, 0].map(Math.fround)
     expect(await controlAfter(sum, { scale, max_norm })).toEqual(expected)
   })
