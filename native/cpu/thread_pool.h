@@ -15,8 +15,8 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  /** Calls body(context, task, worker) for each task in [0, tasks); 0 <= worker < min(threads(), tasks). Returns when all
-   *  are done. After cancel() the remaining tasks are skipped. Called by one thread at a time. */
+  /** Calls body(context, task, worker) for each task in [0, tasks), with 0 <= worker < min(threads(), tasks). Returns
+   *  when all are done. After cancel() the remaining tasks are skipped. Called by one thread at a time. */
   void run(int64_t tasks, void (*body)(void*, int64_t, int), void* context);
   /** Skips the tasks of the present and every later run. */
   void cancel();
