@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/file_load.h"
+#include "core/thread_policy.h"
 
 namespace caravan {
 
@@ -68,6 +69,7 @@ void CommandQueue::push(Item item) {
 }
 
 void CommandQueue::serve() {
+  become_compute_thread();
   for (;;) {
     Item item;
     {

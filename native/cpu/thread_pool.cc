@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/thread_policy.h"
+
 namespace caravan {
 
 namespace {
@@ -60,6 +62,7 @@ struct ThreadPool::State {
   }
 
   void serve() {
+    become_compute_thread();
     uint64_t seen = 0;
     for (;;) {
       for (int spin = 0; spin < kSpins && epoch.load(std::memory_order_acquire) == seen && !stop.load(); spin++)
