@@ -1,4 +1,4 @@
-// A chat template, ready to render conversations: built-in ones by TypeScript code, all others by Jinja in a thread
+// A chat template, ready to render conversations: built-in ones by TypeScript code, all others by Jinja in a process
 // with a budget. Rendering also tells which characters the assistant wrote, which is what training needs.
 import { CaravanError } from '../base/errors.js'
 import {
@@ -8,12 +8,7 @@ import {
   takeMarks,
   unusedMarks,
 } from './generation_blocks.js'
-import {
-  defaultTemplateBudget,
-  renderInThread,
-  renderPossibleInThread,
-  type TemplateBudget,
-} from './template_worker_client.js'
+import { defaultTemplateBudget, renderApart, renderPossibleApart, type TemplateBudget } from './template_process.js'
 import type { Tokenizer } from './tokenizer.js'
 import {
   type BuiltInTemplate,
@@ -79,7 +74,7 @@ export class ChatTemplate {
     return rendered!
   }
 
-  /** `render` for many conversations at the cost of one message to the thread; `details.row` names a faulty one. */
+  /** `render` for many conversations at the cost of one message to the process; `details.row` names a faulty one. */
   async renderBatch(
     conversations: readonly (readonly ChatMessage[])[],
     options: RenderOptions = {},
@@ -94,7 +89,7 @@ export class ChatTemplate {
       })
     }
     const rows = conversations.map((messages) => this.#variables(messages, options))
-    const texts = await renderInThread(this.source, rows, this.#budget)
+    const texts = await renderApart(this.source, rows, this.#budget)
     if (!this.givesSpans) return texts.map((text) => ({ text, spans: undefined }))
     return this.#withSpans(texts, rows)
   }
@@ -106,13 +101,13 @@ export class ChatTemplate {
   ): Promise<(string | undefined)[]> {
     if (this.#builtIn !== undefined) return (await this.renderBatch(conversations, options)).map(({ text }) => text)
     const rows = conversations.map((messages) => this.#variables(messages, options))
-    return renderPossibleInThread(this.source, rows, this.#budget)
+    return renderPossibleApart(this.source, rows, this.#budget)
   }
 
   /** Renders again with marks. Where a filter changed marked text, the renderings differ and no spans are given. */
   async #withSpans(texts: readonly string[], rows: Record<string, unknown>[]): Promise<RenderedChat[]> {
     const marks: BlockMarks = unusedMarks([this.source, ...texts])
-    const marked = await renderInThread(markGenerationBlocks(this.source, marks), rows, this.#budget)
+    const marked = await renderApart(markGenerationBlocks(this.source, marks), rows, this.#budget)
     return texts.map((text, i) => {
       const taken = takeMarks(marked[i]!, marks)
       return { text, spans: taken.text === text ? taken.spans : undefined }

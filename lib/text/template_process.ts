@@ -1,6 +1,7 @@
-// The main thread's side of the template thread: one thread for the whole process, started at first use, ended when a
-// template exceeds its budget, and never a reason for the process to stay alive.
-import { Worker } from 'node:worker_threads'
+// This side of the template process: one for all templates, started at first use, ended when a template exceeds its
+// budget, and never a reason for this process to stay alive.
+import { type ChildProcess, fork } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
 import { CaravanError } from '../base/errors.js'
 import { workerUrl } from '../base/worker.js'
 
@@ -8,7 +9,7 @@ import { workerUrl } from '../base/worker.js'
 export interface TemplateBudget {
   /** Longest time for one conversation. Default 2000. */
   timeMs: number
-  /** Heap of the thread. Default 64. */
+  /** Heap of the process. Default 64. */
   heapMiB: number
   /** Longest rendering, in UTF-16 units. Default 4 Mi. */
   outputUnits: number
@@ -16,7 +17,7 @@ export interface TemplateBudget {
 
 export const defaultTemplateBudget: TemplateBudget = { timeMs: 2000, heapMiB: 64, outputUnits: 4 * 2 ** 20 }
 
-const THREAD_START_MS = 10_000
+const START_MS = 10_000
 
 export interface TemplateJob {
   id: number
@@ -40,10 +41,16 @@ interface Waiting {
   reject: (error: CaravanError) => void
 }
 
-class TemplateThread {
-  #worker: Worker | undefined
-  #workerHeapMiB = 0
-  #progress = new Int32Array(new SharedArrayBuffer(4))
+/** Something other than an answer: the process has started, or another row has begun. */
+export interface TemplateSign {
+  sign: 'ready' | 'row'
+}
+
+class TemplateProcess {
+  #child: ChildProcess | undefined
+  #childHeapMiB = 0
+  #ready = false
+  #signOfLife = 0
   #queue: Waiting[] = []
   #running: Waiting | undefined
   #timer: NodeJS.Timeout | undefined
@@ -60,74 +67,74 @@ class TemplateThread {
     if (this.#running !== undefined) return
     const next = this.#queue.shift()
     if (next === undefined) {
-      this.#worker?.unref()
+      this.#child?.channel?.unref()
       return
     }
     this.#running = next
-    const worker = this.#workerFor(next.budget)
-    worker.ref()
+    const child = this.#childFor(next.budget)
+    child.channel?.ref()
+    this.#signOfLife = performance.now()
     try {
-      worker.postMessage(next.job)
+      child.send(next.job)
     } catch (cause) {
-      // Functions and the like, which no other thread can be given.
+      // Functions and the like, which no other process can be given.
       this.#finish(undefined, `its variables are not plain data: ${(cause as Error).message}`, 'ERR_TEMPLATE')
       return
     }
     this.#watch(next)
   }
 
-  #workerFor(budget: TemplateBudget): Worker {
-    if (this.#worker !== undefined && this.#workerHeapMiB === budget.heapMiB) return this.#worker
-    void this.#worker?.terminate()
-    const progress = new Int32Array(new SharedArrayBuffer(4))
-    const worker = new Worker(workerUrl(import.meta.url, './chat_template_worker.js'), {
-      workerData: progress,
-      resourceLimits: { maxOldGenerationSizeMb: budget.heapMiB, maxYoungGenerationSizeMb: 16, stackSizeMb: 4 },
+  #childFor(budget: TemplateBudget): ChildProcess {
+    if (this.#child !== undefined && this.#childHeapMiB === budget.heapMiB) return this.#child
+    this.#discardChild()
+    const child = fork(fileURLToPath(workerUrl(import.meta.url, './chat_template_process.js')), {
+      serialization: 'advanced',
+      execArgv: [`--max-old-space-size=${budget.heapMiB}`, '--max-semi-space-size=4', '--stack-size=3900'],
       env: {},
-      stdout: true,
-      stderr: true,
+      stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
     })
-    worker.on('message', (answer: TemplateAnswer) => {
-      if (worker === this.#worker && answer.id === this.#running?.job.id) this.#settle(answer)
+    child.unref()
+    child.on('message', (message: TemplateAnswer | TemplateSign) => {
+      if (child !== this.#child) return
+      this.#ready = true
+      this.#signOfLife = performance.now()
+      if ('id' in message && message.id === this.#running?.job.id) this.#settle(message)
     })
-    worker.on('error', (error: NodeJS.ErrnoException) => {
-      if (worker !== this.#worker) return
-      const outOfMemory = error.code === 'ERR_WORKER_OUT_OF_MEMORY'
-      const reason = outOfMemory ? `it needs more than ${budget.heapMiB} MiB` : error.message
-      this.#discardWorker()
-      this.#finish(undefined, reason, outOfMemory ? 'ERR_TEMPLATE_BUDGET' : 'ERR_TEMPLATE')
+    child.on('error', (error) => this.#ended(child, error.message, 'ERR_TEMPLATE'))
+    child.on('exit', () => {
+      const reason = `it needs more than ${budget.heapMiB} MiB`
+      if (this.#ready) this.#ended(child, reason, 'ERR_TEMPLATE_BUDGET')
+      else this.#ended(child, 'the process that renders templates could not be started', 'ERR_TEMPLATE')
     })
-    this.#worker = worker
-    this.#workerHeapMiB = budget.heapMiB
-    this.#progress = progress
-    return worker
+    this.#child = child
+    this.#childHeapMiB = budget.heapMiB
+    this.#ready = false
+    return child
   }
 
-  /** Ends the thread when the count of rows begun and finished has not moved for the time of the budget. */
-  #watch(waiting: Waiting): void {
-    const { timeMs } = waiting.budget
-    let seen = Atomics.load(this.#progress, 0)
-    let since = performance.now()
+  /** Ends the process when it has not begun another row for the time of the budget. */
+  #watch({ budget: { timeMs } }: Waiting): void {
     this.#timer = setInterval(
       () => {
-        const now = Atomics.load(this.#progress, 0)
-        if (now !== seen) {
-          seen = now
-          since = performance.now()
-        }
-        // A thread that has not begun its first row is still starting, which is not the template's time.
-        const allowedMs = now === 0 ? timeMs + THREAD_START_MS : timeMs
-        if (performance.now() - since < allowedMs) return
-        this.#discardWorker()
+        // A process that has not said that it is there is still starting, which is not the template's time.
+        const allowedMs = this.#ready ? timeMs : timeMs + START_MS
+        if (performance.now() - this.#signOfLife < allowedMs) return
+        this.#discardChild()
         this.#finish(undefined, `it ran for more than ${timeMs} ms`, 'ERR_TEMPLATE_BUDGET')
       },
       Math.max(5, timeMs / 8),
     )
   }
 
-  #discardWorker(): void {
-    void this.#worker?.terminate()
-    this.#worker = undefined
+  #ended(child: ChildProcess, reason: string, code: 'ERR_TEMPLATE' | 'ERR_TEMPLATE_BUDGET'): void {
+    if (child !== this.#child) return
+    this.#child = undefined
+    if (this.#running !== undefined) this.#finish(undefined, reason, code)
+  }
+
+  #discardChild(): void {
+    this.#child?.kill('SIGKILL')
+    this.#child = undefined
   }
 
   #settle(answer: TemplateAnswer): void {
@@ -173,10 +180,10 @@ function failureOf(
   })
 }
 
-const thread = new TemplateThread()
+const templates = new TemplateProcess()
 
 /** Renders `source` once for each row of variables. Throws ERR_TEMPLATE or ERR_TEMPLATE_BUDGET, with `details.row`. */
-export async function renderInThread(
+export async function renderApart(
   source: string,
   rows: Record<string, unknown>[],
   budget: TemplateBudget,
@@ -184,8 +191,8 @@ export async function renderInThread(
   return (await run(source, rows, budget, false)) as string[]
 }
 
-/** `renderInThread` that gives undefined for the rows at which the template raises; only budgets make it throw. */
-export function renderPossibleInThread(
+/** `renderApart` that gives undefined for the rows at which the template raises; only budgets make it throw. */
+export function renderPossibleApart(
   source: string,
   rows: Record<string, unknown>[],
   budget: TemplateBudget,
@@ -200,5 +207,5 @@ async function run(
   keepGoing: boolean,
 ): Promise<(string | undefined)[]> {
   if (rows.length === 0) return []
-  return thread.render({ source, rows, maximumUnits: budget.outputUnits, keepGoing }, budget)
+  return templates.render({ source, rows, maximumUnits: budget.outputUnits, keepGoing }, budget)
 }

@@ -1,27 +1,33 @@
-// Thread that runs Jinja templates. The interpreter has no budget of its own, so it runs where it can be ended: the
-// main thread watches `progress`, and the heap limit of the thread bounds its memory.
-import { parentPort, workerData } from 'node:worker_threads'
+// Process that runs Jinja templates. The interpreter has no budget of its own, and a thread whose heap is exhausted takes
+// the whole process with it, so it runs in one that can be ended: the parent watches its messages, V8 its heap.
 import { Environment, Interpreter, parse, tokenize } from '@huggingface/jinja'
-import type { TemplateAnswer, TemplateJob } from './template_worker_client.js'
+import type { TemplateAnswer, TemplateJob, TemplateSign } from './template_process.js'
 
 const MAX_RANGE = 100_000
+/** The parent learns at least this often that rows are getting done. */
+const SIGN_MS = 50
 
 class TemplateRaised extends Error {}
 class BudgetExceeded extends Error {}
 
-const progress = workerData as Int32Array
-const port = parentPort!
 const programs = new Map<string, ReturnType<typeof parse>>()
+const send = (message: TemplateAnswer | TemplateSign) => process.send!(message)
 
-port.on('message', (job: TemplateJob) => {
-  port.postMessage(answer(job))
+process.on('message', (job: TemplateJob) => {
+  send(answer(job))
 })
+process.on('disconnect', () => process.exit())
+send({ sign: 'ready' })
 
 function answer(job: TemplateJob): TemplateAnswer {
   const texts: (string | undefined)[] = []
   let units = 0
+  let signed = performance.now()
   for (const [index, variables] of job.rows.entries()) {
-    Atomics.add(progress, 0, 1)
+    if (performance.now() - signed > SIGN_MS) {
+      send({ sign: 'row' })
+      signed = performance.now()
+    }
     try {
       const text = render(job.source, variables)
       units += text.length
@@ -32,8 +38,6 @@ function answer(job: TemplateJob): TemplateAnswer {
       const failure = { index, ...describe(error) }
       if (!job.keepGoing || failure.kind === 'budget') return { id: job.id, texts, failure }
       texts.push(undefined)
-    } finally {
-      Atomics.add(progress, 0, 1)
     }
   }
   return { id: job.id, texts, failure: undefined }
@@ -42,7 +46,8 @@ function answer(job: TemplateJob): TemplateAnswer {
 function describe(error: unknown): { kind: 'budget' | 'raised' | 'invalid'; message: string } {
   const message = error instanceof Error ? error.message : String(error)
   if (error instanceof TemplateRaised) return { kind: 'raised', message }
-  const tooDeep = error instanceof RangeError && /call stack|string length|array length/i.test(message)
+  // The interpreter wraps some errors into its own, so the words count, not the class.
+  const tooDeep = /call stack|invalid string length|invalid array length/i.test(message)
   return { kind: tooDeep || error instanceof BudgetExceeded ? 'budget' : 'invalid', message }
 }
 
