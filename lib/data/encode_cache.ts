@@ -2,9 +2,9 @@
 // content: a cache that cannot be proved right is as good as none, and is built again.
 import { createHash, type Hash } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
-import { mkdir } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
+import { makeFolder } from '../base/make_folder.js'
 import { fileError, writeFileAtomic } from './atomic_file.js'
 import { EncodedExamples } from './encoded.js'
 import { openRegularFile, readExactly } from './regular_file.js'
@@ -84,7 +84,7 @@ export async function writeCache(directory: string, key: string, content: Cached
   const prefix = Buffer.alloc(PREFIX_BYTES)
   prefix.write(MAGIC, 'latin1')
   prefix.writeUInt32LE(json.length, MAGIC.length)
-  await mkdir(directory, { recursive: true }).catch((error) => {
+  await makeFolder(directory).catch((error) => {
     throw fileError('create folder', directory, error)
   })
   await writeFileAtomic(cachePath(directory, key), async (append) => {

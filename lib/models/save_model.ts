@@ -1,10 +1,11 @@
 // Saves a model as a Hugging Face folder that transformers loads unchanged. Files are atomic one by one; a caller who
 // needs the folder to be atomic saves into a new one and renames it.
-import { mkdir, readFile } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { isDeepStrictEqual } from 'node:util'
 import { CaravanError } from '../base/errors.js'
 import { bf16ToF32, f32ToBf16, f32ToF16 } from '../base/half.js'
+import { makeFolder } from '../base/make_folder.js'
 import { fileError, type WrittenFile, writeFileAtomic } from '../data/atomic_file.js'
 import type { SafetensorsDtype } from '../data/safetensors.js'
 import { type TensorSource, writeSafetensorsShards } from '../data/safetensors_writer.js'
@@ -35,7 +36,7 @@ export async function saveModel(
   const dtype = options.dtype ?? (model.dtype as StoredDtype)
   const configJson = configJsonOf({ ...model.config, dtype }, model.origin?.configJson)
   try {
-    await mkdir(directory, { recursive: true })
+    await makeFolder(directory)
   } catch (error) {
     throw fileError('create folder', directory, error)
   }

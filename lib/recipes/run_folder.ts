@@ -1,8 +1,9 @@
 // The run folder: recipe.json (resolved, with where each value came from), metrics.jsonl, checkpoints/<stage>/step-N/,
 // one Hugging Face folder per finished stage, samples.jsonl, result.json and report.html.
-import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
+import { makeFolder } from '../base/make_folder.js'
 import { fileError, syncDirectory, writeFileAtomic } from '../data/atomic_file.js'
 import type { Origin, Overrides, Recipe, Resolved, Setting } from './stage.js'
 
@@ -78,7 +79,7 @@ export async function openRunFolder(directory: string, record: RunRecord, resume
     })
   }
   try {
-    await mkdir(directory, { recursive: true })
+    await makeFolder(directory)
     // Of an attempt with other settings, perhaps.
     if (existing) await rm(join(directory, 'tokenizer'), { recursive: true, force: true })
   } catch (cause) {
@@ -133,7 +134,7 @@ export async function folderAtomic(directory: string, fill: (temporary: string) 
   const temporary = `${directory}.tmp-${process.pid}`
   try {
     await rm(temporary, { recursive: true, force: true })
-    await mkdir(temporary, { recursive: true })
+    await makeFolder(temporary)
     await fill(temporary)
     await syncDirectory(temporary)
     await rename(temporary, directory)

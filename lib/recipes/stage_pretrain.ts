@@ -1,8 +1,8 @@
 // The base stage of the pocket run: trains a tokenizer on generated text, makes a new model, and models the language of
 // the generated corpus.
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { throwIfAborted } from '../base/errors.js'
+import { makeFolder } from '../base/make_folder.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
 import { EncodedBuilder, type EncodedExamples } from '../data/encoded.js'
 import { Loader } from '../data/loader.js'
@@ -125,7 +125,7 @@ async function pocketTokenizer(folder: string, settings: PretrainSettings, conte
     clean_up_tokenization_spaces: false,
     chat_template: pocketTemplate.source,
   }
-  await mkdir(context.directory, { recursive: true })
+  await makeFolder(context.directory)
   await folderAtomic(folder, async (temporary) => {
     await writeFileAtomic(join(temporary, 'tokenizer.json'), JSON.stringify(json))
     await writeFileAtomic(join(temporary, 'tokenizer_config.json'), JSON.stringify(config, null, 2))

@@ -1,5 +1,5 @@
-// Process that runs Jinja templates. The interpreter has no budget of its own, and a thread whose heap is exhausted takes
-// the whole process with it, so it runs in one that can be ended: the parent watches its messages, V8 its heap.
+// Process that runs Jinja templates. The interpreter has no budget of its own, and a thread whose heap is exhausted
+// takes the whole process with it, so it runs in one that can be ended: the parent watches its messages, V8 its heap.
 import { Environment, Interpreter, parse, tokenize } from '@huggingface/jinja'
 import type { TemplateAnswer, TemplateJob, TemplateSign } from './template_process.js'
 

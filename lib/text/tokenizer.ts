@@ -2,10 +2,11 @@
 // else (ids, special tokens, files) by this class. That package ends the whole process on input it does not expect, so
 // the file is validated first (tokenizer_file.ts) and so is every argument.
 import { createHash } from 'node:crypto'
-import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import tokenizers from 'tokenizers'
 import { CaravanError, throwIfAborted } from '../base/errors.js'
+import { makeFolder } from '../base/make_folder.js'
 import { offsetsFromLengths, tokenByteLengths } from './byte_offsets.js'
 import { parseTokenizerConfig, type TokenizerConfig } from './tokenizer_config.js'
 import { MAX_TOKENIZER_BYTES, parseTokenizerFile, type TokenizerFile } from './tokenizer_file.js'
@@ -179,7 +180,7 @@ export class Tokenizer {
   /** Writes the files into `directory` (created if missing) as they were read. Throws ERR_FILE. */
   async save(directory: string): Promise<void> {
     try {
-      await mkdir(directory, { recursive: true })
+      await makeFolder(directory)
       for (const [name, bytes] of this.files) await writeFile(join(directory, name), bytes)
     } catch (cause) {
       throw new CaravanError('ERR_FILE', `${directory}: the tokenizer cannot be written: ${(cause as Error).message}`, {

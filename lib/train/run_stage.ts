@@ -1,7 +1,7 @@
 // One stage of a run: the loop, with checkpoints, metrics, evaluation and resuming round it. Knows no algorithm.
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
+import { makeFolder } from '../base/make_folder.js'
 import { fileError } from '../data/atomic_file.js'
 import type { Method } from '../methods/method.js'
 import type { AdamW } from '../optim/adamw.js'
@@ -63,7 +63,7 @@ export interface StageRun<Models, Micro> {
 export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): AsyncGenerator<RunEvent> {
   const { stage, method, settings, parameters, optimizer, directory } = run
   const root = join(directory, 'checkpoints', stage)
-  await mkdir(root, { recursive: true }).catch((cause) => {
+  await makeFolder(root).catch((cause) => {
     throw fileError('mkdir', root, cause)
   })
   const metrics = new MetricsLog(directory)
