@@ -171,6 +171,7 @@ export class Device {
     this.#length = 0
   }
 
+  /** Counters of the commands that have run so far; after idle() they are those of everything written. */
   stats(): DeviceStats {
     this.flush()
     this.#addon.stats(this.#index, this.#statistics)

@@ -251,6 +251,7 @@ describe('stopping', () => {
 
 describe('an AbortSignal', () => {
   it('ends a step between two micro-batches, leaves no tensor, and the device goes on working', async () => {
+    await device.idle() // the counters are those of the commands that have run
     const before = device.stats().liveTensors
     const abort = new AbortController()
     const ended = await stage('aborted', {
