@@ -14,7 +14,7 @@ Examples:
   $ caravan bench kernels                 every kernel of the op table
   $ caravan bench kernels rms_norm        one of them
   $ caravan bench step --model small --dtype bf16 --json
-  $ CARAVAN_PYTHON=/opt/venv/bin/python caravan bench step --model tiny --peer`,
+  $ CARAVAN_PYTHON=.venv/bin/python caravan bench step --model tiny --peer`,
     )
   bench
     .command('kernels [name]', { isDefault: true })

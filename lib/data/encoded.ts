@@ -143,12 +143,3 @@ function grown<T extends Int32Array | Uint8Array | Float64Array>(from: T, to: T)
   to.set(from)
   return to
 }
-
-/** All examples of `parts`, in order. */
-export function concatenate(parts: readonly EncodedExamples[]): EncodedExamples {
-  const builder = new EncodedBuilder()
-  for (const part of parts) {
-    for (let i = 0; i < part.count; i++) builder.append({ ids: part.idsOf(i), mask: part.maskOf(i) })
-  }
-  return builder.finish()
-}

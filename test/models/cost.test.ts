@@ -186,8 +186,10 @@ describe.each(['f32', 'bf16'] as const)('memory, %s', (dtype) => {
       const plan = trainingMemory(shape, options)
       // Only the rounding of each allocation is not in the formula.
       expect(onTape / plan.tape).toBeCloseTo(1, 3)
-      // The packed panels of a product, which differ by instruction set, are the rest.
-      expect(Math.abs(peak / (plan.total - plan.optimizer) - 1)).toBeLessThan(0.15)
+      const planned = plan.total - plan.optimizer
+      // Native bf16 products pack both operands; their panels have a fixed size, which shows beside so small a model.
+      const panels = device.isa === 'avx512bf16' ? 2 ** 20 : 0
+      expect(Math.abs(peak - planned)).toBeLessThan(0.1 * planned + panels)
     }
   })
 })

@@ -177,10 +177,12 @@ describe('bf16', () => {
     for (const [parameter, wanted] of Object.entries(facts.grads.packed.params)) {
       const reference = stored.get(`packed:${parameter}`)!.data
       const { rms } = deviation(values.get(parameter)!.subarray(0, reference.length), reference)
-      // bf16 keeps 8 bits: 2^-9 a rounding, some twelve of them on the way.
+      // bf16 keeps 8 bits: 2^-9 a rounding, some ten of them on the way, and two more where the gradient of the logits
+      // is a bf16 operand.
+      const roundings = device.isa === 'avx512bf16' ? 12 : 10
       const scale = wanted.l2 / Math.sqrt(wanted.shape.reduce((a, b) => a * b, 1))
       expect(rms, parameter).toBeLessThan(
-        12 *
+        roundings *
           2 ** -9 *
           Math.max(
             scale,
