@@ -12,6 +12,7 @@ export * from './matmul.js'
 export * from './movement.js'
 export * from './norm.js'
 export * from './optimizer_step.js'
+export * from './preference.js'
 export * from './reduce.js'
 export * from './rope.js'
 

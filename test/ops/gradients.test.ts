@@ -95,6 +95,7 @@ describe.each(withGradient.map((op) => [nameOf(op), op] as const))('%s against c
 /** Backward kernels that read a bf16-rounded output of the forward pass: compared with the composition in bf16. */
 const readsRounded: { [op: string]: string } = {
   add_rms_norm: 'sum, as stored',
+  preference_loss: 'dlogp, as stored',
   ...(device.isa === 'avx512bf16' && { linear_logprob: 'the gradient of the logits, a bf16 operand there' }),
 }
 
