@@ -7,11 +7,13 @@ import { fileError } from './atomic_file.js'
 import { pathInside } from './folder.js'
 import { type JsonObject, readJsonLines } from './json_lines.js'
 import { ParquetDecoder, readParquet } from './parquet.js'
-import { checkFieldMap, convertRow, type FieldMap, type Row } from './rows.js'
+import { checkFieldMap, type FieldMap, type Row, type RowForm, singleRows } from './rows.js'
 
 export interface DatasetOptions {
   /** Columns to take for fields, e.g. `{ prompt: 'question', completion: 'answer' }`. */
   fields?: FieldMap
+  /** What the rows are; default singleRows. */
+  form?: RowForm
   /** A bad row throws (default), or is left out and counted. A damaged file always throws. */
   onError?: 'throw' | 'skip-and-count'
   /** Longest row of a JSON file in bytes. Default 64 MiB. */
@@ -29,6 +31,7 @@ export interface DatasetRow {
 /** What the last complete or running pass over the rows has met. */
 export interface DatasetCounts {
   rows: number
+  /** Bad rows that were skipped, and rows that their form leaves out. */
   badRows: number
   /** The first few errors of bad rows, for a report. */
   firstErrors: CaravanError[]
@@ -43,7 +46,7 @@ const DATA_FILE = /\.(jsonl|ndjson|json)(\.gz)?$|\.parquet$/
  * once.
  */
 export async function openDataset(paths: readonly string[], options: DatasetOptions = {}): Promise<Dataset> {
-  checkFieldMap(options.fields ?? {})
+  checkFieldMap(options.fields ?? {}, (options.form ?? singleRows).shapes)
   const files: string[] = []
   for (const path of paths) files.push(...(await dataFiles(path)))
   if (files.length === 0) throw new CaravanError('ERR_CONFIG', 'a dataset needs at least one file')
@@ -67,7 +70,7 @@ export class Dataset {
   async *rows(): AsyncGenerator<DatasetRow> {
     const counts: DatasetCounts = { rows: 0, badRows: 0, firstErrors: [] }
     this.#counts = counts
-    const { onError = 'throw', fields } = this.options
+    const { onError = 'throw', fields, form = singleRows } = this.options
     const onBadRow = (error: CaravanError) => {
       counts.badRows++
       if (counts.firstErrors.length < MAX_KEPT_ERRORS) counts.firstErrors.push(error)
@@ -75,10 +78,11 @@ export class Dataset {
     const skip = onError === 'skip-and-count' ? onBadRow : undefined
     for (const file of this.files) {
       for await (const { row, line } of this.#rawRows(file, skip)) {
-        const converted = convertOrSkip(() => convertRow(row, { file, line }, fields), skip)
+        const converted = convertOrSkip(() => form.convert(row, { file, line }, fields), skip)
         if (converted === undefined) continue
-        counts.rows++
-        yield { row: converted, file, line }
+        if (converted.length === 0) counts.badRows++
+        else counts.rows++
+        for (const one of converted) yield { row: one, file, line }
       }
     }
   }
@@ -102,7 +106,7 @@ export class Dataset {
   }
 }
 
-function convertOrSkip(convert: () => Row, onBadRow?: (error: CaravanError) => void): Row | undefined {
+function convertOrSkip(convert: () => Row[], onBadRow?: (error: CaravanError) => void): Row[] | undefined {
   try {
     return convert()
   } catch (error) {

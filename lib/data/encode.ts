@@ -7,6 +7,7 @@ import { type EncodingIdentity, encodingKey, readCache, writeCache } from './enc
 import { type ChunkEncoder, EncodePool, LocalEncoder } from './encode_pool.js'
 import { EncodedBuilder, type EncodedExamples } from './encoded.js'
 import type { EncodedChunk, EncoderModule, RowEncoder } from './encoder.js'
+import { singleRows } from './rows.js'
 
 export interface EncodeProgress {
   rows: number
@@ -30,7 +31,7 @@ export interface EncodeOptions {
 }
 
 export interface EncodeResult {
-  /** One per row of the dataset, in order. */
+  /** One per converted row of the dataset, in order. */
   examples: EncodedExamples
   /** Rows left out because they were bad (`onError: 'skip-and-count'`). */
   badRows: number
@@ -49,8 +50,8 @@ export async function encodeDataset(dataset: Dataset, options: EncodeOptions): P
     const examples = await encodeRows(dataset.rows(), options)
     return { examples, badRows: dataset.counts.badRows, cacheUse: 'off' }
   }
-  const { fields, onError } = dataset.options
-  const key = await encodingKey(dataset.files, cache.identity, { fields, onError })
+  const { fields, onError, form = singleRows } = dataset.options
+  const key = await encodingKey(dataset.files, cache.identity, { fields, onError, form: form.name })
   let cacheProblem: CaravanError | undefined
   try {
     const stored = await readCache(cache.directory, key)

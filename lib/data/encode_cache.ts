@@ -60,7 +60,7 @@ export async function hashFile(file: string): Promise<string> {
 export async function encodingKey(
   files: readonly string[],
   identity: EncodingIdentity,
-  reading: { fields?: unknown; onError?: string },
+  reading: { fields?: unknown; onError?: string; form: string },
 ): Promise<string> {
   const contents: { type: string; sha256: string }[] = []
   for (const file of files) {

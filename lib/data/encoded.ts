@@ -1,6 +1,8 @@
 // Tokenised examples as a structure of arrays: ids, trained flags and offsets of all examples lie end to end, so that a
 // million examples are three typed arrays and no JavaScript objects.
 import { CaravanError } from '../base/errors.js'
+import type { BatchSource } from './loader.js'
+import { type PackedBatch, type PackPlan, packRow, rowTargets } from './pack.js'
 
 /** One tokenised example: `mask[t]` is 1 where token t is to be predicted (never the first in effect). */
 export interface Encoded {
@@ -8,16 +10,10 @@ export interface Encoded {
   mask: Uint8Array
 }
 
-/** What packing needs of a set of examples. */
-export interface ExampleSource {
-  readonly count: number
-  idsOf(example: number): Int32Array
-  maskOf(example: number): Uint8Array
-}
-
 /** An immutable set of tokenised examples; `offsets` has `count + 1` entries. */
-export class EncodedExamples implements ExampleSource {
+export class EncodedExamples implements BatchSource<PackedBatch> {
   readonly count: number
+  readonly whole = false
 
   constructor(
     readonly ids: Int32Array,
@@ -71,6 +67,14 @@ export class EncodedExamples implements ExampleSource {
       seen += (length * (length + 1)) / 2
     }
     return tokens === 0 ? 0 : seen / tokens
+  }
+
+  pack(plan: PackPlan, row: number): PackedBatch {
+    return packRow(plan, row, this)
+  }
+
+  targetsIn(plan: PackPlan, row: number): number {
+    return rowTargets(plan, row, this)
   }
 
   lengths(): Int32Array {

@@ -2,8 +2,21 @@
 // two integers, and a restored loader gives the very batches that the first one would have given.
 import { CaravanError } from '../base/errors.js'
 import { Random } from '../base/random.js'
-import type { EncodedExamples } from './encoded.js'
-import { type PackedBatch, type PackPlan, type PackStrategy, packRow, planPacking, rowTargets } from './pack.js'
+import { type PackedBatch, type PackPlan, type PackStrategy, planPacking } from './pack.js'
+
+/** What a loader draws from: tokenised examples, or pairs of them. */
+export interface BatchSource<Micro> {
+  readonly count: number
+  /** Whether an example stays whole where it exceeds a micro-batch, which then holds nothing else; else it is cut. */
+  readonly whole: boolean
+  lengthOf(example: number): number
+  /** Predicted tokens among the first `limit` of an example; one without any is left out. */
+  targetsOf(example: number, limit: number): number
+  /** Builds row `row` of the plan as a micro-batch. */
+  pack(plan: PackPlan, row: number): Micro
+  /** Predicted tokens in row `row` of the plan. */
+  targetsIn(plan: PackPlan, row: number): number
+}
 
 export interface LoaderOptions {
   /** Size of a global batch: exactly so many examples, or as many examples as fit in so many tokens (at least one). */
@@ -47,14 +60,14 @@ interface LoaderOrder {
 const LOADER_STREAM = 0x10ad * 2 ** 32
 
 /** One optimizer step's examples, divided into packed micro-batches. */
-export class GlobalBatch {
+export class GlobalBatch<Micro = PackedBatch> {
   /** Predicted tokens in all micro-batches: the denominator of a token-mean loss. */
   readonly targetCount: number
   readonly tokenCount: number
   readonly #plan: PackPlan
 
   constructor(
-    private readonly data: EncodedExamples,
+    private readonly data: BatchSource<Micro>,
     /** Indices into the loader's examples, in the order drawn. */
     readonly examples: Uint32Array,
     /** Epoch and number (from 0, over all epochs) of this batch. */
@@ -62,12 +75,19 @@ export class GlobalBatch {
     packing: { strategy: PackStrategy; tokens: number },
   ) {
     const lengths = Int32Array.from(examples, (example) => data.lengthOf(example))
-    const plan = planPacking(lengths, packing.tokens, packing.strategy)
+    // What stays whole is planned as if it filled its row.
+    const most = data.whole && packing.strategy !== 'none' ? packing.tokens : Number.POSITIVE_INFINITY
+    const plan = planPacking(
+      lengths.map((length) => Math.min(length, most)),
+      packing.tokens,
+      packing.strategy,
+    )
     for (let piece = 0; piece < plan.example.length; piece++) plan.example[piece] = examples[plan.example[piece]!]!
     this.#plan = plan
-    this.tokenCount = plan.length.reduce((sum, length) => sum + length, 0)
+    const tokens = data.whole ? lengths : plan.length
+    this.tokenCount = tokens.reduce((sum, length) => sum + length, 0)
     let targetCount = 0
-    for (let row = 0; row < plan.rowCount; row++) targetCount += rowTargets(plan, row, data)
+    for (let row = 0; row < plan.rowCount; row++) targetCount += data.targetsIn(plan, row)
     this.targetCount = targetCount
   }
 
@@ -76,11 +96,11 @@ export class GlobalBatch {
   }
 
   /** Builds micro-batch `index`; ranks build only their own. */
-  microBatch(index: number): PackedBatch {
-    return packRow(this.#plan, index, this.data)
+  microBatch(index: number): Micro {
+    return this.data.pack(this.#plan, index)
   }
 
-  *microBatches(): Generator<PackedBatch> {
+  *microBatches(): Generator<Micro> {
     for (let i = 0; i < this.microBatchCount; i++) yield this.microBatch(i)
   }
 }
@@ -89,7 +109,7 @@ export class GlobalBatch {
  * Iterates global batches over `data`. Examples without a single predicted token are left out (`withoutTarget` says how
  * many): they would cost time and change nothing. ERR_DATA when none is left, ERR_CONFIG for impossible options.
  */
-export class Loader implements Iterable<GlobalBatch> {
+export class Loader<Micro = PackedBatch> implements Iterable<GlobalBatch<Micro>> {
   readonly withoutTarget: number
   /** Examples and tokens that packing `bfd` cuts off because they exceed `microBatchTokens`. */
   readonly cut: { examples: number; tokens: number }
@@ -102,13 +122,13 @@ export class Loader implements Iterable<GlobalBatch> {
   #permutation: { epoch: number; order: Uint32Array } | undefined
 
   constructor(
-    private readonly data: EncodedExamples,
+    private readonly data: BatchSource<Micro>,
     options: LoaderOptions,
   ) {
     this.#options = { packing: 'bfd', epochs: 1, shuffle: true, last: 'keep', ...options }
     checkOptions(this.#options)
     const { packing, microBatchTokens, seed, shuffle, batch, last } = this.#options
-    const limit = packing === 'bfd' ? microBatchTokens : Number.POSITIVE_INFINITY
+    const limit = packing === 'bfd' && !data.whole ? microBatchTokens : Number.POSITIVE_INFINITY
     this.#usable = Uint32Array.from(indices(data.count)).filter((i) => data.targetsOf(i, limit) > 0)
     this.withoutTarget = data.count - this.#usable.length
     if (this.#usable.length === 0) {
@@ -135,7 +155,7 @@ export class Loader implements Iterable<GlobalBatch> {
   }
 
   /** The next global batch, or undefined after the last epoch. */
-  next(): GlobalBatch | undefined {
+  next(): GlobalBatch<Micro> | undefined {
     const { packing, microBatchTokens, epochs } = this.#options
     while (this.#epoch < epochs) {
       const end = this.#endOfBatch(this.#epoch, this.#position)
@@ -154,7 +174,7 @@ export class Loader implements Iterable<GlobalBatch> {
     return undefined
   }
 
-  *[Symbol.iterator](): Generator<GlobalBatch> {
+  *[Symbol.iterator](): Generator<GlobalBatch<Micro>> {
     for (let batch = this.next(); batch !== undefined; batch = this.next()) yield batch
   }
 

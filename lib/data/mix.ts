@@ -68,21 +68,28 @@ export function planMix(sources: readonly MixSource[], seed: number): MixPlan {
 }
 
 /** Puts tokenised sources together as the plan says (`encoded` in the order of the plan's parts). */
-export function mixEncoded(plan: MixPlan, encoded: readonly EncodedExamples[]): EncodedExamples {
+export function mixEncoded(plan: MixPlan, encoded: readonly EncodedExamples[], perRow = 1): EncodedExamples {
   const builder = new EncodedBuilder()
   for (const [i, { name, rowCount, rows }] of plan.parts.entries()) {
     const examples = encoded[i]
-    if (examples?.count !== rowCount) {
+    if (examples?.count !== rowCount * perRow) {
       const got = examples === undefined ? 'nothing' : `${examples.count} examples`
-      throw new CaravanError('ERR_INTERNAL', `mix: source ${name} was planned with ${rowCount} rows; got ${got}`)
+      throw new CaravanError(
+        'ERR_INTERNAL',
+        `mix: source ${name} was planned with ${rowCount} rows of ${perRow}; got ${got}`,
+      )
     }
-    for (const row of rows) builder.append({ ids: examples.idsOf(row), mask: examples.maskOf(row) })
+    for (const row of rows) {
+      for (let i = row * perRow; i < (row + 1) * perRow; i++) {
+        builder.append({ ids: examples.idsOf(i), mask: examples.maskOf(i) })
+      }
+    }
   }
   return builder.finish()
 }
 
 /** Counts per source, with tokens where `encoded` (in the order of the parts) is given. */
-export function mixStatistics(plan: MixPlan, encoded?: readonly EncodedExamples[]): MixStatistics[] {
+export function mixStatistics(plan: MixPlan, encoded?: readonly EncodedExamples[], perRow = 1): MixStatistics[] {
   return plan.parts.map(({ name, rowCount, rows }, i) => {
     const statistics: MixStatistics = {
       name,
@@ -95,8 +102,10 @@ export function mixStatistics(plan: MixPlan, encoded?: readonly EncodedExamples[
     let tokens = 0
     let trainableTokens = 0
     for (const row of rows) {
-      tokens += examples.lengthOf(row)
-      trainableTokens += examples.targetsOf(row)
+      for (let i = row * perRow; i < (row + 1) * perRow; i++) {
+        tokens += examples.lengthOf(i)
+        trainableTokens += examples.targetsOf(i)
+      }
     }
     return { ...statistics, tokens, trainableTokens, averageTokens: rows.length === 0 ? 0 : tokens / rows.length }
   })

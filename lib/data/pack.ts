@@ -3,13 +3,20 @@
 // `wrapped` (all tokens end to end, cut at the budget; a row is one document) and `none` (one example a row, whatever
 // its length).
 import { CaravanError } from '../base/errors.js'
-import type { ExampleSource } from './encoded.js'
 
 export type PackStrategy = 'bfd' | 'bfd_split' | 'wrapped' | 'none'
 export const PACK_STRATEGIES: readonly PackStrategy[] = ['bfd', 'bfd_split', 'wrapped', 'none']
 
 /** Target of a position that predicts nothing. */
 export const NO_TARGET = -100
+
+/** What packing needs of a set of examples. */
+export interface ExampleSource {
+  readonly count: number
+  idsOf(example: number): Int32Array
+  /** `mask[t]` is 1 where token t is to be predicted. */
+  maskOf(example: number): Uint8Array
+}
 
 /** Row r consists of the pieces `rowOffsets[r] .. rowOffsets[r + 1]`; a piece is a stretch of one example. */
 export interface PackPlan {
@@ -269,7 +276,7 @@ export function packRow(plan: PackPlan, row: number, examples: ExampleSource): P
   return { inputIds, positions, cuSeqlens, labels, targetCount, maxSeqlen: longestDocument(cuSeqlens) }
 }
 
-function longestDocument(cuSeqlens: Int32Array): number {
+export function longestDocument(cuSeqlens: Int32Array): number {
   let longest = 0
   for (let s = 1; s < cuSeqlens.length; s++) longest = Math.max(longest, cuSeqlens[s]! - cuSeqlens[s - 1]!)
   return longest

@@ -44,11 +44,28 @@ const FIELD_NAMES = [
   'text',
   'input_ids',
   'labels',
+  'chosen',
+  'rejected',
 ] as const
 export type FieldName = (typeof FIELD_NAMES)[number]
 
+/** How the rows of a file are read: which fields they may have, and what a row of them becomes. */
+export interface RowForm {
+  /** Part of the key of what is cached. */
+  readonly name: string
+  readonly shapes: readonly Shape[]
+  /** Rows of the common form for one row of the file; none when it is to be left out and counted. */
+  convert(row: Record<string, unknown>, place: RowPlace, map?: FieldMap): Row[]
+}
+
+/** Fields that rows have together. */
+export interface Shape {
+  fields: FieldName[]
+  optional?: FieldName[]
+}
+
 /** Reads fields of one row through the field map. */
-class Fields {
+export class Fields {
   constructor(
     readonly row: Record<string, unknown>,
     readonly place: RowPlace,
@@ -80,13 +97,11 @@ class Fields {
   }
 }
 
-interface Shape {
-  fields: FieldName[]
-  optional?: FieldName[]
+interface ConvertedShape extends Shape {
   convert: (fields: Fields) => Row
 }
 
-const SHAPES: Shape[] = [
+const SHAPES: ConvertedShape[] = [
   { fields: ['messages'], convert: (fields) => chat(parseMessages(fields, 'messages')) },
   { fields: ['input_ids', 'labels'], convert: convertIds },
   {
@@ -112,16 +127,28 @@ const SHAPES: Shape[] = [
  */
 export function convertRow(row: Record<string, unknown>, place: RowPlace, map: FieldMap = {}): Row {
   const fields = new Fields(row, place, map)
-  const mapped = Object.keys(map) as FieldName[]
-  const shape = SHAPES.find((candidate) => fits(candidate, fields, mapped))
-  if (shape === undefined) throw unknownShape(fields)
-  return shape.convert(fields)
+  return shapeOf(fields, SHAPES).convert(fields)
+}
+
+/** Rows to be trained on one by one. */
+export const singleRows: RowForm = {
+  name: 'single',
+  shapes: SHAPES,
+  convert: (row, place, map) => [convertRow(row, place, map)],
+}
+
+/** The first of `shapes` that a row has, in keeping with its field map. ERR_DATA when there is none. */
+export function shapeOf<S extends Shape>(fields: Fields, shapes: readonly S[]): S {
+  const mapped = Object.keys(fields.map) as FieldName[]
+  const shape = shapes.find((candidate) => fits(candidate, fields, mapped))
+  if (shape === undefined) throw unknownShape(fields, shapes)
+  return shape
 }
 
 /**
  * Checks a field map before any row is read: ERR_CONFIG for a field that does not exist or a set that fits no shape.
  */
-export function checkFieldMap(map: FieldMap): void {
+export function checkFieldMap(map: FieldMap, shapes: readonly Shape[] = SHAPES): void {
   for (const [field, column] of Object.entries(map)) {
     if (!(FIELD_NAMES as readonly string[]).includes(field)) {
       const near = nearestName(field, FIELD_NAMES)
@@ -137,10 +164,10 @@ export function checkFieldMap(map: FieldMap): void {
     }
   }
   const mapped = Object.keys(map) as FieldName[]
-  if (SHAPES.some((shape) => holdsAll(shape, mapped))) return
+  if (shapes.some((shape) => holdsAll(shape, mapped))) return
   throw new CaravanError('ERR_CONFIG', `no row shape has the mapped fields together: ${mapped.join(', ')}`, {
     details: { fields: mapped },
-    hint: `known shapes: ${shapeList()}`,
+    hint: `known shapes: ${shapeList(shapes)}`,
   })
 }
 
@@ -152,23 +179,25 @@ function holdsAll(shape: Shape, mapped: FieldName[]): boolean {
   return mapped.every((field) => shape.fields.includes(field) || shape.optional?.includes(field))
 }
 
-function shapeList(): string {
-  return SHAPES.map(({ fields, optional = [] }) => [...fields, ...optional.map((name) => `${name}?`)].join('+')).join(
-    ', ',
-  )
+function shapeList(shapes: readonly Shape[]): string {
+  return shapes
+    .map(({ fields, optional = [] }) => [...fields, ...optional.map((name) => `${name}?`)].join('+'))
+    .join(', ')
 }
 
-function unknownShape(fields: Fields): CaravanError {
+function unknownShape(fields: Fields, shapes: readonly Shape[]): CaravanError {
   const seen = Object.keys(fields.row)
   const map = Object.entries(fields.map).map(([field, column]) => `${field}=${column}`)
   const mapNote = map.length > 0 ? ` with the field map ${map.join(', ')}` : ''
   const message = `no known row shape has the fields ${JSON.stringify(seen.slice(0, 20))}${mapNote}`
-  const wanted = map.length > 0 ? Object.values(fields.map) : FIELD_NAMES
-  return fields.fault(message, undefined, `known shapes: ${shapeList()}.${suggestion(seen, wanted)}`)
+  const wanted = map.length > 0 ? Object.values(fields.map) : shapes.flatMap((shape) => shape.fields)
+  return fields.fault(message, undefined, `known shapes: ${shapeList(shapes)}.${suggestion(seen, wanted)}`)
 }
 
 function suggestion(seen: string[], wanted: readonly string[]): string {
-  if (seen.includes('chosen') && seen.includes('rejected')) return ' This is preference data: use it for DPO.'
+  if (seen.includes('chosen') && seen.includes('rejected')) {
+    return ' These are preference pairs: they are for the stages dpo and reward_model.'
+  }
   for (const name of seen) {
     const near = nearestName(name, wanted)
     if (near !== undefined && near !== name && !seen.includes(near)) return ` Is "${name}" meant to be "${near}"?`
@@ -236,7 +265,8 @@ function parseConversations(fields: Fields): Message[] {
   })
 }
 
-function parseMessages(fields: Fields, field: FieldName): Message[] {
+/** A field that is a list of messages. ERR_DATA for anything else. */
+export function parseMessages(fields: Fields, field: FieldName): Message[] {
   return parseTurns(fields, field, (turn, where) => {
     const role = ROLES.find((known) => known === turn.role)
     if (role === undefined) throw unknownRole(fields, `${where}.role`, turn.role, ROLES)

@@ -14,12 +14,16 @@ export interface Batch<Micro> {
 export interface MicroLoss {
   /** Sum over this micro-batch, tensor [1]; the loop divides by the batch's count. */
   sum: Tensor
+  /** Sums of what is logged beside the loss, in the order of the method's `metricNames`; divided alike. */
+  metrics?: Tensor
 }
 
 export interface Method<Models, Micro> {
   readonly name: string
   /** Whether gradients flow from a seed of exactly 1, so that fused losses may make them in the forward pass. */
   readonly unitSeed: boolean
+  /** Names of the sums in MicroLoss.metrics. */
+  readonly metricNames?: readonly string[]
   /** Offline: a loader. Online: rollouts, scored. Starts where `state` (of an earlier `state()`) stopped. */
   batches(models: Models): AsyncIterable<Batch<Micro>> | Iterable<Batch<Micro>>
   /** Pure. */

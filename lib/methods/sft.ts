@@ -1,11 +1,12 @@
 // Supervised fine-tuning, and plain language modelling, which is the same with every token a target.
-import type { Loader, LoaderState } from '../data/loader.js'
+import type { GlobalBatch, Loader } from '../data/loader.js'
 import type { PackedBatch } from '../data/pack.js'
 import { type LossReduction, sftLoss } from '../losses/sft.js'
 import type { CausalLm } from '../models/index.js'
 import { selfSegments } from '../ops/index.js'
 import { Tensor } from '../tensor/index.js'
-import type { Batch, Method } from './method.js'
+import type { MicroLoss } from './method.js'
+import { OfflineMethod } from './offline_method.js'
 
 export interface SftOptions {
   reduction: LossReduction
@@ -20,40 +21,28 @@ export interface SftModels {
   policy: CausalLm
 }
 
-export class Sft implements Method<SftModels, PackedBatch> {
+export class Sft extends OfflineMethod<SftModels, PackedBatch> {
   readonly name = 'sft'
   readonly unitSeed: boolean
-  readonly totalSteps: number
-  #done = 0
 
   constructor(
-    private readonly loader: Loader,
+    loader: Loader,
     private readonly options: SftOptions,
   ) {
+    super(loader, options.maxSteps)
     this.unitSeed = options.reduction !== 'micro_batch_mean'
-    const all = loader.totalBatches()
-    this.totalSteps = options.maxSteps > 0 ? Math.min(options.maxSteps, all) : all
   }
 
-  *batches(): Iterable<Batch<PackedBatch>> {
-    while (this.#done < this.totalSteps) {
-      const batch = this.loader.next()
-      if (!batch) return
-      this.#done++
-      const counts = {
-        token_mean: batch.targetCount,
-        sequence_mean_of_sums: batch.examples.length,
-        micro_batch_mean: batch.microBatchCount,
-      }
-      yield {
-        count: counts[this.options.reduction],
-        tokens: batch.tokenCount,
-        microBatches: () => batch.microBatches(),
-      }
+  protected countOf(batch: GlobalBatch): number {
+    const counts = {
+      token_mean: batch.targetCount,
+      sequence_mean_of_sums: batch.examples.length,
+      micro_batch_mean: batch.microBatchCount,
     }
+    return counts[this.options.reduction]
   }
 
-  loss({ policy }: SftModels, micro: PackedBatch): { sum: Tensor } {
+  loss({ policy }: SftModels, micro: PackedBatch): MicroLoss {
     const { device } = policy
     const { data, shape } = selfSegments(micro.cuSeqlens)
     const N = micro.inputIds.length
@@ -68,15 +57,5 @@ export class Sft implements Method<SftModels, PackedBatch> {
     const target = Tensor.from(device, micro.labels, [N])
     const { reduction, zLoss } = this.options
     return { sum: sftLoss(hidden, policy.head, { target, zLoss, reduction, targets: micro.targetCount }) }
-  }
-
-  state(): { done: number; loader: LoaderState } {
-    return { done: this.#done, loader: this.loader.state() }
-  }
-
-  restore(state: unknown): void {
-    const { done, loader } = state as { done: number; loader: LoaderState }
-    this.loader.restore(loader)
-    this.#done = done
   }
 }

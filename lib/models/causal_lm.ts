@@ -9,7 +9,7 @@ import type { Tensor } from '../tensor/index.js'
 import type { JsonObject } from './config_reader.js'
 import type { DecoderConfig } from './decoder_config.js'
 import { huggingFaceName } from './parameter_names.js'
-import { familyNamed } from './registry.js'
+import { familyNamed, type Task } from './registry.js'
 
 /** What a model folder said beside the weights, kept for saving. */
 export interface ModelOrigin {
@@ -22,6 +22,7 @@ export interface ModelOrigin {
 }
 
 export class CausalLm extends Module {
+  readonly task: Task = 'CausalLM'
   readonly decoder: Decoder
   /** The output head where it is not the embedding. */
   readonly output: Linear | undefined

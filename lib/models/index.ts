@@ -1,4 +1,6 @@
 // Language models: configuration, Hugging Face folders in and out, sizes and costs.
+
+export type { PackedRows } from '../nn/decoder.js'
 export { CausalLm, type ModelOrigin } from './causal_lm.js'
 export { ConfigReader, type JsonObject } from './config_reader.js'
 export {
@@ -16,4 +18,5 @@ export type { Family } from './family.js'
 export { type LoadModelOptions, loadModel, openModelFolder, ParameterLoader, readModelConfig } from './load_model.js'
 export { type Initialisation, type NewModelOptions, newModel } from './new_model.js'
 export { families, familyNamed, readConfig, type Task } from './registry.js'
+export { loadRewardModel, RewardModel, type ScoreHeadInit } from './reward_model.js'
 export { configJsonOf, type SaveModelOptions, saveModel } from './save_model.js'

@@ -151,11 +151,11 @@ export class ParameterLoader {
     return tensor
   }
 
-  /** ERR_MODEL when a parameter was not in the files; parameters of no use become warnings. */
-  finish(): void {
+  /** ERR_MODEL when a parameter was not in the files; parameters of no use become warnings, unless they are `spare`. */
+  finish(spare: readonly string[] = []): void {
     const { directory, shards, config } = this.folder
     const unused = [...shards.tensors.keys()].filter(
-      (name) => !this.#asked.has(name) && !isHarmlessExtra(name, config.tiedHead),
+      (name) => !this.#asked.has(name) && !isHarmlessExtra(name, config.tiedHead) && !spare.includes(name),
     )
     if (this.#missing.length > 0) {
       const counts = `${this.#missing.length} of ${this.#asked.size} tensors`

@@ -13,7 +13,8 @@ import type { Tensor } from '../tensor/index.js'
 import type { CausalLm } from './causal_lm.js'
 import { ConfigReader, type JsonObject } from './config_reader.js'
 import type { DecoderConfig, StoredDtype } from './decoder_config.js'
-import { architectureName, familyNamed } from './registry.js'
+import { architectureName, familyNamed, type Task } from './registry.js'
+import type { RewardModel } from './reward_model.js'
 
 export interface SaveModelOptions {
   /** Element type on disk; default that in memory. */
@@ -29,12 +30,12 @@ export interface SaveModelOptions {
 /** Writes `model` into `directory` (made if absent). ERR_MODEL when its family cannot express the configuration,
  *  ERR_FILE when the system refuses. Returns the files written. */
 export async function saveModel(
-  model: CausalLm,
+  model: CausalLm | RewardModel,
   directory: string,
   options: SaveModelOptions = {},
 ): Promise<WrittenFile[]> {
   const dtype = options.dtype ?? (model.dtype as StoredDtype)
-  const configJson = configJsonOf({ ...model.config, dtype }, model.origin?.configJson)
+  const configJson = configJsonOf({ ...model.config, dtype }, model.origin?.configJson, model.task)
   try {
     await makeFolder(directory)
   } catch (error) {
@@ -48,8 +49,11 @@ export async function saveModel(
     })
     written.push(await writeFileAtomic(join(directory, basename(path)), content))
   }
-  const generation = options.generationConfig ?? model.origin?.generationConfigJson ?? generationConfigOf(model.config)
-  written.push(await writeFileAtomic(join(directory, 'generation_config.json'), configText(generation)))
+  if (model.task === 'CausalLM') {
+    const given = options.generationConfig ?? model.origin?.generationConfigJson
+    const text = configText(given ?? generationConfigOf(model.config))
+    written.push(await writeFileAtomic(join(directory, 'generation_config.json'), text))
+  }
   // Last: a folder with a config.json is one that has everything.
   written.push(await writeFileAtomic(join(directory, 'config.json'), configText(configJson)))
   return written
@@ -57,7 +61,7 @@ export async function saveModel(
 
 /** config.json for `config`. Keys of `original` that are not ours stay. ERR_MODEL when the family has no key for
  *  something that `config` asks for. */
-export function configJsonOf(config: DecoderConfig, original: JsonObject = {}): JsonObject {
+export function configJsonOf(config: DecoderConfig, original: JsonObject = {}, task: Task = 'CausalLM'): JsonObject {
   const family = familyNamed(config.family)
   const ours = family.write(config)
   const again = family.read(new ConfigReader('config.json', ours))
@@ -70,8 +74,12 @@ export function configJsonOf(config: DecoderConfig, original: JsonObject = {}): 
       hint: 'choose a family whose config.json can say this',
     })
   }
-  return { ...original, ...ours, architectures: [architectureName(family, 'CausalLM')], model_type: family.name }
+  const json = { ...original, ...ours, architectures: [architectureName(family, task)], model_type: family.name }
+  return task === 'CausalLM' ? json : { ...json, ...oneLabel }
 }
+
+/** What tells transformers that a classifier has a single output: num_labels is the size of id2label. */
+const oneLabel: JsonObject = { id2label: { 0: 'LABEL_0' }, label2id: { LABEL_0: 0 } }
 
 function generationConfigOf({ bosId, eosIds, padId }: DecoderConfig): JsonObject {
   const json: JsonObject = {}

@@ -1,7 +1,7 @@
 // Self-attention over packed rows: projection, optional norm of queries and keys, optional clamp, rotation, attention,
 // output projection. Where keys and values live is left to the caller: by default they are those of the rows
 // themselves, while generating they are appended to a cache.
-import { attention, fill, maximum, neg, rope } from '../ops/index.js'
+import { attention, fill, maximum, neg, rope, takeRows } from '../ops/index.js'
 import { reshape, type Tensor } from '../tensor/index.js'
 import type { DecoderShape } from './decoder_shape.js'
 import { Linear } from './linear.js'
@@ -20,6 +20,8 @@ export interface AttentionContext {
   table: Tensor
   /** [S,4] i32: q_begin, q_end, k_begin, k_end of each sequence. */
   segments: Tensor
+  /** [M] i32: the rows whose keys and values `segments` speaks of, where sequences share a prefix; default: all. */
+  keyRows?: Tensor
   store?: KeyValueStore
 }
 
@@ -60,7 +62,7 @@ export class SelfAttention extends Module {
       k: rope(this.heads(this.key.forward(x), K, this.keyNorm), context.table),
       v: this.heads(this.value.forward(x), K),
     }
-    const { k, v } = context.store ? context.store.append(this.layer, own.k, own.v) : own
+    const { k, v } = context.store ? context.store.append(this.layer, own.k, own.v) : shared(own, context.keyRows)
     const window = windows[this.layer]!
     const o = attention(q, { k, v, segments: context.segments }, { scale: 1 / Math.sqrt(C), window })
     return this.output.forward(reshape(o, [x.shape[0]!, H * C]), residual)
@@ -74,6 +76,14 @@ export class SelfAttention extends Module {
     const split = reshape(clipped, [rows.shape[0]!, heads, C])
     return norm && queryKeyNorm === 'head' ? norm.forward(split) : split
   }
+}
+
+/** Keys and values [M,K,C] of the rows `rows` [M]. */
+function shared({ k, v }: { k: Tensor; v: Tensor }, rows: Tensor | undefined): { k: Tensor; v: Tensor } {
+  if (!rows) return { k, v }
+  const [N, K, C] = k.shape as [number, number, number]
+  const taken = (x: Tensor) => reshape(takeRows(reshape(x, [N, K * C]), rows), [rows.shape[0]!, K, C])
+  return { k: taken(k), v: taken(v) }
 }
 
 /** Every element held inside [-limit, limit]. */

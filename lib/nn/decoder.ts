@@ -17,6 +17,8 @@ export interface PackedRows {
   positions: Tensor
   /** [S,4]: q_begin, q_end, k_begin, k_end of each sequence (lib/ops/attention). */
   segments: Tensor
+  /** [M]: the rows whose keys and values `segments` speaks of, where sequences share a prefix. */
+  keyRows?: Tensor
 }
 
 export interface ForwardOptions {
@@ -80,14 +82,17 @@ export class Decoder extends Module {
   /** Hidden rows [N,D] after the final norm. */
   forward(rows: PackedRows, options: ForwardOptions = {}): Tensor {
     return scope(() => {
-      const { segments } = rows
+      const { segments, keyRows } = rows
       const table = ropeTable(rows.positions, this.#frequencies)
       let x = this.embedding.forward(rows.ids)
       for (const block of this.blocks) {
         const before = x
         x = options.checkpoint
-          ? checkpoint((h, t, s) => block.forward(h!, { table: t!, segments: s! }), before, table, segments)
-          : block.forward(before, { table, segments, store: options.store })
+          ? checkpoint(
+              (h, t, s, r) => block.forward(h!, { table: t!, segments: s!, keyRows: r }),
+              ...[before, table, segments].concat(keyRows ?? []),
+            )
+          : block.forward(before, { table, segments, keyRows, store: options.store })
         // Nobody but the tape, where one records, needs the input of a finished block.
         keep(before).dispose()
       }

@@ -292,6 +292,11 @@ export const sigmoid = (x: Tensor): Tensor => sigmoidOp({ x }).y
 export const cos = (x: Tensor): Tensor => cosOp({ x }).y
 export const sin = (x: Tensor): Tensor => sinOp({ x }).y
 export const tanh = (x: Tensor): Tensor => tanhOp({ x }).y
+/** log(1 + e^x) without overflow; -log sigmoid(x) is softplus(-x). */
+export function softplus(x: Tensor): Tensor {
+  return add(maximum(x, affine(x, 0, 0)), log(affine(exp(neg(maximum(x, neg(x)))), 1, 1)))
+}
+
 /** scale * x + shift with numbers. */
 export const affine = (x: Tensor, scale: number, shift: number): Tensor => affineOp({ x, scale, shift }).y
 /** `x` in another dtype, rounded to nearest even. */

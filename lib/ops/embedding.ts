@@ -1,6 +1,14 @@
 // Rows of a table by token id. The gradient adds rows in token order, so it repeats bit for bit.
 import type { DType } from '../base/dtype.js'
-import { defineOp, reshape, type Sample, type SampleDraw, type Tensor } from '../tensor/index.js'
+import {
+  defineOp,
+  recordingTape,
+  reshape,
+  type Sample,
+  type SampleDraw,
+  type Tensor,
+  withoutTape,
+} from '../tensor/index.js'
 import { affine, cast, greater, iota, maximum, neg, sub } from './elementwise.js'
 import { matmul } from './matmul.js'
 
@@ -70,3 +78,21 @@ export const embeddingBackwardAddOp = defineOp({
 
 /** Rows `ids` [N] of `w` [V,D]. ERR_KERNEL at the next wait when an id is outside the table. */
 export const embedding = (ids: Tensor, w: Tensor): Tensor => embeddingOp({ ids, w }).y
+
+/** Rows `rows` [N] of an activation `x` [M,D], in its dtype; rows may recur. The gradient of a row is the sum over its
+ *  uses, in order. Differs from embedding in the gradient's dtype alone: that of a parameter stays f32. */
+export function takeRows(x: Tensor, rows: Tensor): Tensor {
+  const y = withoutTape(() => embedding(rows, x))
+  if (!x.tracked) return y
+  recordingTape()?.add({
+    name: 'take_rows',
+    inputs: [x],
+    outputs: [y],
+    saved: [rows],
+    backward([dy]) {
+      const { dw } = embeddingBackwardOp({ dy: dy!, ids: rows, V: x.shape[0]! })
+      return [dw.dtype === x.dtype ? dw : cast(dw, x.dtype)]
+    },
+  })
+  return y
+}

@@ -3,7 +3,7 @@
 // vocabulary product follows at once. Answers are spans of rows; no padding, no tensor beyond [N].
 import type { DType } from '../base/dtype.js'
 import { defineOp, reshape, type Sample, type SampleDraw, type Tensor, withoutTape } from '../tensor/index.js'
-import { add, affine, cast, div, exp, greater, iota, log, maximum, mul, neg, sigmoid, sub } from './elementwise.js'
+import { add, affine, cast, div, exp, greater, iota, maximum, mul, neg, sigmoid, softplus, sub } from './elementwise.js'
 import { matmul } from './matmul.js'
 import { concat, slice } from './movement.js'
 import { sum } from './reduce.js'
@@ -77,12 +77,6 @@ export const segmentSumBackwardOp = defineOp({
 export const preferenceKinds = ['sigmoid', 'hinge', 'ipo', 'robust'] as const
 export type PreferenceKind = (typeof preferenceKinds)[number]
 
-/** -log sigmoid(x) without overflow. */
-const softplusOfMinus = (x: Tensor): Tensor => {
-  const minus = neg(x)
-  return add(maximum(minus, affine(x, 0, 0)), log(affine(exp(neg(maximum(x, minus))), 1, 1)))
-}
-
 interface LossShape {
   kind: number
   beta: number
@@ -98,10 +92,7 @@ function pairLoss(z: Tensor, { kind, beta, smoothing }: LossShape): Tensor {
     return mul(distance, distance)
   }
   const sign = preferenceKinds[kind] === 'robust' ? -1 : 1
-  const loss = add(
-    affine(softplusOfMinus(scaled), 1 - smoothing, 0),
-    affine(softplusOfMinus(neg(scaled)), sign * smoothing, 0),
-  )
+  const loss = add(affine(softplus(neg(scaled)), 1 - smoothing, 0), affine(softplus(scaled), sign * smoothing, 0))
   return sign < 0 ? affine(loss, 1 / (1 - 2 * smoothing), 0) : loss
 }
 
@@ -130,7 +121,7 @@ function preferenceReference(call: PreferenceCall) {
   const P = call.spans.shape[0]!
   const { dtype } = logp
   const spans = reshape(call.spans, [2 * P, 3])
-  const reference = reshape(call.reference, [2 * P])
+  const reference = reshape(cast(call.reference, dtype), [2 * P])
   const pairs = (x: Tensor) => reshape(x, [P, 2])
   const side = (x: Tensor, i: number) => reshape(slice(pairs(x), { axis: 1, start: i, length: 1 }), [P])
   const counts = cast(slice(spans, { axis: 1, start: 2, length: 1 }), dtype)
@@ -187,11 +178,11 @@ export const preferenceMetrics = [
 /** Sum over pairs of a loss of z = gain(chosen) - gain(rejected) - margin, gain = L(policy) - L(reference), with L the
  *  sum of an answer's log-probabilities or (average) their mean; dlogp is its gradient for each row. spans[p,0] is the
  *  chosen answer of pair p, spans[p,1] the rejected one, each (begin, end, tokens with a target); `reference` holds
- *  summed log-probabilities. */
+ *  summed log-probabilities, in f64 so that the gain of an untrained policy is exactly 0. */
 export const preferenceLossOp = defineOp({
   name: 'preference_loss',
   signature:
-    'logp[N] spans[P,2,3]:i32 reference[P,2] -> loss[1] dlogp[N] metrics[8] | kind beta margin smoothing average weighted',
+    'logp[N] spans[P,2,3]:i32 reference[P,2]:f64 -> loss[1] dlogp[N] metrics[8] | kind beta margin smoothing average weighted',
   dtypes,
   reference: preferenceReference,
   auxiliary: ['dlogp', 'metrics'],

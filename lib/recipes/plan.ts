@@ -2,14 +2,15 @@
 import { totalmem } from 'node:os'
 import { CaravanError } from '../base/errors.js'
 import { openDataset } from '../data/dataset.js'
-import type { FieldMap } from '../data/rows.js'
+import { pairRows } from '../data/pair_rows.js'
+import { type FieldMap, type RowForm, singleRows } from '../data/rows.js'
 import { forwardFlopsPerToken, parameterCount, readModelConfig, trainingMemory } from '../models/index.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { linear, openDevice, randomNormal } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { keep, type Tensor } from '../tensor/index.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
-import type { Origin, PretrainSettings, Recipe, Resolved, Setting, SftSettings } from './stage.js'
+import type { ChatSettings, Origin, PretrainSettings, Recipe, ResolvedStage, Setting } from './stage.js'
 import { pocketShape } from './stage_pretrain.js'
 
 export interface RunPlan {
@@ -51,8 +52,11 @@ export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunP
   const stages: StagePlan[] = []
   let shape: DecoderShape | undefined
   for (const [name, { values, origins }] of resolved) {
-    shape = 'width' in values ? pocketShape(values, values.vocabularySize) : await sftShape(values, recipe, shape)
-    const work = 'width' in values ? pretrainWork(values) : await sftWork(values, recipe)
+    shape =
+      'width' in values
+        ? pocketShape(values, values.vocabularySize)
+        : await chatShape(name, values, { recipe, before: shape })
+    const work = 'width' in values ? pretrainWork(values) : await chatWork(values, recipe)
     stages.push(stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }))
   }
   const { name, scale, notBuilt } = recipe
@@ -63,9 +67,11 @@ interface Work {
   steps: number | null
   tokens: number | null
   notes: string[]
+  /** Forward passes beside those of training, as a share of the tokens: a reference model's. */
+  forwardOnly: number
 }
 
-interface StageFacts extends Resolved<SftSettings | PretrainSettings> {
+interface StageFacts extends Pick<ResolvedStage, 'values' | 'origins'> {
   name: string
   shape: DecoderShape
   work: Work
@@ -74,11 +80,12 @@ interface StageFacts extends Resolved<SftSettings | PretrainSettings> {
 }
 
 function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }: StageFacts): StagePlan {
-  const { steps, tokens, notes } = work
+  const { steps, tokens, notes, forwardOnly } = work
   const { microBatchTokens, maxTokens, activationCheckpointing: checkpoint, packing } = values
   const micro = packing === 'none' ? maxTokens : microBatchTokens
   const { total, ...parts } = trainingMemory(shape, { tokens: micro, dtype, checkpoint })
-  const flops = tokens === null ? null : 3 * forwardFlopsPerToken(shape, maxTokens / 2) * tokens
+  const passes = 3 + forwardOnly
+  const flops = tokens === null ? null : passes * forwardFlopsPerToken(shape, maxTokens / 2) * tokens
   if (total > totalmem()) {
     notes.push(`needs ${(total / 2 ** 30).toFixed(0)} GiB, this machine has ${(totalmem() / 2 ** 30).toFixed(0)} GiB`)
   }
@@ -100,42 +107,44 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }
 function pretrainWork({ steps, tokens, epochs, batchTokens }: PretrainSettings): Work {
   const all = Math.ceil((tokens * epochs) / batchTokens)
   const done = steps > 0 ? Math.min(steps, all) : all
-  return { steps: done, tokens: Math.min(done * batchTokens, tokens * epochs), notes: [] }
+  return { steps: done, tokens: Math.min(done * batchTokens, tokens * epochs), notes: [], forwardOnly: 0 }
 }
 
 /** Rows are counted; tokens are not known before they are made, so each row counts as full. */
-async function sftWork(values: SftSettings, recipe: Recipe): Promise<Work> {
+async function chatWork(values: ChatSettings & { rows: number }, recipe: Recipe): Promise<Work> {
   const { data, steps, epochs, maxTokens, rows: ownRows, batchTokens } = values
-  const own = recipe.scale === 'pocket'
-  if (data.length === 0 && !own) {
-    return { steps: null, tokens: null, notes: ['steps and tokens depend on the data: give --data'] }
+  const pairs = 'sharePrompt' in values
+  const forwardOnly = 'beta' in values ? 1 / epochs : 0
+  if (data.length === 0 && !recipe.builtInData) {
+    return { steps: null, tokens: null, notes: ['steps and tokens depend on the data: give --data'], forwardOnly }
   }
   const batch = values.batchSequences || 32
-  const rows = data.length === 0 ? ownRows : await countRows(data, values.fields)
-  const perEpoch = batchTokens > 0 ? Math.ceil((rows * maxTokens) / batchTokens) : Math.ceil(rows / batch)
+  const rows = data.length === 0 ? ownRows : await countRows(data, values.fields, pairs ? pairRows : singleRows)
+  const rowTokens = maxTokens * (pairs ? 2 : 1)
+  const perEpoch = batchTokens > 0 ? Math.ceil((rows * rowTokens) / batchTokens) : Math.ceil(rows / batch)
   const all = perEpoch * epochs
   const done = steps > 0 ? Math.min(steps, all) : all
-  const notes = [`${rows} rows; tokens and time are upper limits, with every row ${maxTokens} tokens long`]
-  return { steps: done, tokens: Math.min(done * batch, rows * epochs) * maxTokens, notes }
+  const what = pairs ? 'pairs' : 'rows'
+  const notes = [`${rows} ${what}; tokens and time are upper limits, with every chat ${maxTokens} tokens long`]
+  return { steps: done, tokens: Math.min(done * batch, rows * epochs) * rowTokens, notes, forwardOnly }
 }
 
-async function countRows(files: readonly string[], fields: FieldMap): Promise<number> {
-  const dataset = await openDataset([...files], { fields })
-  let rows = 0
-  for await (const _ of dataset.rows()) rows++
-  return rows
+async function countRows(files: readonly string[], fields: FieldMap, form: RowForm): Promise<number> {
+  const dataset = await openDataset([...files], { fields, form })
+  for await (const _ of dataset.rows());
+  return dataset.counts.rows
 }
 
-async function sftShape(
-  { model }: SftSettings,
-  recipe: Recipe,
-  before: DecoderShape | undefined,
+async function chatShape(
+  stage: string,
+  { model }: ChatSettings,
+  { recipe, before }: { recipe: Recipe; before: DecoderShape | undefined },
 ): Promise<DecoderShape> {
   if (model !== '') return (await readModelConfig(model)).config
   const shape = before ?? recipe.model?.shape
   if (shape) return shape
-  throw new CaravanError('ERR_CONFIG', 'the sft stage needs a model', {
-    hint: 'give the folder of a Hugging Face checkpoint with --model, or run the base stage before it',
+  throw new CaravanError('ERR_CONFIG', `the stage ${stage} needs a model`, {
+    hint: 'give the folder of a Hugging Face checkpoint with --model, or run the stages before it',
   })
 }
 

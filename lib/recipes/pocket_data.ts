@@ -7,6 +7,7 @@ import type { ConstraintKind, InstructionTruth } from '../verify/instruction_con
 import { drawChatAnswer, drawQuestion, type PocketQuestion, questionPrompts } from './pocket_chat.js'
 import { baseDocument } from './pocket_corpus.js'
 import { composeAnswer, composeBroken, drawInstruction, type PocketInstruction } from './pocket_instructions.js'
+import { instructionPair, type PocketPair, problemPair } from './pocket_pairs.js'
 import { PROMPT_SETS, type PromptSet, promptSet } from './pocket_partition.js'
 import {
   drawProblem,
@@ -58,6 +59,9 @@ export interface PocketData {
   instructions(set: PromptSet, start?: number): Iterable<PocketInstruction>
   /** `count` SFT rows in random order: 42 % problems, 45 % instructions, 13 % chat. */
   sftRows(count?: number): PocketRow[]
+  /** `count` composed preference pairs in random order: 62 % problems, the rest instructions. More of them begin with
+   *  the same ones. */
+  pairs(count: number): PocketPair[]
   /**
    * The fixed held-out set; its prompts are the same for every data seed. Throws ERR_CONFIG when too many are asked.
    */
@@ -69,6 +73,7 @@ const EVALUATION_SEED = 999
 const EVALUATION_SIZES = { problems: 300, instructions: 300, asked: 100, held: 100 }
 const TOKENIZER_TEXTS = { documents: 12_000, instructions: 3_000, problems: 1_500, questions: 500 }
 const SFT_SHARES = { problems: 0.42, instructions: 0.45 }
+const PAIR_PROBLEM_SHARE = 0.62
 const BROKEN_SHARE = 0.25
 /** Draws in a row without a new prompt after which a small prompt space counts as used up. */
 const MAX_REPEATS = 2_000
@@ -87,6 +92,8 @@ const STREAMS = {
   sftChat: 5,
   sftOrder: 6,
   evaluationQuestions: 7,
+  pairs: 8,
+  pairKinds: 9,
   problemPrompts: 100,
   instructionPrompts: 200,
 }
@@ -110,6 +117,7 @@ export function pocketData(seed = 1): PocketData {
     problems: (set, start = 0) => problems(source, set, requireCount('start', start, MAX_INDEX)),
     instructions: (set, start = 0) => instructions(source, set, requireCount('start', start, MAX_INDEX)),
     sftRows: (count = 9_000) => sftRows(source, requireCount('count', count)),
+    pairs: (count) => [...take(pocketPairs(source), requireCount('count', count))],
     evaluation: (sizes = {}) => evaluation(source.world, sizes),
   }
 }
@@ -267,6 +275,22 @@ function* sftChat({ world, seed }: Source): Generator<PocketRow, never> {
         meta: { fact: index, entity, attribute, value },
       }
     }
+  }
+}
+
+/** Endless pairs, each of a kind drawn at random. */
+function* pocketPairs(source: Source): Generator<PocketPair, void> {
+  const [random, kinds] = [new Random(source.seed, STREAMS.pairs), new Random(source.seed, STREAMS.pairKinds)]
+  const problemPrompts = withoutRepeats(problems(source, 'pairs', 0))
+  const instructionPrompts = withoutRepeats(instructions(source, 'pairs', 0))
+  for (;;) {
+    if (kinds.chance(PAIR_PROBLEM_SHARE)) {
+      yield problemPair(random, problemPrompts.next().value as PocketProblem)
+      continue
+    }
+    let pair: PocketPair | undefined
+    while (!pair) pair = instructionPair(random, source.world, instructionPrompts.next().value as PocketInstruction)
+    yield pair
   }
 }
 

@@ -219,10 +219,33 @@ export interface Gate {
   passed: boolean
 }
 
+/** Judgement of held-out pairs, by kind: shares of pairs in 0..1. */
+export interface PairShares {
+  all: number
+  problem: number
+  instruction: number
+}
+
+export interface DpoMetrics {
+  /** Answers of the policy before and after the stage. */
+  before: PocketMetrics
+  after: PocketMetrics
+  /** Share of pairs whose chosen answer has the higher mean log-probability. */
+  likelihoodBefore: PairShares
+  likelihoodAfter: PairShares
+  /** Share of pairs whose chosen answer has the higher implicit reward. */
+  reward: PairShares
+  /** Change of the mean log-probability of chosen and rejected answers, nats per token. */
+  chosenChange: number
+  rejectedChange: number
+}
+
 /** What each stage's gates look at. Losses are nats per token over the last 152 steps. */
 export interface GateMetrics {
   base: { lastWindowLoss: number }
   sft: PocketMetrics
+  dpo: DpoMetrics
+  reward_model: PairShares
 }
 
 /**
@@ -231,11 +254,38 @@ export interface GateMetrics {
  * chat.
  */
 export function pocketGates<S extends keyof GateMetrics>(stage: S, metrics: GateMetrics[S]): Gate[] {
-  if (stage === 'base') return baseGates(metrics as GateMetrics['base'])
-  if (stage === 'sft') return sftGates(metrics as GateMetrics['sft'])
-  throw new CaravanError('ERR_CONFIG', `pocket gates: unknown stage "${String(stage)}"; known: base, sft`, {
+  const gates: { [K in keyof GateMetrics]: (metrics: GateMetrics[K]) => Gate[] } = {
+    base: baseGates,
+    sft: sftGates,
+    dpo: dpoGates,
+    reward_model: rewardGates,
+  }
+  if (Object.hasOwn(gates, stage)) return gates[stage](metrics)
+  const known = Object.keys(gates).join(', ')
+  throw new CaravanError('ERR_CONFIG', `pocket gates: unknown stage "${String(stage)}"; known: ${known}`, {
     details: { stage },
   })
+}
+
+function dpoGates(metrics: DpoMetrics): Gate[] {
+  const { before, after, likelihoodBefore, likelihoodAfter, reward, chosenChange } = metrics
+  const gained = likelihoodAfter.all - likelihoodBefore.all
+  return [
+    above('pair accuracy by likelihood, gained', gained, 0),
+    above('pair accuracy by likelihood', likelihoodAfter.all, 0.86),
+    above('reward accuracy, instruction pairs', reward.instruction, 0.8),
+    atLeast('problem accuracy, not below the start', after.problems.accuracy, before.problems.accuracy ?? 0),
+    above('chat accuracy, asked facts', after.chat.askedAccuracy, 0.8),
+    above('change of chosen log-probability (nats/token)', chosenChange, -0.25),
+  ]
+}
+
+function rewardGates({ all, problem, instruction }: PairShares): Gate[] {
+  return [
+    above('reward accuracy', all, 0.6),
+    above('reward accuracy, instruction pairs', instruction, 0.7),
+    above('reward accuracy, problem pairs', problem, 0.5),
+  ]
 }
 
 function baseGates({ lastWindowLoss }: GateMetrics['base']): Gate[] {
@@ -259,6 +309,10 @@ function below(name: string, value: number | null, bound: number): Gate {
 
 function above(name: string, value: number | null, bound: number): Gate {
   return { name, value, bound: `> ${bound}`, passed: value !== null && value > bound }
+}
+
+function atLeast(name: string, value: number | null, bound: number): Gate {
+  return { name, value, bound: `>= ${bound.toFixed(3)}`, passed: value !== null && value >= bound }
 }
 
 function between(name: string, value: number | null, [low, high]: readonly [number, number]): Gate {

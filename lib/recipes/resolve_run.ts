@@ -1,13 +1,12 @@
 // Which stages a run has, with which settings: shared by the run and by its plan.
 import { CaravanError, nearestName } from '../base/errors.js'
 import {
+  type ChatSettings,
   checkOverrideStages,
   type Overrides,
-  type PretrainSettings,
   type Recipe,
-  type Resolved,
+  type ResolvedStage,
   resolveStage,
-  type SftSettings,
   type StageRecipe,
 } from './stage.js'
 
@@ -19,7 +18,8 @@ export interface RunOptions {
   overrides?: Overrides
   /** Folder of the model to start from, in place of the recipe's own base stage. */
   model?: string
-  /** Data files or folders for the SFT stage, in place of the recipe's own. */
+  /** Data files or folders for the first stage that reads any, in place of the recipe's own; without `stages` the run
+   *  then has no other stage on data. */
   data?: string[]
   /** Names of the fields to read, such as { prompt: 'question' }. */
   fields?: { [name: string]: string }
@@ -37,26 +37,28 @@ export interface RunOptions {
 }
 
 /** Which stages run, with their settings. Shared by run and planRun. */
-export function resolveRun(recipe: Recipe, options: RunOptions): Map<string, Resolved<SftSettings | PretrainSettings>> {
+export function resolveRun(recipe: Recipe, options: RunOptions): Map<string, ResolvedStage> {
   const chosen = chosenStages(recipe, options)
   const overrides = options.overrides ?? {}
   checkOverrideStages(
     overrides,
     recipe.stages.map(({ name }) => name),
   )
+  // Data files are for the first stage that reads any; the others are given theirs by --set.
+  const reader = chosen.find(({ kind }) => kind !== 'pretrain')
   return new Map(
     chosen.map((stage) => {
       const resolved = resolveStage(stage, overrides)
-      const first = stage === chosen[0]
-      if (stage.kind === 'sft') applyOptions(resolved as Resolved<SftSettings>, options, first)
+      const given: Partial<ChatSettings> = {}
+      if (stage === reader) Object.assign(given, { data: options.data, fields: options.fields })
+      if (stage === chosen[0] && options.model) given.model = options.model
+      if (stage.kind !== 'pretrain') apply(resolved, given)
       return [stage.name, resolved]
     }),
   )
 }
 
-function applyOptions({ values, origins }: Resolved<SftSettings>, options: RunOptions, first: boolean): void {
-  const given: Partial<SftSettings> = { data: options.data, fields: options.fields }
-  if (first && options.model) given.model = options.model
+function apply({ values, origins }: ResolvedStage, given: Partial<ChatSettings>): void {
   for (const [key, value] of Object.entries(given)) {
     if (value === undefined) continue
     Object.assign(values, { [key]: value })
@@ -83,7 +85,7 @@ function chosenStages(recipe: Recipe, options: RunOptions): StageRecipe[] {
       },
     )
   }
-  const wanted = options.stages ?? known
+  const wanted = options.stages ?? (options.data ? withOwnData(recipe) : known)
   const chosen = recipe.stages.filter(
     ({ name, kind }) => wanted.includes(name) && !(options.model && kind === 'pretrain'),
   )
@@ -91,4 +93,10 @@ function chosenStages(recipe: Recipe, options: RunOptions): StageRecipe[] {
     throw new CaravanError('ERR_CONFIG', 'a model folder replaces the base stage; leave it out of the stages')
   }
   return chosen
+}
+
+/** The stages up to the first one on data: the files that a user gives are for that one. */
+function withOwnData({ stages }: Recipe): string[] {
+  const first = stages.findIndex(({ kind }) => kind !== 'pretrain')
+  return stages.slice(0, first + 1).map(({ name }) => name)
 }

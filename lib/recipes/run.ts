@@ -16,8 +16,10 @@ import type { PreparedStage, StageContext } from './prepared_stage.js'
 import { reporting } from './progress.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
 import { folderAtomic, folderExists, openRunFolder, runRecord } from './run_folder.js'
-import type { PretrainSettings, Recipe, SftSettings, StageRecipe } from './stage.js'
+import type { Recipe, ResolvedStage, SettingsOf, StageKind, StageRecipe } from './stage.js'
+import { prepareDpo } from './stage_dpo.js'
 import { preparePretrain } from './stage_pretrain.js'
+import { prepareRewardModel } from './stage_reward_model.js'
 import { prepareSft } from './stage_sft.js'
 
 export { planRun, type RunPlan, type StagePlan } from './plan.js'
@@ -37,15 +39,24 @@ export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<
   let gatesPassed = true
   let before: string | undefined = model
   for (const [name, { values, origins }] of resolved) {
+    const stage = recipe.stages.find((entry) => entry.name === name)!
     const folder = join(directory, name)
     if (resume && (await folderExists(folder))) {
       yield { type: 'note', stage: name, text: `${folder} is finished` }
       gatesPassed &&= await gatesPassedBefore(directory, name)
     } else {
       if (options.stop?.aborted) throw stoppedBefore(name, options.stop)
-      const stage = recipe.stages.find((entry) => entry.name === name)!
-      const settings = { ...values, ...('model' in values && values.model === '' ? { model: before ?? '' } : {}) }
-      const judged = yield* runOne({ stage, settings, origins, folder, device, options: { ...options, seed, dtype } })
+      const start = (await resultOf(directory, stage.from)) ?? before ?? ''
+      const settings = { ...values, ...('model' in values && values.model === '' ? { model: start } : {}) }
+      const judged = yield* runOne({
+        recipe,
+        stage,
+        settings,
+        origins,
+        folder,
+        device,
+        options: { ...options, seed, dtype },
+      })
       gatesPassed &&= judged
     }
     before = folder
@@ -54,9 +65,29 @@ export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<
   yield { type: 'done', directory, gatesPassed, seconds: (performance.now() - started) / 1000 }
 }
 
+/** Folder of a finished stage of this run. */
+async function resultOf(directory: string, stage: string | undefined): Promise<string | undefined> {
+  const folder = stage === undefined ? undefined : join(directory, stage)
+  return folder !== undefined && (await folderExists(folder)) ? folder : undefined
+}
+
+type Prepare<K extends StageKind> = (
+  device: Device,
+  settings: SettingsOf<K>,
+  context: StageContext,
+) => Promise<PreparedStage>
+
+const preparations: { [K in StageKind]: Prepare<K> } = {
+  pretrain: preparePretrain,
+  sft: prepareSft,
+  dpo: prepareDpo,
+  reward_model: prepareRewardModel,
+}
+
 interface StageJob {
+  recipe: Recipe
   stage: StageRecipe
-  settings: SftSettings | PretrainSettings
+  settings: ResolvedStage['values']
   origins: { [key: string]: string }
   folder: string
   device: Device
@@ -68,15 +99,14 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
   const { stage, settings, folder, device, options } = job
   const { directory, seed, dtype, signal } = options
   const prepare = async (report: StageContext['report'], ending: AbortSignal): Promise<PreparedStage> => {
-    const context: StageContext = { stage: stage.name, seed, dtype, directory, signal: ending, report }
-    return stage.kind === 'sft'
-      ? await prepareSft(device, settings as SftSettings, context)
-      : await preparePretrain(device, settings as PretrainSettings, context)
+    const { builtInData } = job.recipe
+    const context: StageContext = { stage: stage.name, seed, dtype, directory, builtInData, signal: ending, report }
+    return await (preparations[stage.kind] as Prepare<StageKind>)(device, settings as never, context)
   }
   // Before the first step there is nothing to save, so `stop` ends the preparation as `signal` does.
   const ends = { signals: [signal, options.stop], discard: (unused: PreparedStage) => unused.model.dispose() }
   const prepared = yield* reporting(prepare, ends)
-  const { model, method, evaluate } = prepared
+  const { model, method, models, evaluate } = prepared
   const parameters = model.parameters()
   const { beta1, beta2, eps, weightDecay } = settings
   const optimizer = new AdamW(parameters, { beta1, beta2, eps, weightDecay })
@@ -85,7 +115,7 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
       stage: stage.name,
       device,
       method,
-      models: { policy: model },
+      models,
       parameters,
       optimizer,
       settings: {

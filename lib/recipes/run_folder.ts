@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
 import { makeFolder } from '../base/make_folder.js'
 import { fileError, syncDirectory, writeFileAtomic } from '../data/atomic_file.js'
-import type { Origin, Overrides, Recipe, Resolved, Setting } from './stage.js'
+import type { Origin, Overrides, Recipe, ResolvedStage, Setting } from './stage.js'
 
 /** What decides the outcome of a run; kept in recipe.json and compared when the run is resumed. */
 export interface RunRecord {
@@ -26,7 +26,7 @@ const harmless = new Set(['checkpointEvery', 'keepCheckpoints', 'evaluateEvery']
 
 export function runRecord(
   recipe: Recipe,
-  resolved: ReadonlyMap<string, Resolved<unknown>>,
+  resolved: ReadonlyMap<string, ResolvedStage>,
   options: Pick<RunRecord, 'dtype' | 'seed' | 'model' | 'data' | 'fields' | 'overrides'>,
 ): RunRecord {
   const { dtype, seed, model, data, fields, overrides } = options
@@ -44,7 +44,7 @@ export function runRecord(
       .filter((stage) => resolved.has(stage.name))
       .map(({ name, kind }) => {
         const { values, origins } = resolved.get(name)!
-        return { name, kind, settings: values as { [key: string]: Setting }, origins }
+        return { name, kind, settings: values as unknown as { [key: string]: Setting }, origins }
       }),
   }
 }

@@ -2,6 +2,7 @@
 // key and have the default's type. What came from where is kept, printed and saved with the run.
 import { CaravanError, nearestName } from '../base/errors.js'
 import { PACK_STRATEGIES } from '../data/pack.js'
+import { preferenceLosses } from '../losses/preference.js'
 import { lossReductions } from '../losses/sft.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { scheduleKinds } from '../optim/schedule.js'
@@ -16,6 +17,7 @@ const choices: { [key: string]: readonly string[] } = {
   packing: PACK_STRATEGIES,
   reduction: lossReductions,
   trainOn: ['all', 'last'],
+  loss: preferenceLosses,
 }
 
 /** What every training stage can be told. */
@@ -31,8 +33,6 @@ export const trainingDefaults = {
   /** Tokens that go through the model at once. Changes memory and speed, not the result. */
   microBatchTokens: 8192,
   packing: 'bfd',
-  reduction: 'token_mean',
-  zLoss: 0,
   lr: 1e-5,
   schedule: 'linear',
   warmupRatio: 0.03,
@@ -53,8 +53,8 @@ export const trainingDefaults = {
   evaluateEvery: 0,
 }
 
-/** Supervised fine-tuning on chat rows. */
-export const sftDefaults = {
+/** What stages on chat data can be told. */
+const chatDefaults = {
   ...trainingDefaults,
   /** Model folder; empty = the result of the stage before. */
   model: '',
@@ -67,15 +67,56 @@ export const sftDefaults = {
   /** Chat template: tulu, pocket, a file, or empty = the tokenizer's own. */
   template: '',
   trainOn: 'all',
-  /** Share of the rows that is held out for the evaluation loss. */
+  /** Share of the rows that is held out for evaluation. */
   evaluationShare: 0,
+}
+
+/** Supervised fine-tuning on chat rows. */
+export const sftDefaults = {
+  ...chatDefaults,
+  reduction: 'token_mean',
+  zLoss: 0,
   /** Rows of the recipe's own data. */
   rows: 9000,
+}
+
+/** What stages on preference pairs can be told; a batch is counted in pairs. */
+const pairDefaults = {
+  ...chatDefaults,
+  /** The prompt that both answers of a pair follow is computed once. */
+  sharePrompt: false,
+  /** Pairs of the recipe's own data. */
+  rows: 3000,
+}
+
+/** Preference tuning: DPO and its relatives. */
+export const dpoDefaults = {
+  ...pairDefaults,
+  loss: 'dpo_norm',
+  beta: 5,
+  /** simpo: target margin divided by beta. */
+  gammaBetaRatio: 0.3,
+  labelSmoothing: 0,
+  /** No reference model where the loss would have one. */
+  referenceFree: false,
+}
+
+/** A scalar reward trained on pairs. */
+export const rewardDefaults = {
+  ...pairDefaults,
+  /** Standard deviation of the first head times sqrt(D + 1); 0 = a head of zeros. */
+  headScale: 1,
+  /** Weight of (chosen + rejected)^2; 0 = off. */
+  centering: 0,
+  /** Column with the margin by which the chosen answer is better; empty = none. */
+  marginColumn: '',
 }
 
 /** Language modelling from scratch: a tokenizer, a new model, generated text. */
 export const pretrainDefaults = {
   ...trainingDefaults,
+  reduction: 'token_mean',
+  zLoss: 0,
   tokens: 2_500_000,
   vocabularySize: 1024,
   width: 128,
@@ -89,13 +130,41 @@ export const pretrainDefaults = {
   linearGain: 0.5,
 }
 
-export type SftSettings = typeof sftDefaults
-export type PretrainSettings = typeof pretrainDefaults
+export type ChatSettings = typeof chatDefaults
+export type PairSettings = typeof pairDefaults
 
-/** One stage as a recipe gives it: only what differs from the defaults. */
-export type StageRecipe =
-  | { name: string; kind: 'pretrain'; settings: Partial<PretrainSettings> }
-  | { name: string; kind: 'sft'; settings: Partial<SftSettings> }
+/** What each kind of stage can be told: the defaults are the schema. */
+const defaultsOf = {
+  pretrain: pretrainDefaults,
+  sft: sftDefaults,
+  dpo: dpoDefaults,
+  reward_model: rewardDefaults,
+}
+
+export type StageKind = keyof typeof defaultsOf
+export type SettingsOf<K extends StageKind> = (typeof defaultsOf)[K]
+export type PretrainSettings = SettingsOf<'pretrain'>
+export type SftSettings = SettingsOf<'sft'>
+export type DpoSettings = SettingsOf<'dpo'>
+export type RewardSettings = SettingsOf<'reward_model'>
+export type StageSettings = SettingsOf<StageKind>
+
+interface RecipeOf<K extends StageKind> {
+  name: string
+  kind: K
+  /** Only what differs from the defaults. */
+  settings: Partial<SettingsOf<K>>
+  /** The stage whose result this one starts from; default the one before it. */
+  from?: string
+}
+
+/** One stage as a recipe gives it. */
+export type StageRecipe = { [K in StageKind]: RecipeOf<K> }[StageKind]
+
+/** A stage with its settings, by kind. */
+export type ResolvedStage = { [K in StageKind]: { kind: K; values: SettingsOf<K> } }[StageKind] & {
+  origins: { [key: string]: Origin }
+}
 
 /** A recipe is data: what is done in which order, with which numbers. */
 export interface Recipe {
@@ -103,6 +172,8 @@ export interface Recipe {
   scale: string
   description: string
   stages: StageRecipe[]
+  /** Whether the recipe generates data for stages that are given none. */
+  builtInData: boolean
   /** Stages of the published recipe that this version cannot run; asking for one is an error. */
   notBuilt: string[]
   /** Precision of the weights that are trained. */
@@ -111,19 +182,14 @@ export interface Recipe {
   model?: { name: string; shape: DecoderShape }
 }
 
-export interface Resolved<T> {
-  values: T
-  origins: { [key: string]: Origin }
-}
-
 /**
  * Overrides by `stage.key`, or by `stage.key.field` for settings that are tables; values as typed on a command line.
  */
 export type Overrides = { readonly [path: string]: string }
 
 /** The settings of `stage` after its overrides. ERR_CONFIG names the nearest setting for one that does not exist. */
-export function resolveStage(stage: StageRecipe, overrides: Overrides): Resolved<SftSettings | PretrainSettings> {
-  const defaults: Settings = stage.kind === 'sft' ? sftDefaults : pretrainDefaults
+export function resolveStage(stage: StageRecipe, overrides: Overrides): ResolvedStage {
+  const defaults: Settings = defaultsOf[stage.kind]
   const values: { [key: string]: Setting } = { ...defaults }
   const origins: { [key: string]: Origin } = Object.fromEntries(Object.keys(defaults).map((key) => [key, 'default']))
   for (const [key, value] of Object.entries(stage.settings)) {
@@ -137,7 +203,7 @@ export function resolveStage(stage: StageRecipe, overrides: Overrides): Resolved
     values[key!] = parseSetting(stage.name, { key: key!, text, field: field.join('.'), before: values[key!]! })
     origins[key!] = 'flag'
   }
-  return { values: values as unknown as SftSettings | PretrainSettings, origins }
+  return { kind: stage.kind, values, origins } as unknown as ResolvedStage
 }
 
 /** Refuses overrides of stages that the run does not have. */

@@ -18,7 +18,7 @@ import { Tokenizer } from '../text/tokenizer.js'
 import { pocketSpecialTokens, pocketTemplate } from '../text/tulu_template.js'
 import { pocketData } from './pocket_data.js'
 import { pocketGates } from './pocket_eval.js'
-import type { PreparedStage, StageContext } from './prepared_stage.js'
+import { type PreparedStage, type StageContext, work } from './prepared_stage.js'
 import { folderAtomic, folderExists } from './run_folder.js'
 import type { PretrainSettings } from './stage.js'
 
@@ -56,7 +56,7 @@ export async function preparePretrain(
   })
   return {
     model,
-    method,
+    ...work(method, { policy: model }),
     meanContext: examples.meanContext(settings.maxTokens),
     tokenizer,
     template: undefined,

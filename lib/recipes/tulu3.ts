@@ -2,7 +2,7 @@
 // open_instruct/finetune.py, unless a line says otherwise. `pocket` is the same pipeline at a size for two CPU cores.
 import { CaravanError, nearestName } from '../base/errors.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
-import type { Recipe, SftSettings } from './stage.js'
+import type { DpoSettings, Recipe, RewardSettings, SftSettings } from './stage.js'
 
 export const tulu3Scales = ['pocket', '8b', '70b', '405b'] as const
 export type Tulu3Scale = (typeof tulu3Scales)[number]
@@ -44,6 +44,64 @@ const sftByScale: { [scale in Exclude<Tulu3Scale, 'pocket'>]: Partial<SftSetting
     lr: 2e-6, //                            Lambert et al. 2024, table of SFT hyperparameters
     batchSequences: 256, //                 Lambert et al. 2024, table of SFT hyperparameters
   },
+}
+
+/** What all published scales share in the preference stage: length-normalised DPO. */
+const publishedDpo: Partial<DpoSettings> = {
+  loss: 'dpo_norm', //                      docs/tulu3.md, DPO commands: --dpo_loss_type dpo_norm
+  beta: 5, //                               --dpo_beta 5
+  epochs: 1, //                             --num_train_epochs 1
+  maxTokens: 2048, //                       --max_seq_length 2048, each side for itself
+  microBatchTokens: 4096, //                per_device_train_batch_size 1: one pair of at most 2 x 2048 tokens
+  packing: 'none', //                       one pair per micro-batch
+  schedule: 'linear', //                    --lr_scheduler_type linear, to 0
+  warmupRatio: 0.1, //                      --warmup_ratio 0.1
+  weightDecay: 0, //                        --weight_decay 0.0
+  beta1: 0.9, //                            torch.optim.AdamW default
+  beta2: 0.999, //                          torch.optim.AdamW default
+  eps: 1e-8, //                             torch.optim.AdamW default
+  maxNorm: 1, //                            DeepSpeed "auto", which accelerate fills with 1.0
+  template: 'tulu', //                      --chat_template tulu
+  trainOn: 'all', //                        dpo_tune.py encodes both sides with the SFT encoder: every assistant turn
+  activationCheckpointing: true, //         --gradient_checkpointing
+}
+
+const dpoByScale: { [scale in Exclude<Tulu3Scale, 'pocket'>]: Partial<DpoSettings> } = {
+  '8b': {
+    ...publishedDpo,
+    lr: 5e-7, //                            docs/tulu3.md, 8B DPO: --learning_rate 5e-07
+    batchSequences: 128, //                 8 GPUs x 1 x accumulation 16 (later scripts have 512)
+  },
+  '70b': {
+    ...publishedDpo,
+    lr: 2e-7, //                            docs/tulu3.md, 70B DPO: --learning_rate 2e-07
+    batchSequences: 128, //                 64 GPUs x 1 x accumulation 2
+  },
+  '405b': {
+    ...publishedDpo,
+    lr: 2e-7, //                            docs/tulu3.md, 405B DPO: --learning_rate 2e-07
+    batchSequences: 256, //                 256 GPUs x 1 x accumulation 1
+  },
+}
+
+/** The 8B reward model, from which the value function of every scale starts. */
+const publishedReward: Partial<RewardSettings> = {
+  lr: 3e-6, //                              docs/tulu3.md, reward model: --learning_rate 3e-6
+  epochs: 1, //                             --num_train_epochs 1
+  maxTokens: 2048, //                       --max_token_length 2048
+  microBatchTokens: 4096, //                per_device_train_batch_size 1
+  packing: 'none', //                       one pair per micro-batch
+  batchSequences: 256, //                   8 GPUs x 1 x accumulation 32
+  schedule: 'linear', //                    reward_modeling.py default, to 0
+  warmupRatio: 0, //                        reward_modeling.py: no warm-up
+  weightDecay: 0, //                        reward_modeling.py: Adam without decay
+  beta1: 0.9, //                            torch.optim.AdamW default
+  beta2: 0.999, //                          torch.optim.AdamW default
+  eps: 1e-5, //                             reward_modeling.py: eps=1e-5
+  maxNorm: 1, //                            DeepSpeed "auto", which accelerate fills with 1.0
+  headScale: 1, //                          reward_modeling.py: score ~ N(0, 1 / sqrt(hidden + 1))
+  template: 'tulu', //                      --chat_template tulu
+  activationCheckpointing: true, //         --gradient_checkpointing
 }
 
 /** Sizes of Llama 3.1 (Dubey et al. 2024, table 3), for plans. */
@@ -92,12 +150,26 @@ function published(scale: Exclude<Tulu3Scale, 'pocket'>): Recipe {
   return {
     name: 'tulu3',
     scale,
-    description: `Tulu 3 ${scale.toUpperCase()}: supervised fine-tuning of a base model on chat data`,
-    stages: [{ name: 'sft', kind: 'sft', settings: sftByScale[scale] }],
-    notBuilt: ['dpo', 'reward_model', 'rlvr'],
+    description: `Tulu 3 ${scale.toUpperCase()}: supervised fine-tuning of a base model, preference tuning, a reward model`,
+    stages: [
+      { name: 'sft', kind: 'sft', settings: sftByScale[scale] },
+      { name: 'dpo', kind: 'dpo', settings: dpoByScale[scale] },
+      { name: 'reward_model', kind: 'reward_model', settings: publishedReward, from: 'sft' },
+    ],
+    builtInData: false,
+    notBuilt: ['rlvr'],
     model: models[scale],
     dtype: 'bf16', // accelerate bf16 mixed precision with f32 optimizer state
   }
+}
+
+/** What the pocket stages on pairs share. */
+const pocketPairs: Partial<DpoSettings & RewardSettings> = {
+  batchSequences: 16,
+  maxTokens: 160,
+  microBatchTokens: 4096,
+  beta2: 0.95,
+  checkpointEvery: 100,
 }
 
 /** Sizes and rates found by experiment for a model of about one million parameters; not of the paper. */
@@ -138,8 +210,20 @@ function pocket(): Recipe {
           checkpointEvery: 300,
         },
       },
+      {
+        name: 'dpo',
+        kind: 'dpo',
+        settings: { ...pocketPairs, rows: 2400, lr: 1e-4, warmupRatio: 0.1, loss: 'dpo_norm', beta: 5 },
+      },
+      {
+        name: 'reward_model',
+        kind: 'reward_model',
+        settings: { ...pocketPairs, rows: 3000, lr: 3e-4, warmupRatio: 0.05, headScale: 0 },
+        from: 'sft',
+      },
     ],
-    notBuilt: ['dpo', 'reward_model', 'rlvr'],
+    builtInData: true,
+    notBuilt: ['rlvr'],
     dtype: 'f32',
   }
 }

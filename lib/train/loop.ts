@@ -33,6 +33,8 @@ export interface Step {
   loss: number
   lr: number
   gradientNorm: number
+  /** What the method logs beside the loss, by name: means over the batch's count. */
+  metrics: Record<string, number>
   /** True when the gradients were not finite: no parameter and no moment has changed. */
   skipped: boolean
   /** Of a skipped step: the first parameter whose gradient is not finite. */
@@ -57,9 +59,10 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
       device.resetPeak()
       const stepLr = lr * scheduleFactor(step, { ...schedule, totalSteps })
       const scale = 1 / Math.max(1, batch.count)
-      const lossSum = await accumulate(batch, { ...options, seed, gradients })
+      const sums = await accumulate(batch, { ...options, seed, gradients })
       const update = optimizer.step(gradients, { lr: stepLr, scale, maxNorm })
-      const [{ gradientNorm, finite, notFinite }, loss] = await settled(update, lossSum, scale)
+      const [{ gradientNorm, finite, notFinite }, [loss, ...logged]] = await settled(update, sums, scale)
+      const metrics = Object.fromEntries((method.metricNames ?? []).map((name, i) => [name, logged[i]!]))
       gradients.dispose()
       skippedInARow = finite ? 0 : skippedInARow + 1
       yield {
@@ -68,6 +71,7 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
         loss,
         lr: stepLr,
         gradientNorm,
+        metrics,
         skipped: !finite,
         notFinite,
         skippedInARow,
@@ -85,41 +89,51 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
 
 type Accumulation<Models, Micro> = LoopOptions<Models, Micro> & { seed: Tensor; gradients: Gradients }
 
-/** Adds up loss and gradients over the micro-batches of a step. At most two of them are in flight, so the command
- *  stream stays short and the event loop gets its turn. */
+/** Adds up loss, what is logged beside it, and gradients over the micro-batches of a step. At most two of them are in
+ *  flight, so the command stream stays short and the event loop gets its turn. */
 async function accumulate<Models, Micro>(
   batch: Batch<Micro>,
   { device, method, models, seed, gradients, signal }: Accumulation<Models, Micro>,
-): Promise<Tensor> {
-  const total = keep(fill(device, [1], { value: 0, dtype: 'f32' }))
+): Promise<Tensor[]> {
+  const names = method.metricNames?.length ?? 0
+  const totals = (names > 0 ? [1, names] : [1]).map((count) => keep(fill(device, [count], { value: 0, dtype: 'f32' })))
   let before: Promise<void> = Promise.resolve()
   try {
     for (const micro of batch.microBatches()) {
       throwIfAborted(signal)
       using tape = new Tape({ into: gradients, unitSeed: method.unitSeed })
-      const { sum } = tape.record(() => method.loss(models, micro))
+      const { sum, metrics } = tape.record(() => method.loss(models, micro))
       tape.backward(sum, seed, gradients)
-      addInto(total, sum)
-      sum.dispose()
+      for (const [i, part] of [sum, metrics].entries()) {
+        if (!part) continue
+        addInto(totals[i]!, part)
+        part.dispose()
+      }
       await before
       before = device.idle()
       before.catch(() => {}) // awaited in the next turn
     }
     await before
-    return total
+    return totals
   } catch (error) {
-    total.dispose()
+    for (const total of totals) total.dispose()
     await before.catch(() => {})
     throw error
   }
 }
 
-/** Result of the update, and the mean loss, whose tensor is freed. */
-async function settled(update: Promise<StepResult>, lossSum: Tensor, scale: number): Promise<[StepResult, number]> {
+/** Result of the update; the mean loss followed by what is logged beside it, whose tensors are freed. */
+async function settled(
+  update: Promise<StepResult>,
+  sums: readonly Tensor[],
+  scale: number,
+): Promise<[StepResult, [number, ...number[]]]> {
   try {
-    return [await update, (await lossSum.item()) * scale]
+    const result = await update
+    const values = await Promise.all(sums.map((sum) => sum.read()))
+    return [result, values.flatMap((read) => Array.from(read, (value) => value * scale)) as [number, ...number[]]]
   } finally {
-    lossSum.dispose()
+    for (const sum of sums) sum.dispose()
   }
 }
 

@@ -179,8 +179,9 @@ function stopped(step: number, saved: string | CaravanError): CaravanError {
 }
 
 function metricsRow(event: StepEvent) {
-  const { stage, step, loss, lr, gradientNorm, skipped, tokens, tokensPerSecond, peakMiB, gflops } = event
-  return { stage, step, loss, lr, gradNorm: gradientNorm, skipped, tokens, tokensPerSecond, gflops, peakMiB }
+  const { stage, step, loss, lr, gradientNorm, metrics, skipped, tokens, tokensPerSecond, peakMiB, gflops } = event
+  const base = { stage, step, loss, lr, gradNorm: gradientNorm, ...metrics }
+  return { ...base, skipped, tokens, tokensPerSecond, gflops, peakMiB }
 }
 
 /** Throughput and time left, smoothed over recent steps. */

@@ -89,7 +89,7 @@ template <typename T>
 Answer answer_at(const Args& a, int64_t s, const Options& o) {
   const Span span = span_at("preference_loss", a.in[1], s, a.in[0].count());
   const double tokens = span.tokens > 0 ? static_cast<double>(span.tokens) : 1;
-  const double sum = sum_of(a.in[0].as<T>(), span), reference = to_f64(a.in[2].as<T>()[s]);
+  const double sum = sum_of(a.in[0].as<T>(), span), reference = a.in[2].as<double>()[s];
   const double norm = o.average ? tokens : 1;
   return {span, sum, sum / tokens, sum / norm - reference / norm, norm};
 }
@@ -123,7 +123,7 @@ void run(const Args& a) {
 
 CARAVAN_KERNEL(
     preference_loss, cpu,
-    "logp[N] spans[P,2,3]:i32 reference[P,2] -> loss[1] dlogp[N] metrics[8] | kind beta margin smoothing average "
+    "logp[N] spans[P,2,3]:i32 reference[P,2]:f64 -> loss[1] dlogp[N] metrics[8] | kind beta margin smoothing average "
     "weighted") {
   with_float_type("preference_loss", a.in[0].dtype, [&]<typename T>(T) { preference_detail::run<T>(a); });
 }
