@@ -2,7 +2,7 @@
 // layout, so that nothing but the fault tells them apart.
 import type { Random } from '../base/random.js'
 import { composeAnswer, composeBroken, type PocketInstruction } from './pocket_instructions.js'
-import { type PocketProblem, rightSolution, SOLUTION_LAYOUTS, wrongSolution } from './pocket_problems.js'
+import { hastySolution, type PocketProblem, rightSolution, SOLUTION_LAYOUTS, wrongSolution } from './pocket_problems.js'
 import type { PocketWorld } from './pocket_world.js'
 
 export type PairKind = 'problem' | 'instruction'
@@ -15,10 +15,14 @@ export interface PocketPair extends Record<string, unknown> {
   kind: PairKind
 }
 
-/** A worked solution against one with a slip, a wrong operator, a step left out, or another final number. */
+const HASTY_SHARE = Number(process.env.HASTY ?? 0.5)
+
+/** A worked solution against one with a slip, a wrong operator, a step left out or another final number; or against an
+ *  answer without steps, which is how most wrong answers of the fine-tuned model look. */
 export function problemPair(random: Random, problem: PocketProblem): PocketPair {
   const layout = random.choice(SOLUTION_LAYOUTS)
-  const rejected = wrongSolution(random, problem, layout).text
+  const wrong = wrongSolution(random, problem, layout)
+  const rejected = random.chance(HASTY_SHARE) ? hastySolution(random, { ...problem, answer: wrong.answer }) : wrong.text
   return { prompt: problem.prompt, chosen: rightSolution(problem, layout), rejected, kind: 'problem' }
 }
 

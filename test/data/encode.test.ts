@@ -159,23 +159,23 @@ describe('the cache', () => {
     await writeFile(copy, await readFile(file))
     const other = join(directory, 'other.jsonl')
     await writeFile(other, `${await readFile(file, 'utf8')}\n{"text":"more"}`)
-    const key = await encodingKey([file], identity, {})
+    const key = await encodingKey([file], identity, { form: 'single' })
     expect(
       await encodingKey(
         [copy],
         { options: { trainOn: 'all' }, maxTokens: 99, templateHash: 'u', tokenizerHash: 't' },
-        {},
+        { form: 'single' },
       ),
     ).toBe(key)
     const others = await Promise.all([
-      encodingKey([other], identity, {}),
-      encodingKey([file, file], identity, {}),
-      encodingKey([file], { ...identity, tokenizerHash: 'x' }, {}),
-      encodingKey([file], { ...identity, templateHash: 'x' }, {}),
-      encodingKey([file], { ...identity, maxTokens: 98 }, {}),
-      encodingKey([file], { ...identity, options: { trainOn: 'last' } }, {}),
-      encodingKey([file], identity, { fields: { text: 'x' } }),
-      encodingKey([file], identity, { onError: 'skip-and-count' }),
+      encodingKey([other], identity, { form: 'single' }),
+      encodingKey([file, file], identity, { form: 'single' }),
+      encodingKey([file], { ...identity, tokenizerHash: 'x' }, { form: 'single' }),
+      encodingKey([file], { ...identity, templateHash: 'x' }, { form: 'single' }),
+      encodingKey([file], { ...identity, maxTokens: 98 }, { form: 'single' }),
+      encodingKey([file], { ...identity, options: { trainOn: 'last' } }, { form: 'single' }),
+      encodingKey([file], identity, { form: 'single', fields: { text: 'x' } }),
+      encodingKey([file], identity, { form: 'single', onError: 'skip-and-count' }),
     ])
     expect(new Set([key, ...others]).size).toBe(others.length + 1)
   })
@@ -183,7 +183,7 @@ describe('the cache', () => {
   it('finds the flip of any bit and a cut at any place, and names file and offset', async () => {
     const folder = join(directory, 'damage')
     await cached(folder)
-    const key = await encodingKey([file], identity, {})
+    const key = await encodingKey([file], identity, { form: 'single' })
     const path = cachePath(folder, key)
     const good = await readFile(path)
     const step = Math.floor(good.length / 97)
@@ -203,7 +203,7 @@ describe('the cache', () => {
   it('is built again when damaged, and the fault is reported', async () => {
     const folder = join(directory, 'again')
     await cached(folder)
-    const path = cachePath(folder, await encodingKey([file], identity, {}))
+    const path = cachePath(folder, await encodingKey([file], identity, { form: 'single' }))
     const good = await readFile(path)
     await truncate(path, good.length >> 1)
     const again = await cached(folder)

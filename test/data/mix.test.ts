@@ -149,6 +149,6 @@ describe('mix statistics', () => {
     const mixed = mixEncoded(plan, encoded)
     expect(Array.from(mixed.lengths())).toEqual([10, 20, 10, 20, 5, 5, 5])
     expect(Array.from(mixed.idsOf(3).slice(0, 2))).toEqual([1, 1])
-    expect(() => mixEncoded(plan, [encoded[0]!])).toThrow(/second-source was planned with 3 rows; got nothing/)
+    expect(() => mixEncoded(plan, [encoded[0]!])).toThrow(/second-source was planned with 3 rows of 1; got nothing/)
   })
 })

@@ -132,7 +132,7 @@ describe('convertRow', () => {
     expect(error.message).toBe('data.jsonl:7: no known row shape has the fields ["promt","completion"]')
     expect(error.hint).toContain('prompt+completion')
     expect(error.hint).toContain('Is "promt" meant to be "prompt"?')
-    expect(errorOf(() => convertRow({ chosen: [], rejected: [] }, place)).hint).toContain('DPO')
+    expect(errorOf(() => convertRow({ chosen: [], rejected: [] }, place)).hint).toContain('preference pairs')
     expect(errorOf(() => convertRow({ question: 'q', answer: 'a' }, place)).hint).toContain('field map')
     expect(errorOf(() => convertRow({}, place)).message).toContain('[]')
   })

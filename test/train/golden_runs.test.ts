@@ -6,48 +6,10 @@ import { type LossReduction, sftLoss } from '../../lib/losses/sft.js'
 import type { Batch, Method } from '../../lib/methods/method.js'
 import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { openDevice, selfSegments } from '../../lib/ops/index.js'
-import { AdamW } from '../../lib/optim/adamw.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Tensor } from '../../lib/tensor/index.js'
-import { type Step, trainLoop } from '../../lib/train/loop.js'
-import { goldenJson, goldenModel, goldenTensors, largestDifference } from './golden_tensors.js'
-
-interface GoldenStep {
-  lr: number
-  loss: number
-  grad_norm: number
-  tokens?: number
-}
-
-interface GoldenRun {
-  model: string
-  config: {
-    betas: [number, number]
-    eps: number
-    weight_decay: number
-    lr: number
-    warmup_steps: number
-    steps: number
-    max_grad_norm: number
-  }
-  steps: GoldenStep[]
-  final_weights: {
-    [name: string]: {
-      shape: number[]
-      stored: string
-      sum: number
-      abs_sum: number
-      l2: number
-      suggested_atol: number
-      fp32_deviation: { ref_max: number }
-    }
-  }
-  loss_fp32_max_abs_diff: number
-  grad_norm_fp32_max_rel_diff: number
-}
-
-const facts = goldenJson<{ [run: string]: GoldenRun }>('train/train.json')
-const golden = goldenTensors('train/train.safetensors')
+import { goldenModel } from './golden_tensors.js'
+import { expectSteps, expectWeights, facts, follow, golden, type Trajectory } from './golden_trajectory.js'
 
 /** Rows `from` .. `to` of golden batch `batch`, without their padding, as one micro-batch. */
 function microBatch(batch: number, from: number, to: number): PackedBatch {
@@ -128,74 +90,16 @@ beforeAll(() => {
 })
 afterAll(() => device.close())
 
-async function follow(
-  name: string,
-  split: [number, number][],
-  reduction: LossReduction,
-): Promise<{ steps: Step[]; weights: Map<string, Float32Array> }> {
+async function followSft(name: string, split: [number, number][], reduction: LossReduction): Promise<Trajectory> {
   const { model: folder, config } = facts[name]!
-  const model = await loadModel(device, goldenModel(folder), { trainable: true })
-  const [beta1, beta2] = config.betas
-  const optimizer = new AdamW(model.parameters(), { beta1, beta2, eps: config.eps, weightDecay: config.weight_decay })
-  const steps: Step[] = []
-  for await (const step of trainLoop({
-    device,
-    method: new GoldenBatches(config.steps, split, reduction),
-    models: { policy: model },
-    optimizer,
-    lr: config.lr,
-    schedule: { kind: 'linear', warmupSteps: config.warmup_steps },
-    maxNorm: config.max_grad_norm,
-    maxSkippedInARow: 1,
-    firstStep: 0,
-    skippedInARow: 0,
-  })) {
-    steps.push(step)
-  }
-  const weights = new Map<string, Float32Array>()
-  for (const [parameter, tensor] of model.parameters()) weights.set(parameter, (await tensor.read()) as Float32Array)
-  optimizer.dispose()
-  model.dispose()
-  return { steps, weights }
-}
-
-/** The reference's own float32 run is so far from float64; ten times that is the tolerance, as for single values. */
-function expectSteps(name: string, steps: Step[]): void {
-  const { steps: wanted, loss_fp32_max_abs_diff, grad_norm_fp32_max_rel_diff } = facts[name]!
-  expect(steps.length).toBe(wanted.length)
-  for (const [i, { lr, loss, grad_norm }] of wanted.entries()) {
-    const got = steps[i]!
-    expect(Math.abs(got.lr - lr), `step ${i}: learning rate`).toBeLessThan(1e-15)
-    expect(Math.abs(got.loss - loss), `step ${i}: loss ${got.loss} for ${loss}`).toBeLessThan(
-      10 * loss_fp32_max_abs_diff,
-    )
-    const relative = Math.abs(got.gradientNorm / grad_norm - 1)
-    expect(relative, `step ${i}: gradient norm`).toBeLessThan(10 * grad_norm_fp32_max_rel_diff)
-    expect(got.skipped).toBe(false)
-  }
-}
-
-function expectWeights(name: string, weights: Map<string, Float32Array>): void {
-  const { final_weights } = facts[name]!
-  expect([...weights.keys()].sort()).toEqual(Object.keys(final_weights).sort())
-  for (const [parameter, { sum, l2, suggested_atol, shape }] of Object.entries(final_weights)) {
-    const values = weights.get(parameter)!
-    const stored = golden.get(`${name}.final.${parameter}`)!.data
-    const part = values.subarray(0, stored.length)
-    expect(largestDifference(part, stored), `${name}: ${parameter}`).toBeLessThan(suggested_atol)
-    // The rows that are not stored are held by their sum and norm.
-    const count = shape.reduce((product, size) => product * size, 1)
-    expect(values.length).toBe(count)
-    const total = values.reduce((acc, x) => acc + x, 0)
-    const norm = Math.sqrt(values.reduce((acc, x) => acc + x * x, 0))
-    expect(Math.abs(total - sum), `${name}: sum of ${parameter}`).toBeLessThan(suggested_atol * Math.sqrt(count))
-    expect(Math.abs(norm - l2), `${name}: norm of ${parameter}`).toBeLessThan(suggested_atol * Math.sqrt(count))
-  }
+  const policy = await loadModel(device, goldenModel(folder), { trainable: true })
+  const method = new GoldenBatches(config.steps, split, reduction)
+  return await follow(name, { device, method, models: { policy } })
 }
 
 describe('trajectories', () => {
   it('sft: 20 steps', async () => {
-    const { steps, weights } = await follow('sft', [[0, 4]], 'token_mean')
+    const { steps, weights } = await followSft('sft', [[0, 4]], 'token_mean')
     expectSteps('sft', steps)
     expectWeights('sft', weights)
   })
@@ -205,7 +109,7 @@ describe('trajectories', () => {
       [0, 1],
       [1, 4],
     ]
-    const { steps, weights } = await follow('sft_accumulate', split, 'token_mean')
+    const { steps, weights } = await followSft('sft_accumulate', split, 'token_mean')
     expectSteps('sft_accumulate', steps)
     expectWeights('sft_accumulate', weights)
   })
@@ -215,7 +119,7 @@ describe('trajectories', () => {
       [0, 1],
       [1, 4],
     ]
-    const { steps, weights } = await follow('sft_accumulate_mean_of_means', split, 'micro_batch_mean')
+    const { steps, weights } = await followSft('sft_accumulate_mean_of_means', split, 'micro_batch_mean')
     expectSteps('sft_accumulate_mean_of_means', steps)
     expectWeights('sft_accumulate_mean_of_means', weights)
     const other = facts.sft_accumulate!.steps[0]!.loss

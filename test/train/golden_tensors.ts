@@ -16,7 +16,9 @@ export function goldenTensors(path: string): Map<string, GoldenTensor> {
   const found = new Map<string, GoldenTensor>()
   for (const [name, { dtype, shape, byteOffset, byteLength }] of parseSafetensors(path, bytes).tensors) {
     const part = bytes.buffer.slice(bytes.byteOffset + byteOffset, bytes.byteOffset + byteOffset + byteLength)
-    const make = { F64: Float64Array, F32: Float32Array, I32: Int32Array, U8: Uint8Array }[dtype as 'F64' | 'F32' | 'I32' | 'U8']
+    const make = { F64: Float64Array, F32: Float32Array, I32: Int32Array, U8: Uint8Array }[
+      dtype as 'F64' | 'F32' | 'I32' | 'U8'
+    ]
     found.set(name, { shape: [...shape], data: new make(part) })
   }
   return found
