@@ -80,10 +80,13 @@ Ctrl-C finishes the step, saves a checkpoint and exits with 130; a second Ctrl-C
 function addScoreCommand(program: Command, ended: Ended): void {
   program
     .command('score')
-    .description('Log-probabilities, in nats, of every token of given texts under a model.')
+    .description(
+      'Log-probabilities, in nats, of every token of given texts under a model; or the scores of a reward model.',
+    )
     .requiredOption('--model <dir>', 'Hugging Face model folder')
     .requiredOption('--input <file>', 'rows with input_ids, text or messages (.jsonl, .json, also .gz)')
     .requiredOption('--output <file>', 'where to write one line a row: {"tokens", "logprobs", "sum"}')
+    .option('--reward', 'DIR holds a reward model: write {"tokens", "score"}, the score at the last token')
     .option('--template <name>', 'chat template for messages: built in, or a file (default: the model folder has one)')
     .option('--batch-tokens <n>', 'tokens that go through the model at once', wholeNumber('--batch-tokens', 1), 4096)
     .option('--quiet', 'print nothing but errors')
@@ -96,6 +99,7 @@ function addScoreCommand(program: Command, ended: Ended): void {
 Examples:
   $ caravan score --model DIR --input texts.jsonl --output scores.jsonl
   $ echo '{"input_ids":[1,2,3]}' > ids.jsonl && caravan score --model DIR --input ids.jsonl --output out.jsonl
+  $ caravan score --reward --model RUN/reward_model --input chats.jsonl --output scores.jsonl
 
 The first token of a row has no log-probability: it is null.`,
     )

@@ -146,11 +146,13 @@ export class TrainView {
 }
 
 function stepParts(event: StepEvent): string[] {
-  const { stage, step, totalSteps, loss, lr, tokensPerSecond, gflops, peakMiB, secondsLeft } = event
+  const { stage, step, totalSteps, loss, lr, metrics, tokensPerSecond, gflops, peakMiB, secondsLeft } = event
+  const accuracy = metrics['rewards/accuracy']
   return [
     stage,
     `${grouped(step)}/${grouped(totalSteps)}`,
     `loss ${measureText(loss)}`,
+    ...(accuracy === undefined ? [] : [`accuracy ${measureText(accuracy)}`]),
     `lr ${measureText(lr)}`,
     `${countText(Math.round(tokensPerSecond))} tokens/s`,
     `${countText(Math.round(gflops))} GFLOP/s`,

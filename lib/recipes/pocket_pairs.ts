@@ -15,7 +15,8 @@ export interface PocketPair extends Record<string, unknown> {
   kind: PairKind
 }
 
-const HASTY_SHARE = Number(process.env.HASTY ?? 0.5)
+/** Few: at one half the model learns to show its work on every problem, and nothing is left for the stage after. */
+const HASTY_SHARE = 0.1
 
 /** A worked solution against one with a slip, a wrong operator, a step left out or another final number; or against an
  *  answer without steps, which is how most wrong answers of the fine-tuned model look. */

@@ -213,7 +213,7 @@ function pocket(): Recipe {
       {
         name: 'dpo',
         kind: 'dpo',
-        settings: { ...pocketPairs, rows: 2400, lr: 1e-4, warmupRatio: 0.1, loss: 'dpo_norm', beta: 5 },
+        settings: { ...pocketPairs, rows: 2400, lr: 3e-5, warmupRatio: 0.1, loss: 'dpo_norm', beta: 5 },
       },
       {
         name: 'reward_model',

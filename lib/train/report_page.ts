@@ -66,8 +66,27 @@ function plots({ steps, evaluations }: ReportStage): Html[] {
     plotFigure({ title: 'Loss', series: lossSeries, log: true }),
     single('Gradient norm', 'gradNorm', true),
     single('Learning rate', 'lr'),
+    ...methodPlots(steps),
     single('Tokens per second', 'tokensPerSecond'),
   ]
+}
+
+/** What the method logs as `family/member`. The two sides of a pair share a plot, everything else has its own. */
+function methodPlots(steps: readonly MetricsRow[]): Html[] {
+  const names = [...new Set(steps.flatMap((row) => Object.keys(row).filter((key) => key.includes('/'))))]
+  const plots = new Map<string, string[]>()
+  for (const name of names) {
+    const [family, member] = name.split('/') as [string, string]
+    const title = member === 'chosen' || member === 'rejected' ? family : `${family}: ${member}`
+    plots.set(title, [...(plots.get(title) ?? []), name])
+  }
+  return [...plots].map(([title, members]) => {
+    const series = members.map((name) => {
+      const points = pointsOf(steps, name)
+      return { name, points: runningMean(points, Math.max(1, Math.round(points.length / 40))) }
+    })
+    return plotFigure({ title: title[0]!.toUpperCase() + title.slice(1), series })
+  })
 }
 
 function pointsOf(rows: readonly MetricsRow[], name: string): [number, number][] {
