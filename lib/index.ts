@@ -10,7 +10,21 @@ export { openSafetensors } from './data/safetensors.js'
 export { writeSafetensors } from './data/safetensors_writer.js'
 export type { Batch, Method } from './methods/method.js'
 export { Sft } from './methods/sft.js'
-export { CausalLm, type DecoderConfig, loadModel, newModel, saveModel } from './models/index.js'
+export {
+  addAdapter,
+  CausalLm,
+  type DecoderConfig,
+  type LoraOptions,
+  loadAdapter,
+  loadModel,
+  mergeAdapter,
+  newModel,
+  removeAdapter,
+  saveAdapter,
+  saveModel,
+  trainedParameters,
+  withAdapter,
+} from './models/index.js'
 export * as ops from './ops/index.js'
 export { openDevice } from './ops/index.js'
 export { AdamW, type AdamWOptions } from './optim/adamw.js'

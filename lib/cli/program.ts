@@ -30,6 +30,7 @@ Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped b
     )
   addTrainCommand(program, ended)
   addScoreCommand(program, ended)
+  addMergeLoraCommand(program, ended)
   addInspectCommand(program, ended)
   addDoctorCommand(program, ended)
   addBenchCommand(program, ended)
@@ -104,6 +105,30 @@ Examples:
 The first token of a row has no log-probability: it is null.`,
     )
     .action(async (flags) => ended(await (await import('./score.js')).score(flags)))
+}
+
+function addMergeLoraCommand(program: Command, ended: Ended): void {
+  program
+    .command('merge-lora')
+    .description('Merge a LoRA adapter (PEFT format) into its base model.')
+    .requiredOption('--model <dir>', 'Hugging Face folder of the base model')
+    .requiredOption('--adapter <dir>', 'folder with adapter_config.json and adapter_model.safetensors')
+    .requiredOption('--out <dir>', 'folder for the merged model; must not exist, or be empty')
+    .option('--memory-limit <size>', 'most memory for tensors, as 8GiB', byteSize('--memory-limit'))
+    .option('--quiet', 'print nothing but errors')
+    .addOption(jsonOption('print the summary as JSON'))
+    .addOption(dtypeOption())
+    .addOption(threadsOption())
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ caravan merge-lora --model BASE --adapter runs/mine/sft/adapter --out merged
+  $ caravan merge-lora --model BASE --adapter DIR --out merged --dtype fp32   no rounding at all
+
+The tokenizer files are those of the base. Weights are summed in f32 and rounded once.`,
+    )
+    .action(async (flags) => ended(await (await import('./merge_lora.js')).mergeLora(flags)))
 }
 
 function addDoctorCommand(program: Command, ended: Ended): void {

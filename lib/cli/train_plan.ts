@@ -42,6 +42,7 @@ function stageLines(stage: StagePlan, terminal: Terminal): string[] {
   const unknown = dim('known once the data are read')
   const counts = [
     ['parameters', countText(stage.parameters)],
+    ...(stage.trainedParameters === stage.parameters ? [] : [['trained', countText(stage.trainedParameters)]]),
     ['steps', stage.steps === null ? unknown : grouped(stage.steps)],
     ['tokens', stage.tokens === null ? unknown : countText(stage.tokens)],
     ['work', stage.flops === null ? unknown : `${countText(stage.flops)}FLOP`.replace(/(\d)FLOP/, '$1 FLOP')],

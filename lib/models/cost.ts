@@ -2,6 +2,7 @@
 // by op. A plan printed before training starts, and the numerator of every "FLOP/s achieved", come from here.
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { LOGITS_CHUNK_BYTES } from '../ops/index.js'
+import type { AdapterCost } from './adapter_cost.js'
 
 /** Weights of the matrices that every token is multiplied with in one block. */
 function blockMatrixCount({ D, H, K, C, F }: DecoderShape): number {
@@ -42,6 +43,13 @@ export function forwardFlopsPerToken(shape: DecoderShape, meanContext: number): 
   return flops
 }
 
+/** Operations of a training step per token, by forwardFlopsPerToken. Frozen weights need no gradient, which is one of
+ *  their three products; an adapter's are trained. */
+export function trainingFlopsPerToken(shape: DecoderShape, meanContext: number, adapter?: AdapterCost): number {
+  const all = 3 * forwardFlopsPerToken(shape, meanContext)
+  return adapter ? all - forwardFlopsPerToken(shape, 0) + 6 * adapter.parameters : all
+}
+
 export interface TrainingCostOptions {
   /** Tokens of one micro-batch. */
   tokens: number
@@ -49,6 +57,8 @@ export interface TrainingCostOptions {
   dtype: 'f32' | 'bf16'
   /** Blocks are run again in the backward pass. */
   checkpoint?: boolean
+  /** Trained in place of the weights. */
+  adapter?: AdapterCost
 }
 
 /** Bytes that one block leaves on the tape per token, for the backward pass. */
@@ -111,17 +121,28 @@ export interface TrainingMemory {
   total: number
 }
 
-/** Memory plan of training all parameters with AdamW. */
+/** Memory plan of training all parameters, or an adapter, with AdamW. */
 export function trainingMemory(shape: DecoderShape, options: TrainingCostOptions): TrainingMemory {
+  const { dtype, adapter } = options
   const count = parameterCount(shape)
+  // The matrices of an adapter are f32, and so are their own masters.
+  const trained = adapter ? adapter.parameters : count
   const parts = {
-    weights: count * bytesOf(options.dtype),
-    gradients: count * 4,
-    optimizer: count * (options.dtype === 'bf16' ? 12 : 8),
-    tape: tapeBytes(shape, options),
+    weights: count * bytesOf(dtype) + (adapter ? trained * 4 : 0),
+    gradients: trained * 4,
+    optimizer: trained * (dtype === 'bf16' && !adapter ? 12 : 8),
+    tape: tapeBytes(shape, options) + (adapter ? adapterTapeBytes(shape, adapter, options) : 0),
     workspace: workspaceBytes(shape, options),
   }
   return { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) }
+}
+
+/** Bytes that an adapter leaves on the tape; with checkpointing those of the block that is run again. */
+function adapterTapeBytes(shape: DecoderShape, adapter: AdapterCost, options: TrainingCostOptions): number {
+  const { tokens, dtype, checkpoint } = options
+  const roundedMatrices = dtype === 'bf16' ? adapter.parameters * 2 : 0
+  const all = tokens * adapter.tapeElementsPerToken * bytesOf(dtype) + roundedMatrices
+  return checkpoint ? all / shape.L : all
 }
 
 function bytesOf(dtype: 'f32' | 'bf16'): number {

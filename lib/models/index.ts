@@ -1,6 +1,19 @@
 // Language models: configuration, Hugging Face folders in and out, sizes and costs.
 
 export type { PackedRows } from '../nn/decoder.js'
+export {
+  type AdaptableModel,
+  adapterParameters,
+  addAdapter,
+  type LoraOptions,
+  type LoraSpec,
+  mergeAdapter,
+  removeAdapter,
+  trainedParameters,
+  withAdapter,
+} from './adapter.js'
+export { type AdapterCost, adapterCost } from './adapter_cost.js'
+export { type LoadAdapterOptions, loadAdapter, type SaveAdapterOptions, saveAdapter } from './adapter_files.js'
 export { CausalLm, type ModelOrigin } from './causal_lm.js'
 export { ConfigReader, type JsonObject } from './config_reader.js'
 export {
@@ -10,6 +23,7 @@ export {
   type TrainingCostOptions,
   type TrainingMemory,
   tapeBytes,
+  trainingFlopsPerToken,
   trainingMemory,
   workspaceBytes,
 } from './cost.js'

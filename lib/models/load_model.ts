@@ -81,7 +81,9 @@ export async function readModelConfig(
   if (!configJson) {
     throw new CaravanError('ERR_MODEL', `${directory}: config.json is not there`, {
       details: { file: join(directory, 'config.json') },
-      hint: 'give the folder of a model in Hugging Face format',
+      hint: (await exists(join(directory, 'adapter_config.json')))
+        ? 'this is the folder of an adapter: merge it with its base by `caravan merge-lora` and give the result'
+        : 'give the folder of a model in Hugging Face format',
     })
   }
   return { ...readConfig(new ConfigReader(join(directory, 'config.json'), configJson), task), configJson }
@@ -90,7 +92,7 @@ export async function readModelConfig(
 const MAX_JSON_BYTES = 10_000_000
 
 /** The object in a JSON file of the folder, or undefined when there is no such file. */
-async function readJson(directory: string, name: string): Promise<JsonObject | undefined> {
+export async function readJson(directory: string, name: string): Promise<JsonObject | undefined> {
   const path = await pathInside(directory, name, directory)
   if (!(await exists(path))) return undefined
   const { handle, size } = await openRegularFile(path)
@@ -118,7 +120,8 @@ function parseJson(text: string, fault: (offset: number, why: string, cause?: un
   }
 }
 
-const FILE_DTYPES: { [name in SafetensorsDtype]?: DType } = { F32: 'f32', BF16: 'bf16', F16: 'f16', F64: 'f64' }
+/** Element types that weights may have in a file. */
+export const FILE_DTYPES: { [name in SafetensorsDtype]?: DType } = { F32: 'f32', BF16: 'bf16', F16: 'f16', F64: 'f64' }
 
 /** Gives a model its parameters out of an open folder, and afterwards says what was missing or left over. */
 export class ParameterLoader {

@@ -5,6 +5,7 @@ import { checkpoint, keep, scope, Tensor } from '../tensor/index.js'
 import { type AttentionContext, type KeyValueStore, SelfAttention } from './attention.js'
 import { type DecoderShape, ropeFrequencies } from './decoder_shape.js'
 import { Embedding } from './embedding.js'
+import type { Lora } from './lora.js'
 import { Mlp } from './mlp.js'
 import { Module, type ParameterScope } from './module.js'
 import { Norm } from './norm.js'
@@ -64,6 +65,8 @@ export class Decoder extends Module {
   readonly embedding: Embedding
   readonly blocks: readonly Block[]
   readonly norm: Norm
+  /** The adapter that layers of the blocks have, if any. */
+  lora: Lora | undefined
   /** [C/2] f64; a constant, not a parameter. */
   readonly #frequencies: Tensor
 
@@ -85,14 +88,15 @@ export class Decoder extends Module {
       const { segments, keyRows } = rows
       const table = ropeTable(rows.positions, this.#frequencies)
       let x = this.embedding.forward(rows.ids)
+      const inPass = this.lora?.masks?.begin() ?? ((part) => part())
       for (const block of this.blocks) {
         const before = x
         x = options.checkpoint
           ? checkpoint(
-              (h, t, s, r) => block.forward(h!, { table: t!, segments: s!, keyRows: r }),
+              (h, t, s, r) => inPass(() => block.forward(h!, { table: t!, segments: s!, keyRows: r })),
               ...[before, table, segments].concat(keyRows ?? []),
             )
-          : block.forward(before, { table, segments, keyRows, store: options.store })
+          : inPass(() => block.forward(before, { table, segments, keyRows, store: options.store }))
         // Nobody but the tape, where one records, needs the input of a finished block.
         keep(before).dispose()
       }

@@ -46,6 +46,17 @@ export abstract class Module {
     return found
   }
 
+  /** The modules below this one by dotted name, each before those inside it. */
+  modules(): Map<string, Module> {
+    const found = new Map<string, Module>()
+    for (const [name, part] of partsOf(this)) {
+      if (part instanceof Tensor) continue
+      found.set(name, part)
+      for (const [below, module] of part.modules()) found.set(`${name}.${below}`, module)
+    }
+    return found
+  }
+
   /** Frees all parameters. A module that holds other tensors overrides this and frees them too. */
   dispose(): void {
     for (const [, part] of partsOf(this)) part.dispose()

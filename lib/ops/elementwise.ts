@@ -270,6 +270,13 @@ export const randomNormalOp = defineOp({
   samples: [],
 })
 
+export const randomUniformOp = defineOp({
+  name: 'random_uniform',
+  signature: '-> y[...]:dtype | low high seed stream dtype',
+  shapes: (call) => ({ y: (call as unknown as { shape: Shape }).shape }),
+  samples: [],
+})
+
 /** a + b. */
 export const add = (a: Tensor, b: Tensor): Tensor => addOp({ a, b }).c
 /** a - b. */
@@ -351,6 +358,25 @@ export function randomNormal(
     dtype: dtypeCode[dtype],
   }
   return randomNormalOp(call).y
+}
+
+/** Uniform numbers in [low, high), the same on every device and as lib/base/random draws them. */
+export function randomUniform(
+  device: Device,
+  shape: Shape,
+  options: { low: number; high: number; seed: number; stream: number; dtype: DType },
+): Tensor {
+  const { low, high, seed, stream, dtype } = options
+  const call: SourceCall<{ low: number; high: number; seed: number; stream: number; dtype: number }> = {
+    device,
+    shape,
+    low,
+    high,
+    seed,
+    stream,
+    dtype: dtypeCode[dtype],
+  }
+  return randomUniformOp(call).y
 }
 
 Gradients.add = add

@@ -4,6 +4,7 @@ import { Device, type DeviceOptions, loadAddon } from '../runtime/index.js'
 import { declaredOps } from '../tensor/index.js'
 
 export * from './attention.js'
+export * from './dropout.js'
 export * from './elementwise.js'
 export * from './embedding.js'
 export * from './gated_mlp.js'

@@ -64,6 +64,7 @@ export const linearLogprobOp = defineOp({
   backward: ({ logp: dlogp, entropy: dentropy }, { hidden, head, target, lse, chunk_bytes }, flow) => {
     const dlogps = dlogp ?? affine(lse, 0, 0)
     const call = { dlogp: dlogps, dentropy, hidden, head, target, lse, chunk_bytes }
+    if (!flow.wants('head')) return { hidden: linearLogprobBackwardFrozenOp(call).dhidden }
     const dhead = flow.into('head')
     if (dhead) return { hidden: linearLogprobBackwardAddOp({ ...call, dhead }).dhidden, head: dhead }
     const { dhidden, dhead: fresh } = linearLogprobBackwardOp(call)
@@ -91,6 +92,16 @@ export const linearLogprobBackwardAddOp = defineOp({
     'dhead[V,D]:f32! dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | chunk_bytes',
   data: someTargets,
   samples: [],
+})
+
+/** As linear_logprob_backward for a frozen head: a product and [V,D] numbers less. */
+export const linearLogprobBackwardFrozenOp = defineOp({
+  name: 'linear_logprob_backward_frozen',
+  signature:
+    'dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | chunk_bytes',
+  data: someTargets,
+  flops: ({ N, V, D }) => 4 * N! * V! * D!,
+  samples: samples.filter((sample) => sample.bench),
 })
 
 /** Sum of -logp (+ z_loss lse^2) over rows with a target, and its gradients, in one pass: the coefficient of every
@@ -138,6 +149,15 @@ export const crossEntropyAddOp = defineOp({
   samples: [],
 })
 
+/** As cross_entropy for a frozen head: a product and [V,D] numbers less. */
+export const crossEntropyFrozenOp = defineOp({
+  name: 'cross_entropy_frozen',
+  signature: 'hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes',
+  data: someTargets,
+  flops: ({ N, V, D }) => 4 * N! * V! * D!,
+  samples: [],
+})
+
 /** Per-row log-probability of `target` [N] (-100: none) under softmax(hidden [N,D] head [V,D]^T). Differentiable. */
 export function linearLogprob(hidden: Tensor, head: Tensor, target: Tensor): { logp: Tensor; lse: Tensor } {
   return linearLogprobOp({ hidden, head, target, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES })
@@ -160,9 +180,10 @@ export function crossEntropy(
     return { loss, nll: neg(logp) }
   }
   const collected = tape.unitSeed ? tape.into?.get(head) : undefined
-  const made: { loss: Tensor; nll: Tensor; dhidden: Tensor; dhead?: Tensor } = withoutTape(() =>
-    collected ? crossEntropyAddOp({ ...call, dhead: collected }) : crossEntropyOp(call),
-  )
+  const made: { loss: Tensor; nll: Tensor; dhidden: Tensor; dhead?: Tensor } = withoutTape(() => {
+    if (!head.tracked) return crossEntropyFrozenOp(call)
+    return collected ? crossEntropyAddOp({ ...call, dhead: collected }) : crossEntropyOp(call)
+  })
   const { loss, nll, dhidden, dhead } = made
   tape.add({
     name: 'cross_entropy',
@@ -171,7 +192,7 @@ export function crossEntropy(
     saved: dhead ? [dhidden, dhead] : [dhidden],
     backward([dloss]) {
       if (dloss!.unit) return [dhidden, dhead]
-      if (dhead) return [scaled(dhidden, dloss!), scaled(dhead, dloss!)]
+      if (!collected) return [scaled(dhidden, dloss!), dhead && scaled(dhead, dloss!)]
       throw new CaravanError('ERR_INTERNAL', 'cross_entropy: the tape promised a seed of 1 and got another', {
         hint: 'record with unitSeed: false, or seed backward() with a tensor marked `unit`',
       })

@@ -4,11 +4,18 @@ import { CaravanError } from '../base/errors.js'
 import { openDataset } from '../data/dataset.js'
 import { pairRows } from '../data/pair_rows.js'
 import { type FieldMap, type RowForm, singleRows } from '../data/rows.js'
-import { forwardFlopsPerToken, parameterCount, readModelConfig, trainingMemory } from '../models/index.js'
+import {
+  forwardFlopsPerToken,
+  parameterCount,
+  readModelConfig,
+  trainingFlopsPerToken,
+  trainingMemory,
+} from '../models/index.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { linear, openDevice, randomNormal } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { keep, type Tensor } from '../tensor/index.js'
+import { loraCost } from './lora_setting.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
 import type { ChatSettings, Origin, PretrainSettings, Recipe, ResolvedStage, Setting } from './stage.js'
 import { pocketShape } from './stage_pretrain.js'
@@ -27,6 +34,8 @@ export interface StagePlan {
   settings: Record<string, Setting>
   origins: Record<string, Origin>
   parameters: number
+  /** Those of them, or of an adapter beside them, that are trained. */
+  trainedParameters: number
   /** Optimizer steps; null when the data decides and is not there. */
   steps: number | null
   /** Tokens through the model, at most. */
@@ -83,9 +92,12 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }
   const { steps, tokens, notes, forwardOnly } = work
   const { microBatchTokens, maxTokens, activationCheckpointing: checkpoint, packing } = values
   const micro = packing === 'none' ? maxTokens : microBatchTokens
-  const { total, ...parts } = trainingMemory(shape, { tokens: micro, dtype, checkpoint })
-  const passes = 3 + forwardOnly
-  const flops = tokens === null ? null : passes * forwardFlopsPerToken(shape, maxTokens / 2) * tokens
+  const adapter = loraCost(shape, values)
+  const { total, ...parts } = trainingMemory(shape, { tokens: micro, dtype, checkpoint, adapter })
+  const context = maxTokens / 2
+  const perToken = trainingFlopsPerToken(shape, context, adapter) + forwardOnly * forwardFlopsPerToken(shape, context)
+  const flops = tokens === null ? null : perToken * tokens
+  const parameters = parameterCount(shape)
   if (total > totalmem()) {
     notes.push(`needs ${(total / 2 ** 30).toFixed(0)} GiB, this machine has ${(totalmem() / 2 ** 30).toFixed(0)} GiB`)
   }
@@ -93,7 +105,8 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }
     name,
     settings: values as unknown as Record<string, Setting>,
     origins,
-    parameters: parameterCount(shape),
+    parameters,
+    trainedParameters: adapter?.parameters ?? parameters,
     steps,
     tokens,
     flops,

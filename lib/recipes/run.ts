@@ -1,9 +1,9 @@
 // Runs a recipe: its stages in order, each from the folder that the one before has saved. The public face of training.
 import { readFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { CaravanError } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
-import { forwardFlopsPerToken, saveModel } from '../models/index.js'
+import { mergeAdapter, saveAdapter, saveModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { AdamW } from '../optim/adamw.js'
 import { scheduleKind } from '../optim/schedule.js'
@@ -12,6 +12,7 @@ import type { RunEvent } from '../train/events.js'
 import { MetricsLog } from '../train/metrics.js'
 import { writeReport } from '../train/report.js'
 import { runStage } from '../train/run_stage.js'
+import { trainedPart } from './lora_setting.js'
 import type { PreparedStage, StageContext } from './prepared_stage.js'
 import { reporting } from './progress.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
@@ -106,11 +107,13 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
   // Before the first step there is nothing to save, so `stop` ends the preparation as `signal` does.
   const ends = { signals: [signal, options.stop], discard: (unused: PreparedStage) => unused.model.dispose() }
   const prepared = yield* reporting(prepare, ends)
-  const { model, method, models, evaluate } = prepared
-  const parameters = model.parameters()
-  const { beta1, beta2, eps, weightDecay } = settings
-  const optimizer = new AdamW(parameters, { beta1, beta2, eps, weightDecay })
+  const { model, models, evaluate, meanContext } = prepared
+  let optimizer: AdamW | undefined
   try {
+    const trained = await trainedPart(model, prepared.method, { settings, meanContext })
+    const { method, parameters, flopsPerToken } = trained
+    const { beta1, beta2, eps, weightDecay } = settings
+    optimizer = new AdamW(parameters, { beta1, beta2, eps, weightDecay })
     yield* runStage({
       stage: stage.name,
       device,
@@ -129,23 +132,30 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
       directory,
       resume: options.resume ?? false,
       evaluate,
-      flopsPerToken: 3 * forwardFlopsPerToken(model.config, prepared.meanContext),
+      flopsPerToken,
       signal,
       stop: options.stop,
     })
     optimizer.dispose()
     const passed = yield* judge(prepared, job)
-    await folderAtomic(folder, (temporary) => saveStage(prepared, temporary))
+    const base = 'model' in settings ? settings.model : undefined
+    await folderAtomic(folder, (temporary) => saveStage(prepared, temporary, base))
     yield { type: 'saved', stage: stage.name, directory: folder }
     return passed
   } finally {
-    optimizer.dispose()
+    optimizer?.dispose()
     model.dispose()
   }
 }
 
-/** A Hugging Face folder: weights, configuration, tokenizer, and the chat template that was trained on. */
-async function saveStage({ model, tokenizer, template }: PreparedStage, folder: string): Promise<void> {
+/** A Hugging Face folder: weights, configuration, tokenizer, and the chat template that was trained on. An adapter lies
+ *  in adapter/, and the weights hold it too, so that the next stage reads this folder as any other. */
+async function saveStage(prepared: PreparedStage, folder: string, base: string | undefined): Promise<void> {
+  const { model, tokenizer, template } = prepared
+  if (model.decoder.lora) {
+    await saveAdapter(model, join(folder, 'adapter'), { baseModel: base && resolve(base) })
+    await mergeAdapter(model)
+  }
   await saveModel(model, folder)
   await tokenizer.save(folder)
   if (template && template.source !== tokenizer.chatTemplate) {

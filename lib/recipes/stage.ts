@@ -6,6 +6,7 @@ import { preferenceLosses } from '../losses/preference.js'
 import { lossReductions } from '../losses/sft.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { scheduleKinds } from '../optim/schedule.js'
+import { loraDefaults } from './lora_setting.js'
 
 export type Setting = number | boolean | string | readonly string[] | { readonly [key: string]: string }
 export type Settings = { readonly [key: string]: Setting }
@@ -69,6 +70,7 @@ const chatDefaults = {
   trainOn: 'all',
   /** Share of the rows that is held out for evaluation. */
   evaluationShare: 0,
+  ...loraDefaults,
 }
 
 /** Supervised fine-tuning on chat rows. */
@@ -197,11 +199,12 @@ export function resolveStage(stage: StageRecipe, overrides: Overrides): Resolved
     origins[key] = 'recipe'
   }
   for (const [path, text] of Object.entries(overrides)) {
-    const [name, key, ...field] = path.split('.')
+    const name = path.split('.')[0]!
     if (name !== stage.name) continue
-    requireKnown(stage.name, key ?? '', Object.keys(defaults))
-    values[key!] = parseSetting(stage.name, { key: key!, text, field: field.join('.'), before: values[key!]! })
-    origins[key!] = 'flag'
+    const { key, field } = keyAndField(path.slice(name.length + 1), defaults)
+    requireKnown(stage.name, key, Object.keys(defaults))
+    values[key] = parseSetting(stage.name, { key, text, field, before: values[key]! })
+    origins[key] = 'flag'
   }
   return { kind: stage.kind, values, origins } as unknown as ResolvedStage
 }
@@ -222,9 +225,17 @@ export function checkOverrideStages(overrides: Overrides, stages: readonly strin
   }
 }
 
+/** Divides what follows the name of the stage: `fields.prompt` is a field of a table, `lora.rank` a setting. */
+function keyAndField(path: string, defaults: Settings): { key: string; field: string } {
+  const [first, ...rest] = path.split('.') as [string, ...string[]]
+  if (Object.hasOwn(defaults, path) || !Object.hasOwn(defaults, first)) return { key: path, field: '' }
+  return { key: first, field: rest.join('.') }
+}
+
 function requireKnown(stage: string, key: string, known: string[]): void {
   if (known.includes(key)) return
-  const nearest = nearestName(key, known)
+  const group = known.filter((name) => name.startsWith(`${key}.`))
+  const nearest = group.length > 0 ? group.join("', '") : nearestName(key, known)
   throw new CaravanError('ERR_CONFIG', `stage ${stage} has no setting '${key}'; known: ${known.join(', ')}`, {
     details: { stage, key },
     hint: nearest && `did you mean '${nearest}'?`,
@@ -279,6 +290,6 @@ function checked(
 const wholeNumbers = new Set(
   ['steps', 'epochs', 'batchSequences', 'batchTokens', 'maxTokens', 'microBatchTokens', 'maxSkippedInARow'].concat(
     ['checkpointEvery', 'keepCheckpoints', 'evaluateEvery', 'rows', 'tokens', 'vocabularySize', 'width', 'layers'],
-    ['heads', 'keyValueHeads', 'feedForwardWidth'],
+    ['heads', 'keyValueHeads', 'feedForwardWidth', 'lora.rank'],
   ),
 )

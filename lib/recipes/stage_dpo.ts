@@ -12,6 +12,7 @@ import { Dpo } from '../methods/dpo.js'
 import { type CausalLm, loadModel } from '../models/index.js'
 import type { Device } from '../runtime/index.js'
 import { type ChatText, checkVocabulary, openChatText } from './chat_data.js'
+import { applyLora, usesLora } from './lora_setting.js'
 import { stagePairs } from './pair_data.js'
 import { judgePairs } from './pocket_pairs_judge.js'
 import { type PreparedStage, type StageContext, work } from './prepared_stage.js'
@@ -23,8 +24,10 @@ export async function prepareDpo(device: Device, settings: DpoSettings, context:
   const options = lossOptions(settings)
   checkPreferenceOptions(options)
   const text = await openChatText(settings, context)
-  const model = await loadModel(device, settings.model, { dtype: context.dtype, trainable: true })
+  const model = await loadModel(device, settings.model, { dtype: context.dtype, trainable: !usesLora(settings) })
   try {
+    // A new adapter changes nothing, so what is computed before the first step is still the reference's.
+    applyLora(model, settings, context)
     return await prepareData({ model, ...text }, { settings, options }, context)
   } catch (error) {
     model.dispose()

@@ -5,6 +5,7 @@ import { RewardTraining } from '../methods/reward_model.js'
 import { loadRewardModel, type RewardModel } from '../models/index.js'
 import type { Device } from '../runtime/index.js'
 import { type ChatText, checkVocabulary, openChatText } from './chat_data.js'
+import { applyLora, usesLora } from './lora_setting.js'
 import { pairMargins, stagePairs } from './pair_data.js'
 import { judgeRewards } from './pocket_pairs_judge.js'
 import { type PreparedStage, type StageContext, work } from './prepared_stage.js'
@@ -21,8 +22,9 @@ export async function prepareRewardModel(
   const { seed, dtype } = context
   // Stiennon et al. 2020 start from N(0, 1 / (D + 1)).
   const head = (D: number) => ({ seed, deviation: settings.headScale / Math.sqrt(D + 1) })
-  const model = await loadRewardModel(device, settings.model, { dtype, trainable: true, head })
+  const model = await loadRewardModel(device, settings.model, { dtype, trainable: !usesLora(settings), head })
   try {
+    applyLora(model, settings, context)
     return await prepareData({ model, ...text }, settings, context)
   } catch (error) {
     model.dispose()

@@ -10,6 +10,7 @@ import { linearLogprob, selfSegments } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { scope, Tensor } from '../tensor/index.js'
 import { type ChatText, checkVocabulary, encodedExamples, openChatText, splitHeldOut } from './chat_data.js'
+import { applyLora, usesLora } from './lora_setting.js'
 import { pocketData } from './pocket_data.js'
 import { pocketGates, pocketTable } from './pocket_eval.js'
 import { measurePocket, pocketSamples } from './pocket_judge.js'
@@ -19,8 +20,9 @@ import type { SftSettings } from './stage.js'
 /** Loads the model and tokenises the data of an SFT stage. */
 export async function prepareSft(device: Device, settings: SftSettings, context: StageContext): Promise<PreparedStage> {
   const text = await openChatText(settings, context)
-  const model = await loadModel(device, settings.model, { dtype: context.dtype, trainable: true })
+  const model = await loadModel(device, settings.model, { dtype: context.dtype, trainable: !usesLora(settings) })
   try {
+    applyLora(model, settings, context)
     return await prepareData({ model, ...text }, settings, context)
   } catch (error) {
     model.dispose()

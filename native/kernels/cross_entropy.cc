@@ -89,7 +89,7 @@ void cross_entropy(const Args& a, const Loss& op) {
   if (count < N) fill_zero(pool, op.dhidden.data, op.dhidden.bytes());
   op.loss.as<float>()[0] = 0.0f;
   if (count == 0) {
-    if (!op.add) fill_zero(pool, op.dhead.data, op.dhead.bytes());
+    if (op.dhead.present() && !op.add) fill_zero(pool, op.dhead.data, op.dhead.bytes());
     return;
   }
   const int64_t limit = rows_per_chunk(count, V, D, op.chunk_bytes);
@@ -157,6 +157,13 @@ CARAVAN_KERNEL(cross_entropy_add, cpu,
                "z_loss chunk_bytes") {
   cross_entropy_of_dtype(a, {a.in[1], a.in[2], a.in[3], a.out[0], a.out[1], a.out[2], a.in[0],
                              static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), true});
+}
+
+CARAVAN_KERNEL(cross_entropy_frozen, cpu,
+               "hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes") {
+  const View no_dhead;
+  cross_entropy_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.out[0], a.out[1], a.out[2], no_dhead,
+                             static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), false});
 }
 
 }  // namespace cross_entropy_file

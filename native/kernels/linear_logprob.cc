@@ -221,7 +221,7 @@ void backward(const Args& a, const Backward& b) {
   const int64_t count = supervised_rows("linear_logprob_backward", b.target, V, index);
   if (count < N) fill_zero(pool, b.dhidden.data, b.dhidden.bytes());
   if (count == 0) {
-    if (!b.add) fill_zero(pool, b.dhead.data, b.dhead.bytes());
+    if (b.dhead.present() && !b.add) fill_zero(pool, b.dhead.data, b.dhead.bytes());
     return;
   }
   const Tile shape = gradient_tile(count, V, b.chunk_bytes, b.dentropy.present());
@@ -265,6 +265,14 @@ CARAVAN_KERNEL(linear_logprob_backward_add, cpu,
                "dhidden[N,D] | chunk_bytes") {
   backward_of_dtype(a, {a.in[1], a.in[2], a.in[3], a.in[4], a.in[5], a.in[6], a.out[0], a.in[0],
                         static_cast<int64_t>(a.attrs[0]), true});
+}
+
+CARAVAN_KERNEL(linear_logprob_backward_frozen, cpu,
+               "dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | "
+               "chunk_bytes") {
+  const View no_dhead;
+  backward_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.in[3], a.in[4], a.in[5], a.out[0], no_dhead,
+                        static_cast<int64_t>(a.attrs[0]), false});
 }
 
 }  // namespace linear_logprob_file

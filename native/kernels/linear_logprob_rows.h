@@ -259,12 +259,12 @@ struct GradientChunk {
   const T* hidden;   // [R,D]
   const T* head;     // [V,D]
   float* dhidden;    // [R,D]
-  float* dhead;      // [V,D]
+  float* dhead;      // [V,D], or null where the head is frozen
   bool add_to_head;  // to what dhead holds already
 };
 
-/** dhidden (+)= gradient head and dhead (+)= gradient^T hidden for the vocabulary [column, column + columns), whose
- *  gradients are `band`. dhidden starts at column 0. */
+/** dhidden (+)= gradient head and, where it is wanted, dhead (+)= gradient^T hidden for the vocabulary [column, column
+ * + columns), whose gradients are `band`. dhidden starts at column 0. */
 template <typename T>
 static inline void gradient_products(const GradientChunk<T>& chunk, const float* band, int64_t column, int64_t columns,
                                      const Args& a) {
@@ -281,6 +281,7 @@ static inline void gradient_products(const GradientChunk<T>& chunk, const float*
   product.accumulate = column > 0;
   gemm(product, a.device, pool_of(a));
 
+  if (chunk.dhead == nullptr) return;
   product.M = columns;
   product.K = chunk.rows;
   product.a = transposed(gradient);

@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url'
 import type { Command } from 'commander'
 import { describe, expect, it } from 'vitest'
 import { createProgram } from '../../lib/cli/program.js'
+import { loraDefaults } from '../../lib/recipes/lora_setting.js'
 import {
   pretrainDefaults,
   type Setting,
@@ -59,7 +60,7 @@ describe('docs/cli.md', () => {
   })
 
   it('has a section for every command and no other', () => {
-    const linked = [...text.matchAll(/^\| \[`(\w+)`\]/gm)].map(([, name]) => name)
+    const linked = [...text.matchAll(/^\| \[`([\w-]+)`\]/gm)].map(([, name]) => name)
     expect(linked.sort()).toEqual(commands.map((command) => command.name()).sort())
   })
 
@@ -80,6 +81,7 @@ describe('docs/cli.md', () => {
 function sameValue(written: string, value: Setting): boolean {
   const plain = written.replaceAll('`', '').trim()
   if (typeof value === 'number') return plain !== '' && Number(plain.replaceAll(' ', '')) === value
+  if (Array.isArray(value)) return plain === value.join(',')
   if (typeof value === 'object') return plain === '' && Object.keys(value).length === 0
   return plain === String(value)
 }
@@ -93,12 +95,18 @@ function settingPairs(text: string): [string, string][] {
   })
 }
 
+/** The settings of a stage that are not among `shared` ones. */
+function without(settings: object, ...shared: object[]): object {
+  return Object.fromEntries(Object.entries(settings).filter(([key]) => !shared.some((others) => key in others)))
+}
+
 describe('docs/recipes.md', () => {
   const text = textOf('docs/recipes.md')
 
   it.each([
     ['### All stages', trainingDefaults],
-    ['### sft', Object.fromEntries(Object.entries(sftDefaults).filter(([key]) => !(key in trainingDefaults)))],
+    ['### sft', without(sftDefaults, trainingDefaults, loraDefaults)],
+    ['### lora', loraDefaults],
   ] as [string, { [key: string]: Setting }][])('lists the settings of %s with their defaults', (heading, defaults) => {
     const pairs = settingPairs(section(text, heading))
     expect(pairs.map(([key]) => key).sort()).toEqual(Object.keys(defaults).sort())

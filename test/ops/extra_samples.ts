@@ -29,6 +29,13 @@ const shared: { [op: string]: Sample[] } = {
     { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
     { ...vocabulary, chunk_bytes: 1 << 16, with_dentropy: 1 },
   ],
+  linear_logprob_backward_frozen: [
+    { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
+    { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
+    { N: 0, V: 5, D: 3, chunk_bytes: 1024 },
+    { ...vocabulary, chunk_bytes: 1 << 16 },
+    { ...vocabulary, chunk_bytes: 1 << 16, with_dentropy: 1 },
+  ],
   linear_logprob_backward_add: [
     { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
@@ -36,6 +43,12 @@ const shared: { [op: string]: Sample[] } = {
     { ...vocabulary, chunk_bytes: 1 << 16 },
   ],
   cross_entropy: [{ ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 }],
+  cross_entropy_frozen: [
+    { N: 7, V: 11, D: 5, z_loss: 0, chunk_bytes: 1 << 20 },
+    { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
+    { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
+    { ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 },
+  ],
   cross_entropy_add: [
     { N: 7, V: 11, D: 5, z_loss: 0, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
@@ -48,6 +61,7 @@ const shared: { [op: string]: Sample[] } = {
   fill: [{ shapes: { y: [300, 301] }, value: 1.25, dtype: dtypeCode.f32 }],
   iota: [{ N: 70_001, start: -3, step: 0.5, dtype: dtypeCode.f64 }],
   random_normal: [{ shapes: { y: [201, 97] }, mean: 0, deviation: 1, seed: 5, stream: 9, dtype: dtypeCode.f32 }],
+  random_uniform: [{ shapes: { y: [201, 97] }, low: -1, high: 2, seed: 5, stream: 9, dtype: dtypeCode.f32 }],
   matmul: [
     { G: 9, A1: 130, A2: 70, B1: 70, B2: 90, transpose_a: 0, transpose_b: 0, I: 130, P: 90 },
     { G: 1, A1: 300, A2: 257, B1: 200, B2: 257, transpose_a: 0, transpose_b: 1, I: 300, P: 200 },

@@ -48,7 +48,9 @@ const withoutGradient: { [op: string]: string } = {
   fill: 'no inputs',
   iota: 'no inputs',
   random_normal: 'no inputs',
+  random_uniform: 'no inputs',
   cross_entropy: 'makes its gradient in the forward pass; checked below',
+  cross_entropy_frozen: 'makes its gradient in the forward pass; test/ops/frozen_head.test.ts',
 }
 const gradientOrInPlace = (op: Op) => /_backward/.test(nameOf(op)) || op.parsed.inputs.some((input) => input.inPlace)
 

@@ -1,7 +1,7 @@
 // Ops that make tensors out of numbers.
 import { afterAll, describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
-import { fill, iota, openDevice, randomNormal } from '../../lib/ops/index.js'
+import { fill, iota, openDevice, randomNormal, randomUniform } from '../../lib/ops/index.js'
 import { rounded } from './sample_call.js'
 import { expectRounded } from './tolerance.js'
 
@@ -78,6 +78,29 @@ describe('random_normal', () => {
     const longValues = await long.read()
     for (const size of sizes.filter((n) => n <= 1001)) {
       using short = randomNormal(device, [size], { deviation: 1, seed: 1, stream: 2, dtype: 'f32' })
+      expect(Array.from(await short.read())).toEqual(Array.from(longValues.subarray(0, size)))
+    }
+  })
+})
+
+describe('random_uniform', () => {
+  const [seed, stream] = [2 ** 40 + 3, 2 ** 52 + 17]
+
+  it('draws the numbers of lib/base/random', async () => {
+    const random = new Random(seed, stream)
+    const expected = Array.from({ length: 20_001 }, () => -0.5 + 2 * random.uniform())
+    for (const dtype of ['f64', 'f32', 'bf16'] as const) {
+      using y = randomUniform(device, [20_001], { low: -0.5, high: 1.5, seed, stream, dtype })
+      expect(Array.from(await y.read())).toEqual(expected.map((value) => rounded(value, dtype)))
+    }
+  })
+
+  it('gives the first numbers of a longer tensor to a shorter one', async () => {
+    const options = { low: 0, high: 1, seed: 1, stream: 2, dtype: 'f32' } as const
+    using long = randomUniform(device, [1001], options)
+    const longValues = await long.read()
+    for (const size of sizes.filter((n) => n <= 1001)) {
+      using short = randomUniform(device, [size], options)
       expect(Array.from(await short.read())).toEqual(Array.from(longValues.subarray(0, size)))
     }
   })
