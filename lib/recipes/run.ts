@@ -100,7 +100,7 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
   const { stage, settings, folder, device, options } = job
   const { directory, seed, dtype, signal } = options
   const prepare = async (report: StageContext['report'], ending: AbortSignal): Promise<PreparedStage> => {
-    const { builtInData } = job.recipe
+    const { builtInData = false } = job.recipe
     const context: StageContext = { stage: stage.name, seed, dtype, directory, builtInData, signal: ending, report }
     return await (preparations[stage.kind] as Prepare<StageKind>)(device, settings as never, context)
   }

@@ -174,8 +174,8 @@ export interface Recipe {
   scale: string
   description: string
   stages: StageRecipe[]
-  /** Whether the recipe generates data for stages that are given none. */
-  builtInData: boolean
+  /** Whether the recipe generates data for stages that are given none; default false. */
+  builtInData?: boolean
   /** Stages of the published recipe that this version cannot run; asking for one is an error. */
   notBuilt: string[]
   /** Precision of the weights that are trained. */

@@ -156,7 +156,6 @@ function published(scale: Exclude<Tulu3Scale, 'pocket'>): Recipe {
       { name: 'dpo', kind: 'dpo', settings: dpoByScale[scale] },
       { name: 'reward_model', kind: 'reward_model', settings: publishedReward, from: 'sft' },
     ],
-    builtInData: false,
     notBuilt: ['rlvr'],
     model: models[scale],
     dtype: 'bf16', // accelerate bf16 mixed precision with f32 optimizer state

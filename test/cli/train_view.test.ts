@@ -18,6 +18,7 @@ const step: StepEvent = {
   totalSteps: 30,
   loss: 1.23456,
   lr: 1e-5,
+  metrics: {},
   gradientNorm: 0.5,
   skipped: false,
   notFinite: undefined,

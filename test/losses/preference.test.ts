@@ -95,7 +95,7 @@ describe.each(fromSums)('%s', (group, options) => {
     }
     const got = await evaluated(Float32Array.from(logp), { spans, reference, options })
     expect(got.loss).toBeCloseTo(facts[group]!.values!.loss, 4)
-    const mean = (name: string) => values(`${group}.${name}`).reduce((sum, x) => sum + x, 0) / B
+    const mean = (name: string) => Array.from(values(`${group}.${name}`)).reduce((sum, x) => sum + x, 0) / B
     expect(got.metrics[0]!).toBeCloseTo(mean('chosen_rewards'), 4)
     expect(got.metrics[1]!).toBeCloseTo(mean('rejected_rewards'), 4)
     // The reference's gradient is that of the mean, on what the loss sees: sums, or means per token.

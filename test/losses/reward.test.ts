@@ -47,7 +47,7 @@ it.each([
     expect(Math.abs(gradient[i]! / P - wanted[row]!)).toBeLessThan(1e-5 * largest(wanted))
   }
   const [chosen, rejected, accuracy, margin] = Array.from(await metrics.read(), (x) => x / P)
-  const mean = (from: number) => rows.slice(from, from + P).reduce((total, x) => total + x, 0) / P
+  const mean = (from: number) => Array.from(rows.slice(from, from + P)).reduce((total, x) => total + x, 0) / P
   expect(chosen).toBeCloseTo(mean(0), 5)
   expect(rejected).toBeCloseTo(mean(P), 5)
   expect(margin).toBeCloseTo(mean(0) - mean(P), 5)

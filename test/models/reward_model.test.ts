@@ -25,10 +25,7 @@ const facts: RewardFacts = JSON.parse(
 )
 const [B, T] = golden.get('input_ids')!.shape as [number, number]
 const lengths = Array.from({ length: B }, (_, b) =>
-  golden
-    .get('attention_mask')!
-    .data.slice(b * T, (b + 1) * T)
-    .reduce((sum, bit) => sum + bit, 0),
+  Array.from(golden.get('attention_mask')!.data.slice(b * T, (b + 1) * T)).reduce((sum, bit) => sum + bit, 0),
 )
 
 let device: Device
@@ -123,7 +120,7 @@ describe('a reward model of transformers', () => {
       const stored = [...reference.keys()].find((key) => key.endsWith(name))!
       const wanted = reference.get(stored)!.data
       const got = (await gradients.get(parameter)!.read()).subarray(0, wanted.length)
-      const worst = got.reduce((most, value, i) => Math.max(most, Math.abs(value - wanted[i]!)), 0)
+      const worst = Array.from(got).reduce((most, value, i) => Math.max(most, Math.abs(value - wanted[i]!)), 0)
       expect(worst, name).toBeLessThanOrEqual(facts.grads.params[name]!.suggested_atol)
     }
     for (const tensor of [rows.ids, rows.positions, rows.segments, at, seed, sum, metrics]) tensor.dispose()
@@ -158,7 +155,7 @@ describe('a new head', () => {
     const weight = await model.score.weight.read()
     expect(await other.score.weight.read()).toEqual(weight)
     const D = model.config.D
-    const deviation = Math.sqrt(weight.reduce((sum, x) => sum + x * x, 0) / D)
+    const deviation = Math.sqrt(Array.from(weight).reduce((sum, x) => sum + x * x, 0) / D)
     expect(Math.abs(deviation * Math.sqrt(D + 1) - 1)).toBeLessThan(0.4)
     expect(await model.decoder.embedding.weight.read()).toEqual(await language.decoder.embedding.weight.read())
     using zeros = await loadRewardModel(device, base, { head: () => ({ seed: 3, deviation: 0 }) })
