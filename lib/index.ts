@@ -8,6 +8,7 @@ export { EncodedBuilder, EncodedExamples } from './data/encoded.js'
 export { Loader, type LoaderOptions } from './data/loader.js'
 export { openSafetensors } from './data/safetensors.js'
 export { writeSafetensors } from './data/safetensors_writer.js'
+export { type Generated, type GenerateOptions, type GenerateProgress, generateGreedy } from './generate/index.js'
 export type { Batch, Method } from './methods/method.js'
 export { Sft } from './methods/sft.js'
 export {
@@ -29,11 +30,24 @@ export * as ops from './ops/index.js'
 export { openDevice } from './ops/index.js'
 export { AdamW, type AdamWOptions } from './optim/adamw.js'
 export { type ScheduleOptions, scheduleFactor } from './optim/schedule.js'
+export { planRun, type RunPlan, type StagePlan } from './recipes/plan.js'
 export { type RunOptions, run } from './recipes/run.js'
 export type { Overrides, Recipe } from './recipes/stage.js'
 export { tulu3 } from './recipes/tulu3.js'
 export type { Device, DeviceOptions, DeviceStats } from './runtime/index.js'
-export { checkpoint, defineOp, Gradients, keep, reshape, scope, Tape, Tensor, withoutTape } from './tensor/index.js'
+export {
+  checkGradient,
+  checkpoint,
+  defineOp,
+  type GradientReport,
+  Gradients,
+  keep,
+  reshape,
+  scope,
+  Tape,
+  Tensor,
+  withoutTape,
+} from './tensor/index.js'
 export { trainBpe, trainBpeAsync } from './text/bpe_trainer.js'
 export { encodeChat, encodeChatBatch, encodePromptBatch } from './text/chat_encoding.js'
 export { type ChatMessage, ChatTemplate } from './text/chat_template.js'

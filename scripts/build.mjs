@@ -1,6 +1,7 @@
 // Builds the native engine (cmake-js) and the TypeScript (tsc).
 //   npm run build                  both
 //   npm run build -- --native      the addon only; --ts the TypeScript only
+//   npm run build -- --native-tests   the native tests, without Node (npm run test:native)
 //   npm run build -- --sanitize    the native tests under ASan + UBSan, then TSan, and runs them
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync } from 'node:fs'

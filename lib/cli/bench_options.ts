@@ -31,6 +31,7 @@ Examples:
     .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
     .option('--steps <n>', 'measured steps, after two that are not (default: 20, 8 or 3)', wholeNumber('--steps', 1))
     .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')
+    .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)
     .option('--rounds <n>', 'times that each side runs, in turns', wholeNumber('--rounds', 1), 1)
     .addOption(dtypeOption().default('fp32'))
     .addOption(threadsOption())

@@ -26,6 +26,7 @@ export interface BenchStepFlags {
   steps?: number
   rounds: number
   peer?: boolean | string
+  peerTimeout: number
   json?: boolean
 }
 

@@ -13,6 +13,8 @@ export interface TorchStepOptions {
   threads?: number
   steps: number
   peer?: boolean | string
+  /** Seconds after which PyTorch is stopped. */
+  peerTimeout: number
 }
 
 /** The interpreter to try: CARAVAN_PYTHON, else python3. */
@@ -27,12 +29,16 @@ export function benchScript(name: string): string {
 
 /** Runs the same step in PyTorch with its default script, or the one that `peer` names. */
 export async function runTorchStep(options: TorchStepOptions): Promise<PeerStep> {
-  const { model, dtype, threads, steps, peer } = options
+  const { model, dtype, threads, steps, peer, peerTimeout } = options
   const script = typeof peer === 'string' ? peer : benchScript('torch_peer.py')
   if (!existsSync(script)) return { absent: `no PyTorch numbers: ${script} is not there` }
   const words = [script, 'sft', '--model', model, '--dtype', dtype, '--steps', String(steps)]
   if (threads !== undefined) words.push('--threads', String(threads))
-  const { exitCode, stdout, stderr } = await runProcess(pythonCommand(), words)
+  const { exitCode, stdout, stderr, timedOut } = await runProcess(pythonCommand(), words, peerTimeout)
+  if (timedOut) {
+    const why = `did not end within ${peerTimeout} s and was stopped; --peer-timeout gives it more`
+    return { absent: `no PyTorch numbers: ${pythonCommand()} ${script} ${why}` }
+  }
   if (exitCode !== 0) {
     const why = stderr.trim().split('\n').at(-1) ?? ''
     return { absent: `no PyTorch numbers: ${pythonCommand()} ${script} ended with ${exitCode}: ${why}` }
@@ -60,22 +66,32 @@ interface Finished {
   exitCode: number
   stdout: string
   stderr: string
+  timedOut: boolean
 }
 
-/** Runs a process to its end; one that cannot be started ends with 127. */
-export function runProcess(command: string, words: readonly string[]): Promise<Finished> {
+/** Runs a process to its end, or kills it after `seconds`; one that cannot be started ends with 127. */
+function runProcess(command: string, words: readonly string[], seconds: number): Promise<Finished> {
   return new Promise((resolve) => {
     const child = spawn(command, words, { stdio: ['ignore', 'pipe', 'pipe'] })
     let [stdout, stderr] = ['', '']
+    const finish = (exitCode: number, { reason = stderr, timedOut = false } = {}) => {
+      clearTimeout(timer)
+      resolve({ exitCode, stdout, stderr: reason, timedOut })
+    }
+    const timer = setTimeout(() => {
+      child.kill('SIGKILL')
+      // A process that the child has started may hold the pipes open for ever: they are not waited for.
+      child.stdout.destroy()
+      child.stderr.destroy()
+      finish(128, { timedOut: true })
+    }, seconds * 1000)
     child.stdout.setEncoding('utf8').on('data', (text: string) => {
       stdout += text
     })
     child.stderr.setEncoding('utf8').on('data', (text: string) => {
       stderr += text
     })
-    child.on('error', (error) => resolve({ exitCode: 127, stdout, stderr: error.message }))
-    child.on('close', (code, signal) =>
-      resolve({ exitCode: code ?? 128, stdout, stderr: signal ? `${signal}` : stderr }),
-    )
+    child.on('error', (error) => finish(127, { reason: error.message }))
+    child.on('close', (code, signal) => finish(code ?? 128, { reason: signal ?? stderr }))
   })
 }

@@ -106,6 +106,20 @@ export class Dataset {
   }
 }
 
+/** ERR_DATA that names the files, for those to whom a dataset is of no use when a whole pass over it met no row. */
+export function withoutRows({ files, counts }: Dataset): CaravanError {
+  const [first, ...others] = files
+  const place = others.length === 0 ? first : `${first} and ${others.length} more`
+  const why =
+    counts.badRows > 0
+      ? `all ${counts.badRows} rows are bad, the first: ${counts.firstErrors[0]?.message ?? 'an empty side'}`
+      : 'nothing in it, or blank lines only'
+  return new CaravanError('ERR_DATA', `${place}: no rows (${why})`, {
+    details: { file: first, files },
+    hint: 'give a data file with at least one row',
+  })
+}
+
 function convertOrSkip(convert: () => Row[], onBadRow?: (error: CaravanError) => void): Row[] | undefined {
   try {
     return convert()

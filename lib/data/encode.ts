@@ -146,7 +146,9 @@ function withPlace(error: unknown, rows: DatasetRow[]): unknown {
   const exact = typeof index === 'number' ? rows[index] : undefined
   const first = rows[0]!
   const { file, line } = exact ?? first
-  const place = exact === undefined ? `${file}:${line} or one of the next ${rows.length - 1} rows` : `${file}:${line}`
+  const others = exact === undefined ? rows.length - 1 : 0
+  const doubt = others === 0 ? '' : others === 1 ? ' or the next row' : ` or one of the next ${others} rows`
+  const place = `${file}:${line}${doubt}`
   return new CaravanError(error.code, `${place}: ${error.message}`, {
     details: { ...error.details, file, line },
     hint: error.hint,

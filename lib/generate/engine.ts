@@ -136,13 +136,20 @@ function checkRequest(
     if (Number.isSafeInteger(value) && value >= 1 && value < 2 ** 24) continue
     throw new CaravanError('ERR_CONFIG', `${name} must be an integer from 1 to 2^24; got ${value}`)
   }
-  const { V } = model.config
+  const { V, contextTokens } = model.config
   for (const [i, prompt] of prompts.entries()) {
     if (prompt.length === 0) {
       throw new CaravanError('ERR_CONFIG', `prompt ${i} is empty; there is nothing to continue`, {
         details: { prompt: i },
         hint: 'begin it with the beginning-of-text token',
       })
+    }
+    if (prompt.length > contextTokens) {
+      throw new CaravanError(
+        'ERR_CONFIG',
+        `prompt ${i} has ${prompt.length} tokens, the context of this model is ${contextTokens}`,
+        { details: { prompt: i, tokens: prompt.length, contextTokens }, hint: 'shorten it, or leave it out' },
+      )
     }
     const wrong = prompt.findIndex((id) => id < 0 || id >= V)
     if (wrong === -1) continue

@@ -5,7 +5,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CaravanError } from '../base/errors.js'
 import { workerUrl } from '../base/worker.js'
-import { type DatasetRow, openDataset } from '../data/dataset.js'
+import { type DatasetRow, openDataset, withoutRows } from '../data/dataset.js'
 import { encodeDataset, encodeRows } from '../data/encode.js'
 import { EncodedBuilder, type EncodedExamples } from '../data/encoded.js'
 import type { EncoderModule } from '../data/encoder.js'
@@ -128,6 +128,7 @@ export async function encodedExamples(
     }
     const cache = { directory: join(context.directory, '.cache'), identity }
     const { examples, badRows, cacheProblem } = await encodeDataset(dataset, { ...shared, cache })
+    if (examples.count === 0) throw withoutRows(dataset)
     if (badRows > 0)
       context.report({ type: 'warning', stage: context.stage, message: `${file}: ${badRows} rows left out` })
     if (cacheProblem) context.report({ type: 'warning', stage: context.stage, message: cacheProblem.message })

@@ -1,7 +1,7 @@
 // The plan of a run, before anything is allocated: sizes, memory, work and time, and where every setting comes from.
 import { totalmem } from 'node:os'
 import { CaravanError } from '../base/errors.js'
-import { openDataset } from '../data/dataset.js'
+import { openDataset, withoutRows } from '../data/dataset.js'
 import { pairRows } from '../data/pair_rows.js'
 import { type FieldMap, type RowForm, singleRows } from '../data/rows.js'
 import {
@@ -143,9 +143,14 @@ async function chatWork(values: ChatSettings & { rows: number }, recipe: Recipe)
 }
 
 async function countRows(files: readonly string[], fields: FieldMap, form: RowForm): Promise<number> {
-  const dataset = await openDataset([...files], { fields, form })
-  for await (const _ of dataset.rows());
-  return dataset.counts.rows
+  let rows = 0
+  for (const file of files) {
+    const dataset = await openDataset([file], { fields, form })
+    for await (const _ of dataset.rows());
+    if (dataset.counts.rows === 0) throw withoutRows(dataset)
+    rows += dataset.counts.rows
+  }
+  return rows
 }
 
 async function chatShape(

@@ -26,6 +26,7 @@ export interface Addon {
   profile(device: number, on: boolean): void
   opTimes(device: number): [op: number, calls: number, seconds: number][]
   resetPeak(device: number): void
+  failAllocation(device: number, n: number): void
   wait(device: number): void
   close(device: number): void
 }

@@ -123,21 +123,36 @@ export class Device {
     this.#freeIds.push(id)
   }
 
-  /** Runs native op `index`. Ids of 0 are absent tensors; each output is allocated when the command runs. */
-  op(index: number, call: OpCall): void {
-    this.#begin(5 + call.inputs.length + call.outputs.length * 9 + call.attributes.length * 2)
-    this.#word(COMMAND.op)
-    this.#word(index)
-    this.#word(call.inputs.length)
-    this.#word(call.outputs.length)
-    this.#word(call.attributes.length)
-    for (const id of call.inputs) this.#word(id)
-    for (const output of call.outputs) {
-      this.#word(output.id)
-      this.#word(dtypeCode[output.dtype])
-      this.#shape(output.shape)
+  /** Runs native op `index`; absent tensors are undefined. Each output is allocated when the command runs. Hundreds of
+   *  calls make a training step, hence plain loops over local variables. */
+  op(
+    index: number,
+    inputs: readonly (OpTensor | undefined)[],
+    outputs: readonly (OpTensor | undefined)[],
+    attributes: readonly number[],
+  ): void {
+    this.#begin(5 + inputs.length + outputs.length * 9 + attributes.length * 2)
+    const words = this.#words
+    let n = this.#length
+    words[n++] = COMMAND.op
+    words[n++] = index
+    words[n++] = inputs.length
+    words[n++] = outputs.length
+    words[n++] = attributes.length
+    for (let i = 0; i < inputs.length; i++) words[n++] = inputs[i]?.id ?? 0
+    for (let i = 0; i < outputs.length; i++) {
+      const output = outputs[i] ?? absent
+      words[n++] = output.id
+      words[n++] = dtypeCode[output.dtype]
+      words[n++] = output.shape.length
+      for (let j = 0; j < output.shape.length; j++) words[n++] = output.shape[j]!
     }
-    for (const value of call.attributes) this.#double(value)
+    for (let i = 0; i < attributes.length; i++) {
+      this.#doubles[0] = attributes[i]!
+      words[n++] = this.#doubleWords[0]!
+      words[n++] = this.#doubleWords[1]!
+    }
+    this.#length = n
     this.#end()
   }
 
@@ -203,6 +218,13 @@ export class Device {
     this.#addon.resetPeak(this.#index)
   }
 
+  /** For tests of what follows a failure: the n-th allocation of the commands written from now on (tensors and working
+   *  memory of kernels) fails with ERR_OOM as if the budget were used up, once; 0 calls it off. */
+  failAllocation(n: number): void {
+    this.flush()
+    this.#addon.failAllocation(this.#index, n)
+  }
+
   /** Stops the stream and frees all memory of the device. Waiting promises reject with ERR_ABORTED. */
   close(): void {
     if (this.#closed) return
@@ -263,16 +285,19 @@ export class Device {
   }
 
   #shape(shape: Shape): void {
-    this.#words[this.#length++] = shape.length
-    for (const size of shape) this.#words[this.#length++] = size
+    this.#word(shape.length)
+    for (let i = 0; i < shape.length; i++) this.#word(shape[i]!)
   }
 }
 
-export interface OpCall {
-  inputs: readonly number[]
-  outputs: readonly { id: number; dtype: DType; shape: Shape }[]
-  attributes: readonly number[]
+/** What the command stream must know of a tensor. */
+export interface OpTensor {
+  id: number
+  dtype: DType
+  shape: Shape
 }
+
+const absent: OpTensor = { id: 0, dtype: 'f32', shape: [] }
 
 /** Bytes that a tensor needs. */
 export function tensorBytes(dtype: DType, shape: Shape): number {

@@ -47,7 +47,11 @@ export class Tensor {
   /** A tensor with undefined contents. */
   static empty(device: Device, dtype: DType, shape: Shape): Tensor {
     const tensor = new Tensor(device, dtype, shape)
-    device.alloc(tensor.id, dtype, shape)
+    try {
+      device.alloc(tensor.id, dtype, shape)
+    } catch (error) {
+      tensor.#discard(error)
+    }
     return tensor
   }
 
@@ -66,8 +70,18 @@ export class Tensor {
   static viewOf(source: Tensor, shape: Shape, offset = 0): Tensor {
     source.assertAlive()
     const tensor = new Tensor(source.device, source.dtype, shape)
-    source.device.view(tensor.id, source.id, { dtype: source.dtype, offset, shape })
+    try {
+      source.device.view(tensor.id, source.id, { dtype: source.dtype, offset, shape })
+    } catch (error) {
+      tensor.#discard(error)
+    }
     return tensor
+  }
+
+  /** For a tensor whose making could not be written to the stream: nobody can hold it. */
+  #discard(error: unknown): never {
+    this.dispose()
+    throw error
   }
 
   get count(): number {

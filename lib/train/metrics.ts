@@ -1,8 +1,9 @@
 // metrics.jsonl: one row a step or evaluation. After a crash the rows past the resumed step are cut off, so the file
 // reads as if the crash had not happened.
+import * as nodeFileSystem from 'node:fs/promises'
 import { appendFile, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { fileError, writeFileAtomic } from '../data/atomic_file.js'
+import { type FileSystem, fileError, writeFileAtomic } from '../data/atomic_file.js'
 
 export interface MetricsRow {
   stage: string
@@ -29,6 +30,22 @@ export class MetricsLog {
       this.#waiting = ''
     } catch (cause) {
       throw fileError('append', this.path, cause)
+    }
+  }
+
+  /** Makes the rows so far durable: they survive a loss of power. ERR_FILE when the disk refuses; rows that are still
+   *  waiting are none, as append() has reported. */
+  async sync(fileSystem: Pick<FileSystem, 'open'> = nodeFileSystem): Promise<void> {
+    if (this.#waiting !== '') return
+    try {
+      const handle = await fileSystem.open(this.path, 'r+')
+      try {
+        await handle.sync()
+      } finally {
+        await handle.close()
+      }
+    } catch (cause) {
+      throw fileError('fsync', this.path, cause)
     }
   }
 

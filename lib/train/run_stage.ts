@@ -94,7 +94,10 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
       yield* record(metrics, { stage, step: step.step, ...results })
       yield { type: 'evaluation', stage, step: step.step, metrics: results }
     }
-    if (!last && ((checkpointEvery > 0 && step.step % checkpointEvery === 0) || stopping)) {
+    const saving = !last && ((checkpointEvery > 0 && step.step % checkpointEvery === 0) || stopping)
+    // A checkpoint must not be ahead of the rows that survive a loss of power with it.
+    if (saving || last) yield* settle(metrics, { stage, fileSystem: run.fileSystem })
+    if (saving) {
       const state: CheckpointState = {
         stage,
         step: step.step,
@@ -156,6 +159,19 @@ async function* record(metrics: MetricsLog, row: MetricsRow): AsyncGenerator<Run
   } catch (error) {
     if (!(error instanceof CaravanError)) throw error
     yield warningOf(row.stage, error, 'training goes on')
+  }
+}
+
+/** Makes the metrics durable. That this fails is a warning too: a checkpoint is worth more than rows. */
+async function* settle(
+  metrics: MetricsLog,
+  { stage, fileSystem }: { stage: string; fileSystem: CheckpointFileSystem | undefined },
+): AsyncGenerator<RunEvent> {
+  try {
+    await metrics.sync(fileSystem)
+  } catch (error) {
+    if (!(error instanceof CaravanError)) throw error
+    yield warningOf(stage, error, 'rows of the newest steps may be lost with the power; training goes on')
   }
 }
 

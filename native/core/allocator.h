@@ -32,6 +32,8 @@ class CachingAllocator {
   void release(void* pointer);
   /** Gives every wholly free segment back. */
   void trim();
+  /** For tests: the n-th allocation from now on fails as if there were no memory, once; 0 calls it off. */
+  void fail_allocation(uint64_t n) { allocations_to_failure_ = n; }
 
   size_t live_bytes() const { return live_bytes_.load(std::memory_order_relaxed); }
   size_t peak_bytes() const { return peak_bytes_.load(std::memory_order_relaxed); }
@@ -53,6 +55,7 @@ class CachingAllocator {
 
   SegmentSource source_;
   size_t budget_bytes_;
+  uint64_t allocations_to_failure_ = 0;
   Blocks blocks_;                                    // every block by address; neighbours share a segment
   std::set<std::pair<size_t, char*>> free_by_size_;  // best fit, lowest address first: deterministic
   std::unordered_map<char*, size_t> segments_;

@@ -134,6 +134,10 @@ void CommandQueue::set_profiling(bool on) {
   });
 }
 
+void CommandQueue::fail_allocation(uint64_t n) {
+  push([this, n] { device_->allocator().fail_allocation(n); });
+}
+
 void CommandQueue::complete(const Completion& done) {
   std::optional<QueueError> error = std::move(error_);
   error_.reset();

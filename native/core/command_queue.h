@@ -57,6 +57,9 @@ class CommandQueue {
   /** Completes when everything before it has run. Called on the queue's thread. */
   void fence(Completion done);
 
+  /** For tests: the n-th allocation after what has been submitted fails, once; 0 calls it off. */
+  void fail_allocation(uint64_t n);
+
   Device& device() { return *device_; }
   int64_t live_tensors() const { return live_tensors_.load(std::memory_order_relaxed); }
   int64_t executed() const { return executed_.load(std::memory_order_relaxed); }

@@ -48,6 +48,10 @@ void add(const Args& a) {
   double* sum = a.in[1].as<double>();
   const int64_t count = g.count();
   const int64_t chunks = (count + kChunk - 1) / kChunk;
+  // A call that fails leaves a sum that is not a number, so that clip_control lets no update pass: a norm without one
+  // of its terms would.
+  const double before = *sum;
+  *sum = __builtin_nan("");
   Scratch scratch(a.device, static_cast<size_t>(chunks) * sizeof(double));
   double* partial = scratch.as<double>();
   parallel_ranges(pool_of(a), count, kChunk, [&](int64_t begin, int64_t end, int) {
@@ -55,7 +59,7 @@ void add(const Args& a) {
   });
   double total = 0.0;
   for (int64_t chunk = 0; chunk < chunks; chunk++) total += partial[chunk];
-  *sum += total;
+  *sum = before + total;
 }
 
 }  // namespace gradient_norm_detail

@@ -308,6 +308,14 @@ Napi::Value reset_peak(const Napi::CallbackInfo& info) {
   });
 }
 
+/** failAllocation(device, n): for tests: the n-th allocation from here on fails, once; 0 calls it off. */
+Napi::Value fail_allocation(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    device_at(info).queue->fail_allocation(static_cast<uint64_t>(whole_at(info, 1, 0, 0x1p53)));
+    return env.Undefined();
+  });
+}
+
 /** wait(device): blocks until the queue is empty (CARAVAN_SYNC=1) and throws the first failure. */
 Napi::Value wait(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
@@ -358,6 +366,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("profile", Napi::Function::New(env, profile));
   exports.Set("opTimes", Napi::Function::New(env, op_times));
   exports.Set("resetPeak", Napi::Function::New(env, reset_peak));
+  exports.Set("failAllocation", Napi::Function::New(env, fail_allocation));
   exports.Set("wait", Napi::Function::New(env, wait));
   exports.Set("close", Napi::Function::New(env, close_device));
   return exports;

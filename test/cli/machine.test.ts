@@ -1,4 +1,5 @@
 // doctor and bench: that they run, and that their numbers fit together.
+import { writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
@@ -57,6 +58,19 @@ describe('bench step', () => {
     expect(Math.abs(loss! - Math.log(512))).toBeLessThan(0.3)
     expect((result as { peer?: { absent?: string } }).peer?.absent).toMatch(/no PyTorch numbers/)
   }, 120_000)
+
+  it('stops a rival that does not end, says so, and ends itself', async () => {
+    const script = join(folder, 'endless.sh')
+    // The inner sleep holds the pipes after the outer process is gone.
+    writeFileSync(script, 'sleep 120 & sleep 120\n')
+    const words = ['bench', 'step', '--steps', '1', '--threads', '2', '--peer', script, '--peer-timeout', '1', '--json']
+    const { stdout, exitCode } = await caravan(words, { environment: { CARAVAN_PYTHON: 'sh' } })
+    expect(exitCode).toBe(0)
+    const [result] = jsonLines(stdout) as { peer: { absent: string } }[]
+    expect(result!.peer.absent).toBe(
+      `no PyTorch numbers: sh ${script} did not end within 1 s and was stopped; --peer-timeout gives it more`,
+    )
+  }, 60_000)
 
   it('has the parameter counts of the rival', () => {
     for (const { config } of Object.values(benchShapes)) checkConfig(config)

@@ -85,6 +85,19 @@ describe('encodeDataset', () => {
     },
   )
 
+  it.each([
+    [1, ''],
+    [2, ' or the next row'],
+    [3, ' or one of the next 2 rows'],
+  ])('says where the fault can be when the encoder does not know its row: %i rows', async (count, doubt) => {
+    const place = join(directory, `unknown${count}.jsonl`)
+    await writeFile(place, '{"text":"a"}\n'.repeat(count))
+    const encoder: RowEncoder = async () => {
+      throw new CaravanError('ERR_TEMPLATE', 'does not render')
+    }
+    expect((await errorOf(encode({ encoder }, place))).message).toBe(`${place}:1${doubt}: does not render`)
+  })
+
   it('passes on errors of the data, and of a module that is no encoder or does not exist', async () => {
     const bad = join(directory, 'bad.jsonl')
     await writeFile(bad, '{"text":"a"}\n{"txt":"b"}\n')

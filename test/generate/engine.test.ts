@@ -159,6 +159,19 @@ describe('continuous batching', () => {
     expect(await generateGreedy(model, [], options)).toEqual([])
   })
 
+  it('refuses a prompt that is longer than the context, and takes one that fills it', async () => {
+    const { contextTokens } = model.config
+    const full = new Int32Array(contextTokens).fill(5)
+    const [result] = await generateGreedy(model, [full], { maxTokens: 1, stopIds: [] })
+    expect(result!.tokens.length).toBe(1)
+    const longer = new Int32Array(contextTokens + 1).fill(5)
+    await expect(generateGreedy(model, [full, longer], options)).rejects.toMatchObject({
+      code: 'ERR_CONFIG',
+      message: `prompt 1 has ${contextTokens + 1} tokens, the context of this model is ${contextTokens}`,
+      details: { prompt: 1, tokens: contextTokens + 1, contextTokens },
+    })
+  })
+
   it.each([
     [{ ...options, maxTokens: 0 }, prompts, 'maxTokens must be an integer from 1 to 2^24; got 0'],
     [{ ...options, slots: 1.5 }, prompts, 'slots must be an integer from 1 to 2^24; got 1.5'],

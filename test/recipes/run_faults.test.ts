@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { CaravanError } from '../../lib/base/errors.js'
+import { planRun } from '../../lib/recipes/plan.js'
 import type { RunOptions } from '../../lib/recipes/run.js'
 import { tulu3 } from '../../lib/recipes/tulu3.js'
 import { findCheckpoint } from '../../lib/train/checkpoint.js'
@@ -106,7 +107,17 @@ describe('what cannot be run', () => {
 
   it('data', async () => {
     const line = (rows: unknown[]) => sftRun(directory, rows)
-    await refused(line([]), { code: 'ERR_DATA' })
+    for (const text of ['', '\n  \n\n']) {
+      const empty = join(root, 'empty.jsonl')
+      writeFileSync(empty, text)
+      const named = { code: 'ERR_DATA', message: expect.stringContaining(`${empty}: no rows`) }
+      await refused(sftRun(directory, chats(4), { data: [empty] }), named)
+      const good = line(chats(4)).data![0]!
+      await refused(sftRun(directory, chats(4), { data: [good, empty] }), named)
+      await expect(planRun(tulu3(), sftRun(directory, [], { data: [good, empty] }) as RunOptions)).rejects.toThrow(
+        `${empty}: no rows`,
+      )
+    }
     await refused(sftRun(directory, chats(4), { data: [join(root, 'nowhere.jsonl')] }), {
       code: 'ERR_FILE',
       details: { errno: 'ENOENT' },

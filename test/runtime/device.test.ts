@@ -1,4 +1,6 @@
 // The device and its stream: options, order, failures that arrive late but once, memory budget, close at any time.
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { afterEach, describe, expect, it } from 'vitest'
 import type { CaravanError } from '../../lib/base/errors.js'
 import { Random } from '../../lib/base/random.js'
@@ -293,6 +295,23 @@ describe('close', () => {
       expect(use).toThrow(expect.objectContaining({ code: 'ERR_DEVICE', message: 'this device has been closed' }))
     }
     await expect(x.read()).rejects.toMatchObject({ code: 'ERR_DEVICE' })
+  })
+
+  it('a call that it refuses leaves no tensor for the garbage collector', async () => {
+    setFlagsFromString('--expose-gc')
+    const collect = runInNewContext('gc') as () => void
+    const device = open()
+    using x = numbers(device, 1)
+    device.close()
+    for (const refused of [() => add(x, x), () => Tensor.empty(device, 'f32', [1]), () => Tensor.viewOf(x, [1])]) {
+      expect(refused).toThrow(expect.objectContaining({ code: 'ERR_DEVICE' }))
+    }
+    for (let i = 0; i < 3; i++) {
+      await new Promise((resolve) => setTimeout(resolve, 5))
+      collect()
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20))
+    expect(leaks.caught).toBe(0)
   })
 })
 

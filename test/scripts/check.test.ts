@@ -7,12 +7,16 @@ import { afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 type Check = (root: string) => string[]
 let checkLayers: Check
 let checkSizes: Check
+let checkNativeFormat: (root: string, command: string) => { faults: string[]; unknown: string | undefined }
 let root = ''
 
 beforeAll(async () => {
   // The scripts are plain JavaScript: what they export is typed here.
   const folder = new URL('../../scripts/', import.meta.url).href
   checkLayers = ((await import(`${folder}check_layers.mjs`)) as { checkLayers: Check }).checkLayers
+  checkNativeFormat = (
+    (await import(`${folder}check_native_format.mjs`)) as { checkNativeFormat: typeof checkNativeFormat }
+  ).checkNativeFormat
   checkSizes = ((await import(`${folder}check_sizes.mjs`)) as { checkSizes: Check }).checkSizes
 })
 beforeEach(() => {
@@ -116,5 +120,42 @@ describe('sizes and names', () => {
       'native/core/e.cc': `// void f() {\nconst char* s = "{";\nnamespace a {\n${lines(100, 'int f();')}}\n`,
     })
     expect(faults).toEqual([])
+  })
+})
+
+describe('native format', () => {
+  /** A stand-in for clang-format of version `version` that finds what is wrong with lines that hold a tab. */
+  function standIn(version: string): string {
+    const path = join(root, `clang-format-${version}`)
+    const find = `grep -n '\t' "$file" | sed "s|^\\([0-9]*\\):.*|$file:\\1:1: error: not formatted [-Wclang-format]|" >&2`
+    const lines = [
+      '#!/bin/sh',
+      `if [ "$1" = --version ]; then echo "Debian clang-format version ${version}"; exit 0; fi`,
+      `shift 2; for file; do ${find}; done`,
+    ]
+    writeFileSync(path, `${lines.join('\n')}\n`, { mode: 0o755 })
+    return path
+  }
+
+  it('finds the lines of native sources that are not formatted', () => {
+    const command = standIn('14.0.6')
+    mkdirSync(join(root, 'native/core'), { recursive: true })
+    writeFileSync(join(root, 'native/core/a.cc'), 'int a;\n\tint b;\n')
+    writeFileSync(join(root, 'native/core/b.h'), 'int a;\n')
+    writeFileSync(join(root, 'native/core/c.txt'), '\t\n')
+    expect(checkNativeFormat(root, command)).toEqual({
+      faults: ['native/core/a.cc:2: not formatted'],
+      unknown: undefined,
+    })
+  })
+
+  it('says so, and finds no fault, without clang-format or with one that is too old', () => {
+    const missing = checkNativeFormat(root, join(root, 'nowhere'))
+    expect(missing).toEqual({
+      faults: [],
+      unknown: expect.stringMatching(/no .*nowhere on PATH, 14 or newer is needed/),
+    })
+    const old = checkNativeFormat(root, standIn('11.0.1'))
+    expect(old).toEqual({ faults: [], unknown: expect.stringMatching(/is version 11, 14 or newer is needed/) })
   })
 })
