@@ -2,7 +2,7 @@
 import type { EncodedPairs } from '../data/pairs.js'
 import { implicitReward, type PreferenceLoss } from '../losses/preference.js'
 import { answerLogprobs } from '../methods/answer_logprobs.js'
-import type { CausalLm, RewardModel } from '../models/index.js'
+import { type CausalLm, loadModel, type RewardModel } from '../models/index.js'
 import { type ChatText, encodedPairsOf } from './chat_data.js'
 import { pocketData } from './pocket_data.js'
 import { type PairShares, pocketGates, pocketTable } from './pocket_eval.js'
@@ -51,25 +51,26 @@ async function meanLogprobs(model: CausalLm, { pairs }: HeldPairs, options: { to
 
 const prefersChosen = (scores: ArrayLike<number>) => (pair: number) => scores[2 * pair]! > scores[2 * pair + 1]!
 
-/** Samples and gates of the preference stage; measures the policy as it is before the first step. */
+/** Samples and gates of the preference stage. The gates compare with the policy as it was, read again from its folder
+ *  when they are judged. */
 export async function judgePairs(
   loaded: ChatText & { model: CausalLm },
   settings: DpoSettings,
   context: StageContext,
 ): Promise<Pick<PreparedStage, 'samples' | 'gates'>> {
-  const { model } = loaded
-  const { microBatchTokens: tokens } = settings
-  const held = await heldPairs(loaded, settings, context)
-  const before = await meanLogprobs(model, held, { tokens, signal: context.signal })
-  const answersBefore = await measurePocket(loaded, context.signal)
   return {
     samples: await pocketSamples(context.stage, loaded),
     async gates({ signal }) {
-      const after = await meanLogprobs(model, held, { tokens, signal })
+      const held = await heldPairs(loaded, settings, context)
+      const options = { tokens: settings.microBatchTokens, signal }
+      using start = await loadModel(loaded.model.device, settings.model, { dtype: context.dtype })
+      const before = await meanLogprobs(start, held, options)
+      const after = await meanLogprobs(loaded.model, held, options)
+      const answersBefore = await measurePocket({ ...loaded, model: start }, signal)
       const answersAfter = await measurePocket(loaded, signal)
-      const options = { ...settings, loss: settings.loss as PreferenceLoss }
+      const loss = { ...settings, loss: settings.loss as PreferenceLoss }
       const rewards = after.sums.map((sum, side) =>
-        implicitReward({ sum, reference: before.sums[side]!, length: held.pairs.sides.targetsOf(side) }, options),
+        implicitReward({ sum, reference: before.sums[side]!, length: held.pairs.sides.targetsOf(side) }, loss),
       )
       const change = (parity: number) =>
         after.means.reduce((total, mean, side) => total + (side % 2 === parity ? mean - before.means[side]! : 0), 0) /

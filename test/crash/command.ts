@@ -48,7 +48,7 @@ export function train(
         '--scale',
         'pocket',
         '--stage',
-        'base,sft',
+        'base,sft,dpo,reward_model',
         '--threads',
         '2',
         '--json',
@@ -97,6 +97,8 @@ export async function resultOf(directory: string) {
   return {
     base: hash('base'),
     sft: hash('sft'),
+    dpo: hash('dpo'),
+    rewardModel: hash('reward_model'),
     rows: await lossRows(directory),
     samples: readFileSync(join(directory, 'samples.jsonl'), 'utf8'),
   }

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
-import { loadModel } from '../../lib/models/index.js'
+import { loadModel, loadRewardModel } from '../../lib/models/index.js'
 import { openDevice } from '../../lib/ops/index.js'
 import type { RunOptions } from '../../lib/recipes/run.js'
 import { Tokenizer } from '../../lib/text/tokenizer.js'
@@ -38,21 +38,24 @@ afterAll(async () => {
   expect(await leakedTensors()).toBe(0)
 })
 
+const stages = ['base', 'sft', 'dpo', 'reward_model'] as const
+
 describe('the pocket recipe', () => {
   it('chains its stages, and leaves a run folder that says everything', async () => {
     const { events, error } = await outcomeOf({ directory, overrides: tinyPocket })
     expect(error).toBeUndefined()
-    expect(events[0]).toMatchObject({ type: 'run', recipe: 'tulu3', scale: 'pocket', stages: ['base', 'sft'] })
+    expect(events[0]).toMatchObject({ type: 'run', recipe: 'tulu3', scale: 'pocket', stages: [...stages] })
     expect(eventsOf(events, 'stage').map(({ stage, totalSteps }) => [stage, totalSteps])).toEqual([
       ['base', 6],
       ['sft', 6],
+      ['dpo', 4],
+      ['reward_model', 4],
     ])
-    expect(eventsOf(events, 'saved').map(({ directory: folder }) => folder)).toEqual([
-      join(directory, 'base'),
-      join(directory, 'sft'),
-    ])
+    expect(eventsOf(events, 'saved').map(({ directory: folder }) => folder)).toEqual(
+      stages.map((stage) => join(directory, stage)),
+    )
     expect(events.at(-1)).toMatchObject({ type: 'done', directory })
-    for (const file of ['recipe.json', 'metrics.jsonl', 'samples.jsonl', 'report.html', 'checkpoints', 'base', 'sft']) {
+    for (const file of ['recipe.json', 'metrics.jsonl', 'samples.jsonl', 'report.html', 'checkpoints', ...stages]) {
       expect(existsSync(join(directory, file)), file).toBe(true)
     }
     expect(readdirSync(directory).filter((name) => name.includes('.tmp'))).toEqual([])
@@ -61,7 +64,7 @@ describe('the pocket recipe', () => {
     expect([base.settings.width, base.origins.width]).toEqual([32, 'flag'])
     expect([base.settings.lr, base.origins.lr]).toEqual([3e-3, 'recipe'])
     expect([base.settings.beta1, base.origins.beta1]).toEqual([0.9, 'default'])
-    expect((await lossRows(directory)).length).toBe(12)
+    expect((await lossRows(directory)).length).toBe(20)
     await expectSavedModels(directory)
   })
 
@@ -79,8 +82,12 @@ describe('the pocket recipe', () => {
     const { events, error } = await outcomeOf({ directory, overrides: tinyPocket, resume: true, threads: 1 })
     expect(error).toBeUndefined()
     expect(eventsOf(events, 'note')[0]?.text).toContain('is finished')
-    expect(eventsOf(events, 'stage').map(({ stage, resumedFrom }) => [stage, resumedFrom])).toEqual([['sft', 3]])
-    for (const stage of ['base', 'sft']) {
+    expect(eventsOf(events, 'stage').map(({ stage, resumedFrom }) => [stage, resumedFrom])).toEqual([
+      ['sft', 3],
+      ['dpo', undefined],
+      ['reward_model', undefined],
+    ])
+    for (const stage of stages) {
       expect(hashOfFile(directory, stage, 'model.safetensors'), stage).toBe(
         hashOfFile(whole, stage, 'model.safetensors'),
       )
@@ -132,11 +139,11 @@ describe('the pocket recipe', () => {
   })
 })
 
-/** Both stages as Hugging Face folders that load, trained. */
+/** Stages as Hugging Face folders that load, trained. */
 async function expectSavedModels(folder: string): Promise<void> {
   using device = openDevice({ threads: 1 })
   const weights: Float32Array[] = []
-  for (const stage of ['base', 'sft']) {
+  for (const stage of ['base', 'sft', 'dpo']) {
     const model = await loadModel(device, join(folder, stage))
     const tokenizer = await Tokenizer.load(join(folder, stage))
     expect(tokenizer.vocabularySize).toBe(model.config.V)
@@ -145,6 +152,11 @@ async function expectSavedModels(folder: string): Promise<void> {
   }
   expect(weights[0]!.length).toBe(weights[1]!.length)
   expect(weights[0]).not.toEqual(weights[1])
+  expect(weights[1]).not.toEqual(weights[2])
+  const reward = await loadRewardModel(device, join(folder, 'reward_model'))
+  // It starts from the SFT model, not from the one before it, and with a head of zeros.
+  expect((await reward.score.weight.read()).some((x) => x !== 0)).toBe(true)
+  reward.dispose()
   await device.idle()
   expect(device.stats().liveTensors).toBe(0)
 }

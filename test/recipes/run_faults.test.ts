@@ -41,14 +41,15 @@ describe('what cannot be run', () => {
 
   it('stages', async () => {
     await refused(
-      { stages: ['dpo'] },
-      { code: 'ERR_CONFIG', message: expect.stringContaining("'dpo' of tulu3 is not part of this version") },
+      { stages: ['rlvr'] },
+      { code: 'ERR_CONFIG', message: expect.stringContaining("'rlvr' of tulu3 is not part of this version") },
     )
     await refused({ stages: ['sfd'] }, { code: 'ERR_CONFIG', hint: "did you mean 'sft'?" })
     await refused(
       { stages: ['base'], model: modelFolder },
       { code: 'ERR_CONFIG', message: expect.stringContaining('replaces the base stage') },
     )
+    await refused({ stages: ['dpo'] }, { code: 'ERR_CONFIG', message: expect.stringContaining('needs a model') })
     await refused({ stages: ['sft'] }, { code: 'ERR_CONFIG', message: expect.stringContaining('needs a model') })
   })
 

@@ -13,7 +13,7 @@ import { sha256 } from '../train/small_runs.js'
 /** A model with a tokenizer and a chat template, of 50 thousand parameters. */
 export const modelFolder = goldenModel('llama_mha_tied')
 
-/** The pocket recipe in about two seconds. */
+/** The pocket recipe in a few seconds. */
 export const tinyPocket: Overrides = {
   'base.steps': '6',
   'base.width': '32',
@@ -27,6 +27,14 @@ export const tinyPocket: Overrides = {
   'sft.rows': '200',
   'sft.steps': '6',
   'sft.checkpointEvery': '3',
+  'dpo.rows': '60',
+  'dpo.steps': '4',
+  'dpo.batchSequences': '8',
+  'dpo.checkpointEvery': '2',
+  'reward_model.rows': '60',
+  'reward_model.steps': '4',
+  'reward_model.batchSequences': '8',
+  'reward_model.checkpointEvery': '2',
 }
 
 export interface Outcome {

@@ -140,7 +140,7 @@ const published = {
 describe('tulu3', () => {
   it.each(Object.entries(published))('%s has the published SFT numbers', (scale, numbers) => {
     const recipe = tulu3({ scale })
-    expect(recipe.stages.map(({ name }) => name)).toEqual(['sft'])
+    expect(recipe.stages.map(({ name }) => name)).toEqual(['sft', 'dpo', 'reward_model'])
     expect(recipe.dtype).toBe('bf16')
     const { values, origins } = resolveStage(recipe.stages[0]!, {}) as {
       values: SftSettings
@@ -167,14 +167,54 @@ describe('tulu3', () => {
     expect(origins.lr).toBe('recipe')
   })
 
+  it.each([
+    ['8b', { lr: 5e-7, batchSequences: 128 }],
+    ['70b', { lr: 2e-7, batchSequences: 128 }],
+    ['405b', { lr: 2e-7, batchSequences: 256 }],
+  ])('%s has the published DPO numbers', (scale, numbers) => {
+    const stage = tulu3({ scale }).stages.find(({ name }) => name === 'dpo')!
+    expect(resolveStage(stage, {}).values).toMatchObject({
+      ...numbers,
+      loss: 'dpo_norm',
+      beta: 5,
+      epochs: 1,
+      maxTokens: 2048,
+      schedule: 'linear',
+      warmupRatio: 0.1,
+      weightDecay: 0,
+      maxNorm: 1,
+      trainOn: 'all',
+      labelSmoothing: 0,
+      referenceFree: false,
+    })
+  })
+
+  it('every scale has the published reward model, which starts from the SFT model', () => {
+    for (const scale of ['8b', '70b', '405b']) {
+      const stage = tulu3({ scale }).stages.find(({ name }) => name === 'reward_model')!
+      expect(stage.from).toBe('sft')
+      expect(resolveStage(stage, {}).values).toMatchObject({
+        lr: 3e-6,
+        batchSequences: 256,
+        epochs: 1,
+        maxTokens: 2048,
+        warmupRatio: 0,
+        eps: 1e-5,
+        headScale: 1,
+      })
+    }
+  })
+
   it('pocket brings its own base model, in f32', () => {
     const { stages, dtype, notBuilt } = tulu3()
     expect(stages.map(({ name, kind }) => [name, kind])).toEqual([
       ['base', 'pretrain'],
       ['sft', 'sft'],
+      ['dpo', 'dpo'],
+      ['reward_model', 'reward_model'],
     ])
     expect(dtype).toBe('f32')
-    expect(notBuilt).toContain('dpo')
+    expect(notBuilt).toContain('rlvr')
     for (const stage of stages) expect(() => resolveStage(stage, {})).not.toThrow()
   })
 
