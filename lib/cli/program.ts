@@ -31,6 +31,7 @@ Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped b
   addTrainCommand(program, ended)
   addScoreCommand(program, ended)
   addMergeLoraCommand(program, ended)
+  addVerifyCommand(program, ended)
   addInspectCommand(program, ended)
   addDoctorCommand(program, ended)
   addBenchCommand(program, ended)
@@ -129,6 +130,27 @@ Examples:
 The tokenizer files are those of the base. Weights are summed in f32 and rounded once.`,
     )
     .action(async (flags) => ended(await (await import('./merge_lora.js')).mergeLora(flags)))
+}
+
+function addVerifyCommand(program: Command, ended: Ended): void {
+  program
+    .command('verify')
+    .description('Score completions by rules: right numbers, right formulas, followed instructions.')
+    .requiredOption('--verifier <name>', 'gsm8k, math, ifeval, string_f1, multiple_choice, ... (docs/verifiers.md)')
+    .requiredOption('--input <file>', 'rows with completion and ground_truth (.jsonl, .json, also .gz)')
+    .requiredOption('--output <file>', 'where to write one line a row: {"score", "reason"}')
+    .option('--quiet', 'print nothing but errors')
+    .addOption(jsonOption('print the summary as JSON'))
+    .addHelpText(
+      'after',
+      `
+Examples:
+  $ caravan verify --verifier gsm8k --input completions.jsonl --output verdicts.jsonl
+  $ caravan verify --verifier ifeval --input answers.jsonl --output verdicts.jsonl --json
+
+Rows for ifeval have completion, instruction_id_list and kwargs; their verdicts have strict and loose, too.`,
+    )
+    .action(async (flags) => ended(await (await import('./verify.js')).verify(flags)))
 }
 
 function addDoctorCommand(program: Command, ended: Ended): void {

@@ -53,6 +53,12 @@ const cases: UsageCase[] = [
   { words: ['train', '--resume', 'a', '--out', 'b'], error: /--resume a and --out b name two run folders/ },
   { words: ['train', '--recipe'], error: /argument missing/ },
   { words: ['score', '--input', 'a', '--output', 'b'], error: /required option '--model <dir>' not specified/ },
+  {
+    words: ['verify', '--verifier', 'gms8k', '--input', 'a', '--output', 'b'],
+    error: /there is no verifier 'gms8k'; known: gsm8k, /,
+    hint: /did you mean 'gsm8k'\?/,
+  },
+  { words: ['verify', '--input', 'a', '--output', 'b'], error: /required option '--verifier <name>' not specified/ },
   { words: ['inspect', '--data', 'a.jsonl'], error: /inspect needs a tokenizer/, hint: /--tokenizer DIR/ },
   { words: ['inspect', '--data', 'a', '--model', 'm', '--tokenizer', 't'], error: /both name a tokenizer/ },
   { words: ['bench', 'step', '--model', 'huge'], error: /--model must be one of tiny, small, base/ },
@@ -106,7 +112,7 @@ describe('a failure that is not one of usage', () => {
 })
 
 describe('help', () => {
-  const commands = ['train', 'score', 'inspect', 'doctor', 'bench']
+  const commands = ['train', 'score', 'verify', 'inspect', 'doctor', 'bench']
 
   it('lists the commands and the exit codes', async () => {
     const { exitCode, stdout } = await caravan(['--help'])

@@ -1,0 +1,147 @@
+// The 29 instructions that open-instruct's IFEvalG adds to those of IFEval, as its checker judges them. Where a rule is
+// looser than its name (a one-letter word is a palindrome), it is kept, for rewards to be comparable.
+
+import { letterCount, paragraphCount } from './ifeval_google.js'
+import type { InstructionArguments, InstructionCheck } from './instruction_arguments.js'
+import { countMatches } from './pattern_search.js'
+import { countOf, splitWords, strip } from './python_text.js'
+import { splitSentences } from './sentence_split.js'
+import { tokenizeWords } from './word_tokenize.js'
+
+const DIVIDER = '***'
+const RESPONSES_DIVIDER = '******'
+
+export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
+  'copy:repeat_phrase': repeatsPhrase,
+  'copy:copy': copiesPrompt,
+  'copy:copying_simple': copiesPrompt,
+  'new:copy_span_idx': (response, args) => {
+    const characters = [...args.text('prompt_to_repeat')]
+    return isSame(response, characters.slice(args.integer('n_start'), args.integer('n_end')).join(''))
+  },
+  'copy:copying_multiple': (response, args) => {
+    const copies = response.split(RESPONSES_DIVIDER)
+    return copies.length === args.integer('N') && copies.every((copy) => isSame(copy, args.text('prompt_to_repeat')))
+  },
+  'detectable_format:sentence_hyphens': (response) => {
+    const wanted = splitSentences(response.replaceAll('-', ' '))
+    const parts = response.split('-').slice(0, wanted.length)
+    return parts.every((part, i) => strip(part) === part && part === wanted[i])
+  },
+  'detectable_format:square_brackets': (response) =>
+    splitWords(response).every((word) => word.startsWith('[') && word.endsWith(']')),
+  'detectable_format:bigram_wrapping': (response) => {
+    const words = splitWords(response)
+    for (let i = 0; i + 1 < words.length; i += 2) {
+      if (!words[i]!.startsWith('<<') || !words[i + 1]!.endsWith('>>')) return false
+    }
+    return true
+  },
+  'keywords:no_adjacent_consecutive': (response) => hasNoNeighbouringInitials(splitWords(response)),
+  'keywords:word_once': (response, args) => countMatches(response, args.words('keyword')) === 1,
+  'keywords:word_count_different_numbers': (response, args) =>
+    args.holds(countMatches(response, args.words('keyword')), 'relation', 'frequency'),
+  'keywords:exclude_word_harder': (response, args) => !response.includes(` ${args.words('keyword')} `),
+  'keywords:palindrome': (response) => splitWords(response).some(isPalindrome),
+  'keywords:keyword_specific_position': (response, args) => {
+    const sentence = splitSentences(response)[args.integer('n') - 1]
+    return sentence !== undefined && tokenizeWords(sentence)[args.integer('m') - 1] === args.words('keyword')
+  },
+  'keywords:start_end': (response) => {
+    const words = tokenizeWords(response)
+    return words.length >= 2 && words[0]!.toLowerCase() === words.at(-1)!.toLowerCase()
+  },
+  'paragraphs:paragraphs': (response) => paragraphCount(response.split(DIVIDER)) === 2,
+  'paragraphs:paragraphs2': (response) => paragraphCount(response.split('\n\n')) === 2,
+  'first_word:first_word_sent': (response, args) =>
+    splitSentences(response).every((sentence) => isSame(splitWords(sentence)[0] ?? '', args.words('first_word'))),
+  'first_word:first_word_answer': (response, args) => isSame(splitWords(response)[0] ?? '', args.words('first_word')),
+  'last_word:last_word_sent': (response, args) =>
+    splitSentences(response).every((sentence) => isSame(lastWordOf(sentence), args.words('last_word'))),
+  'last_word:last_word_answer': (response, args) => isSame(lastWordOf(response), args.words('last_word')),
+  'punctuation:punctuation_dot': (response) => !response.includes('.'),
+  'punctuation:punctuation_exclamation': (response) => !response.includes('!'),
+  'count:lowercase_counting': (response, args) =>
+    (response.match(/(?<![\p{L}\p{N}_])[a-z]+(?![\p{L}\p{N}_])/gu) ?? []).length <= args.integer('N'),
+  'count:counting_composition': hasComposition,
+  'count:count_unique': (response) => {
+    const words = tokenizeWords(response)
+    return new Set(words).size === words.length
+  },
+  'count:count_increment_word': (response, args) =>
+    countMatches(response, args.words('keyword1')) === 1 && countMatches(response, args.words('keyword2')) === 2,
+  'letters:letter_counting': (response, args) =>
+    args.holds((response.match(/[a-zA-Z]/g) ?? []).length, 'relation', 'N'),
+  'letters:letter_counting2': (response, args) =>
+    args.holds(letterCount(response, args.character('letter')), 'let_relation', 'let_frequency'),
+}
+
+function copiesPrompt(response: string, args: InstructionArguments): boolean {
+  return isSame(response, args.text('prompt_to_repeat'))
+}
+
+function isSame(a: string, b: string): boolean {
+  return strip(a).toLowerCase() === strip(b).toLowerCase()
+}
+
+/** The last word without punctuation. */
+function lastWordOf(text: string): string {
+  return (splitWords(text).at(-1) ?? '').replace(/[^\p{L}\p{N}_\s]/gu, '')
+}
+
+/** No two words in a row begin with letters that follow each other in the alphabet. */
+function hasNoNeighbouringInitials(words: readonly string[]): boolean {
+  const codes = words.map((word) => String.fromCodePoint(word.codePointAt(0)!).toLowerCase().codePointAt(0)!)
+  return codes.every((code, i) => i === 0 || code - codes[i - 1]! !== 1)
+}
+
+function isPalindrome(word: string): boolean {
+  const characters = [...word]
+  return characters.every((character, i) => character === characters[characters.length - 1 - i])
+}
+
+/**
+ * Exactly `small_n` passages from the first to the last word of the phrase, within a line and not overlapping, and each
+ * of them the phrase with exactly one word changed.
+ */
+function repeatsPhrase(response: string, args: InstructionArguments): boolean {
+  const phrase = splitWords(args.words('phrase'))
+  const wanted = args.integer('small_n')
+  let found = 0
+  for (const line of response.split('\n')) {
+    for (const passage of passagesBetween(line, phrase[0]!, phrase.at(-1)!)) {
+      if (++found > wanted || !differsInOneWord(splitWords(passage), phrase)) return false
+    }
+  }
+  return found === wanted
+}
+
+/** `first ... last` with at least two blanks' worth in between, the shortest from each start on. */
+function* passagesBetween(line: string, first: string, last: string): Generator<string> {
+  const opening = `${first} `
+  const closing = ` ${last}`
+  for (let at = line.indexOf(opening); at >= 0; ) {
+    const close = line.indexOf(closing, at + opening.length)
+    if (close < 0) return
+    const end = close + closing.length
+    yield line.slice(at, end)
+    at = line.indexOf(opening, end)
+  }
+}
+
+function differsInOneWord(words: readonly string[], phrase: readonly string[]): boolean {
+  return words.length === phrase.length && words.filter((word, i) => word !== phrase[i]).length === 1
+}
+
+/** Three paragraphs of `n_sent` sentences of `n_words` tokens each. An empty part at an end fails like any other. */
+function hasComposition(response: string, args: InstructionArguments): boolean {
+  const [sentenceCount, wordCount] = [args.integer('n_sent'), args.integer('n_words')]
+  if (countOf(response, DIVIDER) > 4) return false
+  const paragraphs = response.split(DIVIDER)
+  if (paragraphCount(paragraphs) !== 3) return false
+  return paragraphs.every((paragraph) => {
+    const sentences = splitSentences(strip(paragraph))
+    if (sentences.length !== sentenceCount) return false
+    return sentences.every((sentence) => tokenizeWords(sentence).length === wordCount)
+  })
+}
