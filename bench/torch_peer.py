@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The rival of `caravan bench step`: the same step in PyTorch + transformers, on the same shapes.
 
-usage: torch_peer.py [sft] --model {tiny|small|base} --dtype {fp32|bf16} [--threads N] [--steps N] [--compile]
+usage: torch_peer.py [sft|dpo] --model {tiny|small|base} --dtype {fp32|bf16} [--threads N] [--steps N] [--compile]
+                     [--cached-reference]
 
 Prints one JSON line: tokens per second of the median step, peak resident memory in MiB, the last loss. Weights and tokens
 are random. bf16 means f32 master weights with bf16 autocast, which is what trainers do. Needs torch and transformers.
@@ -40,13 +41,40 @@ def shapes(name):
 
 def parse():
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", nargs="?", choices=["sft"], default="sft")
+    parser.add_argument("mode", nargs="?", choices=["sft", "dpo"], default="sft")
     parser.add_argument("--model", choices=["tiny", "small", "base"], default="tiny")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cached-reference", action="store_true")
     return parser.parse_args()
+
+
+def answer_means(forward, ids, mask):
+    """Mean log-probability of the masked tokens of each sequence."""
+    logits = forward(input_ids=ids).logits[:, :-1].float()
+    logp = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return (logp * mask[:, 1:]).sum(-1) / mask[:, 1:].sum(-1)
+
+
+def sft_loss(forward, ids, vocabulary):
+    logits = forward(input_ids=ids).logits
+    return functional.cross_entropy(logits[:, :-1].reshape(-1, vocabulary).float(), ids[:, 1:].reshape(-1))
+
+
+def dpo_loss(forward, reference, ids):
+    """Length-normalised DPO with beta 5; the first half of the rows is chosen, a quarter of each row is its prompt."""
+    half = ids.shape[0] // 2
+    mask = torch.ones_like(ids, dtype=torch.float32)
+    mask[:, : ids.shape[1] // 4] = 0
+    policy = answer_means(forward, ids, mask)
+    known = torch.zeros_like(policy)
+    if reference is not None:
+        with torch.no_grad():
+            known = answer_means(reference, ids, mask)
+    gain = policy - known
+    return -functional.logsigmoid(5.0 * (gain[:half] - gain[half:])).mean()
 
 
 def main():
@@ -59,14 +87,20 @@ def main():
     parameters = sum(parameter.numel() for parameter in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     forward = torch.compile(model) if args.compile else model
+    reference = None
+    if args.mode == "dpo" and not args.cached_reference:
+        reference = model_class(config)
+        reference.load_state_dict(model.state_dict())
+        reference.eval().requires_grad_(False)
+        reference = torch.compile(reference) if args.compile else reference
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16")
     times = []
     for step in range((args.steps or steps) + WARM_UP_STEPS):
         ids = torch.randint(0, config.vocab_size, (batch, length))
         start = time.perf_counter()
         with autocast:
-            logits = forward(input_ids=ids).logits
-            loss = functional.cross_entropy(logits[:, :-1].reshape(-1, config.vocab_size).float(), ids[:, 1:].reshape(-1))
+            sft = args.mode == "sft"
+            loss = sft_loss(forward, ids, config.vocab_size) if sft else dpo_loss(forward, reference, ids)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -77,6 +111,7 @@ def main():
     print(json.dumps({
         "peer": "torch",
         "version": torch.__version__,
+        "mode": args.mode,
         "model": args.model,
         "dtype": args.dtype,
         "compile": args.compile,

@@ -14,6 +14,7 @@ Examples:
   $ caravan bench kernels                 every kernel of the op table
   $ caravan bench kernels rms_norm        one of them
   $ caravan bench step --model small --dtype bf16 --json
+  $ caravan bench step --method dpo --model small --peer
   $ CARAVAN_PYTHON=.venv/bin/python caravan bench step --model tiny --peer`,
     )
   bench
@@ -27,7 +28,9 @@ Examples:
     .action(async (name, flags) => ended(await (await import('./bench_kernels.js')).benchKernels(name, flags)))
   bench
     .command('step')
-    .description('one step of supervised fine-tuning: forward, backward, clipping, AdamW')
+    .description('one step of a training method: forward, backward, clipping, AdamW')
+    .option('--method <name>', 'sft, or dpo (length-normalised)', oneOf('--method', ['sft', 'dpo'] as const), 'sft')
+    .option('--cached-reference', 'dpo: without the pass of the reference model')
     .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
     .option('--steps <n>', 'measured steps, after two that are not (default: 20, 8 or 3)', wholeNumber('--steps', 1))
     .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')

@@ -1,14 +1,11 @@
-// `caravan bench step`: whole steps of supervised fine-tuning through the real training loop (forward, backward,
-// clipping, AdamW), at shapes that PyTorch can run beside it.
-import { Random } from '../base/random.js'
-import { sftLoss } from '../losses/sft.js'
-import type { Batch, Method, MicroLoss } from '../methods/method.js'
-import { type CausalLm, newModel } from '../models/index.js'
-import { openDevice, selfSegments } from '../ops/index.js'
+// `caravan bench step`: whole steps of a training method through the real training loop (forward, backward, clipping,
+// AdamW; the reference model's pass of DPO too), at shapes that PyTorch can run beside it.
+import { newModel } from '../models/index.js'
+import { openDevice } from '../ops/index.js'
 import { AdamW } from '../optim/adamw.js'
 import type { Device } from '../runtime/index.js'
-import { Tensor } from '../tensor/index.js'
 import { trainLoop } from '../train/loop.js'
+import { type BenchMethod, benchMethod } from './bench_methods.js'
 import { type BenchModel, type BenchShape, benchShapes } from './bench_shapes.js'
 import { type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
@@ -20,6 +17,9 @@ import { median } from './timing.js'
 import { type PeerStep, runTorchStep } from './torch_peer.js'
 
 export interface BenchStepFlags {
+  method: BenchMethod
+  /** dpo: the reference's log-probabilities are known beforehand. */
+  cachedReference?: boolean
   model: BenchModel
   dtype: DtypeFlag
   threads?: number
@@ -59,9 +59,19 @@ export async function benchStep(flags: BenchStepFlags): Promise<number> {
   }
   const result = { ...best(ours), peer: theirs.length > 0 ? bestPeer(theirs) : undefined }
   if (flags.json) {
-    const { model, dtype, threads } = flags
+    const { method, cachedReference, model, dtype, threads } = flags
     terminal.line(
-      JSON.stringify({ ...result, model, dtype, threads, batch: shape.B, sequence: shape.T, machine: loadBefore }),
+      JSON.stringify({
+        ...result,
+        method,
+        cachedReference,
+        model,
+        dtype,
+        threads,
+        batch: shape.B,
+        sequence: shape.T,
+        machine: loadBefore,
+      }),
     )
     return exitCodes.done
   }
@@ -82,11 +92,11 @@ async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepF
   const parameters = model.parameters()
   const optimizer = new AdamW(parameters, { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 })
   const seconds: number[] = []
-  let [loss, peakBytes] = [0, 0]
+  let [loss, peakBytes, last] = [0, 0, performance.now()]
   try {
     for await (const step of trainLoop({
       device,
-      method: new RandomTokens(shape, steps),
+      method: benchMethod(flags.method, { model, shape, steps, cachedReference: flags.cachedReference ?? false }),
       models: model,
       optimizer,
       lr: 1e-4,
@@ -96,7 +106,10 @@ async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepF
       firstStep: 0,
       skippedInARow: 0,
     })) {
-      if (step.step > WARM_UP_STEPS) seconds.push(step.seconds)
+      // From step to step, so that what a batch costs beforehand counts.
+      const now = performance.now()
+      if (step.step > WARM_UP_STEPS) seconds.push((now - last) / 1000)
+      last = now
       peakBytes = Math.max(peakBytes, step.peakBytes)
       loss = step.loss
     }
@@ -114,57 +127,6 @@ async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepF
     stepSeconds,
     loss,
   }
-}
-
-interface TokenBatch {
-  ids: Int32Array
-  labels: Int32Array
-}
-
-/** Batches of random tokens; every token but the first of a sequence is a target. */
-class RandomTokens implements Method<CausalLm, TokenBatch> {
-  readonly name = 'bench'
-  readonly unitSeed = true
-  readonly #random = new Random(0, 1)
-
-  constructor(
-    private readonly shape: BenchShape,
-    readonly totalSteps: number,
-  ) {}
-
-  *batches(): Iterable<Batch<TokenBatch>> {
-    const { B, T, config } = this.shape
-    for (let step = 0; step < this.totalSteps; step++) {
-      const ids = Int32Array.from({ length: B * T }, () => this.#random.integer(0, config.V))
-      const labels = ids.map((_, i) => ((i + 1) % T === 0 ? -100 : ids[i + 1]!))
-      yield { count: B * (T - 1), tokens: B * T, microBatches: () => [{ ids, labels }] }
-    }
-  }
-
-  loss(model: CausalLm, { ids, labels }: TokenBatch): MicroLoss {
-    const { device } = model
-    const { B, T } = this.shape
-    const N = B * T
-    const bounds = Array.from({ length: B + 1 }, (_, i) => i * T)
-    const { data, shape } = selfSegments(bounds)
-    const hidden = model.hidden({
-      ids: Tensor.from(device, ids, [N]),
-      positions: Tensor.from(
-        device,
-        ids.map((_, i) => i % T),
-        [N],
-      ),
-      segments: Tensor.from(device, data, shape),
-    })
-    const target = Tensor.from(device, labels, [N])
-    return { sum: sftLoss(hidden, model.head, { target, zLoss: 0, reduction: 'token_mean', targets: B * (T - 1) }) }
-  }
-
-  state(): null {
-    return null
-  }
-
-  restore(): void {}
 }
 
 function best<T extends StepResult>(results: readonly T[]): T {
@@ -197,6 +159,7 @@ function resultLines(flags: BenchStepFlags, result: StepResult & { peer?: PeerSt
     rows.push(row(`PyTorch ${peer.version ?? ''}`.trim(), peer))
     notes.push(`caravan / PyTorch: ${bold(shortNumber(result.tokensPerSecond / peer.tokensPerSecond))} x the tokens/s`)
   } else if (peer) notes.push(dim(peer.absent))
-  const title = `${bold(flags.model)}  ${flags.dtype}, ${B} sequences of ${T} tokens, median step`
+  const what = flags.method === 'sft' ? '' : ` ${flags.method}${flags.cachedReference ? ', reference cached' : ''}`
+  const title = `${bold(flags.model)}${what}  ${flags.dtype}, ${B} sequences of ${T} tokens, median step`
   return [title, ...tableLines(rows, { align: 'lrrrrr', indent: '  ' }), ...notes]
 }

@@ -8,6 +8,8 @@ import type { StepResult } from './bench_step.js'
 export type PeerStep = (StepResult & { version?: string }) | { absent: string }
 
 export interface TorchStepOptions {
+  method: 'sft' | 'dpo'
+  cachedReference?: boolean
   model: string
   dtype: 'fp32' | 'bf16'
   threads?: number
@@ -29,10 +31,11 @@ export function benchScript(name: string): string {
 
 /** Runs the same step in PyTorch with its default script, or the one that `peer` names. */
 export async function runTorchStep(options: TorchStepOptions): Promise<PeerStep> {
-  const { model, dtype, threads, steps, peer, peerTimeout } = options
+  const { method, cachedReference, model, dtype, threads, steps, peer, peerTimeout } = options
   const script = typeof peer === 'string' ? peer : benchScript('torch_peer.py')
   if (!existsSync(script)) return { absent: `no PyTorch numbers: ${script} is not there` }
-  const words = [script, 'sft', '--model', model, '--dtype', dtype, '--steps', String(steps)]
+  const words = [script, method, '--model', model, '--dtype', dtype, '--steps', String(steps)]
+  if (cachedReference) words.push('--cached-reference')
   if (threads !== undefined) words.push('--threads', String(threads))
   const { exitCode, stdout, stderr, timedOut } = await runProcess(pythonCommand(), words, peerTimeout)
   if (timedOut) {

@@ -1,0 +1,143 @@
+// The work of `caravan bench step`: the real losses on batches of random tokens, as bench/torch_peer.py makes them.
+import { Random } from '../base/random.js'
+import type { PairBatch } from '../data/pairs.js'
+import { type PreferenceLossOptions, preferenceLoss } from '../losses/preference.js'
+import { sftLoss } from '../losses/sft.js'
+import { pairLogprobs } from '../methods/dpo.js'
+import type { Batch, Method, MicroLoss } from '../methods/method.js'
+import type { CausalLm } from '../models/index.js'
+import { selfSegments } from '../ops/index.js'
+import { scope, Tensor } from '../tensor/index.js'
+import type { BenchShape } from './bench_shapes.js'
+
+export const benchMethods = ['sft', 'dpo'] as const
+export type BenchMethod = (typeof benchMethods)[number]
+
+export interface BenchWork {
+  model: CausalLm
+  shape: BenchShape
+  steps: number
+  cachedReference: boolean
+}
+
+export function benchMethod(name: BenchMethod, work: BenchWork): Method<CausalLm, unknown> {
+  return (name === 'sft' ? new RandomTokens(work) : new RandomPairs(work)) as Method<CausalLm, unknown>
+}
+
+interface TokenBatch {
+  ids: Int32Array
+  labels: Int32Array
+}
+
+/** Batches of random tokens; every token but the first of a sequence is a target. */
+class RandomTokens implements Method<CausalLm, TokenBatch> {
+  readonly name = 'bench'
+  readonly unitSeed = true
+  readonly totalSteps: number
+  readonly #random = new Random(0, 1)
+  readonly #shape: BenchShape
+
+  constructor({ shape, steps }: BenchWork) {
+    this.#shape = shape
+    this.totalSteps = steps
+  }
+
+  *batches(): Iterable<Batch<TokenBatch>> {
+    const { B, T, config } = this.#shape
+    for (let step = 0; step < this.totalSteps; step++) {
+      const ids = Int32Array.from({ length: B * T }, () => this.#random.integer(0, config.V))
+      const labels = ids.map((_, i) => ((i + 1) % T === 0 ? -100 : ids[i + 1]!))
+      yield { count: B * (T - 1), tokens: B * T, microBatches: () => [{ ids, labels }] }
+    }
+  }
+
+  loss(model: CausalLm, { ids, labels }: TokenBatch): MicroLoss {
+    const { device } = model
+    const { B, T } = this.#shape
+    const N = B * T
+    const { data, shape } = selfSegments(Array.from({ length: B + 1 }, (_, i) => i * T))
+    const hidden = model.hidden({
+      ids: Tensor.from(device, ids, [N]),
+      positions: Tensor.from(
+        device,
+        ids.map((_, i) => i % T),
+        [N],
+      ),
+      segments: Tensor.from(device, data, shape),
+    })
+    const target = Tensor.from(device, labels, [N])
+    return { sum: sftLoss(hidden, model.head, { target, zLoss: 0, reduction: 'token_mean', targets: B * (T - 1) }) }
+  }
+
+  state(): null {
+    return null
+  }
+
+  restore(): void {}
+}
+
+const tuluDpo: PreferenceLossOptions = {
+  loss: 'dpo_norm',
+  beta: 5,
+  gammaBetaRatio: 0,
+  labelSmoothing: 0,
+  referenceFree: false,
+}
+
+/** B / 2 pairs of random tokens a step, the first quarter of each answer being its prompt. The reference pass is a forward
+ *  pass of the same model: it costs what one of a second model would. */
+class RandomPairs implements Method<CausalLm, { batch: PairBatch; reference: Float64Array }> {
+  readonly name = 'bench'
+  readonly unitSeed = true
+  readonly totalSteps: number
+  readonly #random = new Random(0, 1)
+
+  constructor(private readonly work: BenchWork) {
+    this.totalSteps = work.steps
+  }
+
+  async *batches(): AsyncIterable<Batch<{ batch: PairBatch; reference: Float64Array }>> {
+    const { B, T } = this.work.shape
+    for (let step = 0; step < this.totalSteps; step++) {
+      const batch = this.#pairs()
+      const reference = new Float64Array(B)
+      if (!this.work.cachedReference) {
+        using logp = scope(() => pairLogprobs(this.work.model, batch))
+        const values = await logp.read()
+        for (let n = 0; n < values.length; n++) reference[Math.floor(n / T)]! += values[n]!
+      }
+      yield { count: B / 2, tokens: B * T, microBatches: () => [{ batch, reference }] }
+    }
+  }
+
+  #pairs(): PairBatch {
+    const { B, T, config } = this.work.shape
+    const inputIds = Int32Array.from({ length: B * T }, () => this.#random.integer(0, config.V))
+    const prompt = T / 4
+    const trained = (i: number) => i % T >= prompt - 1 && i % T < T - 1
+    const bounds = Array.from({ length: B + 1 }, (_, i) => i * T)
+    return {
+      inputIds,
+      positions: inputIds.map((_, i) => i % T),
+      segments: selfSegments(bounds).data,
+      keyRows: undefined,
+      labels: inputIds.map((_, i) => (trained(i) ? inputIds[i + 1]! : -100)),
+      spans: Int32Array.from({ length: 3 * B }, (_, i) => [(i / 3) * T, ((i - 1) / 3) * T + T, T - prompt][i % 3]!),
+      pairs: Int32Array.from({ length: B / 2 }, (_, pair) => pair),
+    }
+  }
+
+  loss(model: CausalLm, { batch, reference }: { batch: PairBatch; reference: Float64Array }): MicroLoss {
+    const { device } = model
+    const P = batch.pairs.length
+    const spans = Tensor.from(device, batch.spans, [P, 2, 3])
+    const known = Tensor.from(device, reference, [P, 2])
+    return { sum: preferenceLoss(pairLogprobs(model, batch), { spans, reference: known }, tuluDpo).sum }
+  }
+
+  state(): null {
+    return null
+  }
+
+  restore(): void {}
+}
