@@ -16,8 +16,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/device.h"
+#include "cpu/device.h"
 #include "cpu/gemm.h"
-#include "test/native/test_device.h"
 
 #ifdef CARAVAN_BENCH_ONEDNN
 #include <oneapi/dnnl/dnnl.hpp>
@@ -75,23 +76,26 @@ struct Shape {
 enum class Layout { kNT, kNN, kTN };
 const char* const kLayoutNames[] = {"NT", "NN", "TN"};
 
+/** Operands in the device's memory (huge pages), as the engine holds them. */
 struct Buffers {
-  std::vector<char> a, b, c;
+  Scratch a, b, c;
+  Buffers(Device& device, const Shape& s, DType dtype)
+      : a(device, static_cast<size_t>(s.M * s.K) * size_of(dtype)),
+        b(device, static_cast<size_t>(s.K * s.N) * size_of(dtype)),
+        c(device, static_cast<size_t>(s.M * s.N) * sizeof(float)) {}
 };
 
 /** Small values in both types; the bit patterns matter only in being neither NaN nor denormal. */
-std::vector<char> filled(int64_t count, DType dtype) {
-  std::vector<char> bytes(static_cast<size_t>(count) * size_of(dtype));
+void fill(const Scratch& memory, int64_t count, DType dtype) {
   uint64_t state = 88172645463325252ull;
   for (int64_t i = 0; i < count; i++) {
     state ^= state << 13;
     state ^= state >> 7;
     state ^= state << 17;
     float value = static_cast<float>(static_cast<int64_t>(state >> 40) - (1 << 23)) / (1 << 23);
-    if (dtype == DType::kF32) reinterpret_cast<float*>(bytes.data())[i] = value;
-    if (dtype == DType::kBF16) reinterpret_cast<bf16*>(bytes.data())[i] = to_bf16(value);
+    if (dtype == DType::kF32) memory.as<float>()[i] = value;
+    if (dtype == DType::kBF16) memory.as<bf16>()[i] = to_bf16(value);
   }
-  return bytes;
 }
 
 GemmArgs arguments(const Shape& s, Layout layout, DType dtype, Buffers& buffers) {
@@ -100,9 +104,9 @@ GemmArgs arguments(const Shape& s, Layout layout, DType dtype, Buffers& buffers)
   g.N = s.N;
   g.K = s.K;
   bool a_transposed = layout == Layout::kTN, b_transposed = layout == Layout::kNT;
-  g.a = {buffers.a.data(), dtype, a_transposed ? 1 : s.K, a_transposed ? s.M : 1};
-  g.b = {buffers.b.data(), dtype, b_transposed ? 1 : s.N, b_transposed ? s.K : 1};
-  g.c = buffers.c.data();
+  g.a = {buffers.a.as<char>(), dtype, a_transposed ? 1 : s.K, a_transposed ? s.M : 1};
+  g.b = {buffers.b.as<char>(), dtype, b_transposed ? 1 : s.N, b_transposed ? s.K : 1};
+  g.c = buffers.c.as<char>();
   // Weight gradients are f32 whatever the operands are.
   g.c_dtype = layout == Layout::kTN ? DType::kF32 : dtype;
   g.c_row_stride = s.N;
@@ -190,13 +194,15 @@ struct Rates {
   double ours = 0, rival = 0;
 };
 
-Rates measure(const Shape& s, Layout layout, DType dtype, GemmFunction gemm, TestDevice& device, ThreadPool& pool) {
-  Buffers buffers{filled(s.M * s.K, dtype), filled(s.K * s.N, dtype), std::vector<char>(s.M * s.N * 4)};
+Rates measure(const Shape& s, Layout layout, DType dtype, GemmFunction gemm, CpuDevice& device) {
+  Buffers buffers(device, s, dtype);
+  fill(buffers.a, s.M * s.K, dtype);
+  fill(buffers.b, s.K * s.N, dtype);
   GemmArgs g = arguments(s, layout, dtype, buffers);
   Rival rival(g);
   double flops = 2.0 * double(s.M) * double(s.N) * double(s.K);
   int calls = static_cast<int>(4e8 / flops) + 1;
-  auto ours = [&] { gemm(g, device, pool); };
+  auto ours = [&] { gemm(g, device, device.pool()); };
   ours();
   if (rival.available()) rival.run();
   double best_ours = 1e30, best_rival = 1e30;
@@ -235,13 +241,12 @@ int main(int argc, char** argv) {
   std::printf("isa %s, %d thread(s), best of %d, load %.1f; GFLOP/s ours / oneDNN (- = not available)\n", choice->name,
               g_options.threads, g_options.repeat, load[0]);
   std::printf("one thread's 8-lane FMA ceiling now: %.1f GFLOP/s\n", fma_peak());
-  const Shape shapes[] = {{512, 512, 512},   {1024, 1024, 1024}, {2048, 2048, 2048}, {256, 768, 768},
-                          {512, 768, 3072},  {1024, 64, 64},     {4096, 64, 64},     {4096, 256, 256},
-                          {2048, 256, 1024}, {256, 4096, 4096},  {512, 256, 32000},  {128, 4096, 128},
-                          {128, 64, 128},    {64, 64, 64},       {32, 32, 32},       {16, 16, 16},
-                          {1, 2048, 2048},   {4, 2048, 2048},    {8, 2048, 2048},    {16, 2048, 2048}};
-  TestDevice device;
-  ThreadPool pool(g_options.threads);
+  const Shape shapes[] = {
+      {512, 512, 512},  {1024, 1024, 1024}, {2048, 2048, 2048}, {256, 768, 768},   {512, 768, 3072},  {1024, 64, 64},
+      {4096, 64, 64},   {4096, 256, 256},   {2048, 256, 1024},  {256, 4096, 4096}, {512, 256, 32000}, {128, 2048, 128},
+      {352, 2048, 128}, {2048, 128, 352},   {128, 64, 128},     {64, 64, 64},      {32, 32, 32},      {16, 16, 16},
+      {1, 2048, 2048},  {4, 2048, 2048},    {8, 2048, 2048},    {16, 2048, 2048}};
+  CpuDevice device(g_options.threads, size_t{2} << 30, choice->name);
   for (const Shape& s : shapes) {
     char name[64];
     std::snprintf(name, sizeof(name), "%ldx%ldx%ld", long(s.M), long(s.K), long(s.N));
@@ -250,7 +255,7 @@ int main(int argc, char** argv) {
     for (DType dtype : {DType::kF32, DType::kBF16}) {
       std::printf(" %s", dtype == DType::kF32 ? "f32" : " bf16");
       for (Layout layout : {Layout::kNT, Layout::kNN, Layout::kTN}) {
-        Rates r = measure(s, layout, dtype, choice->gemm, device, pool);
+        Rates r = measure(s, layout, dtype, choice->gemm, device);
         std::printf("  %s %5.1f /", kLayoutNames[int(layout)], r.ours);
         if (r.rival > 0) {
           std::printf(" %5.1f", r.rival);

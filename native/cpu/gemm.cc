@@ -10,9 +10,13 @@
 namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
-// Units of K in one pass. With 8 lanes a panel of B (24 KiB) stays in L1 while the panels of A go by; with 16 lanes a
-// tile needs so few bytes per multiplication that L2 serves it. The sums are spilled once per pass, below a per cent.
-constexpr int64_t kPassUnits = kLanes >= 16 ? 512 : 384;
+// Units of K up to which a product makes one pass: no sums are spilled, and L2 serves panels of B of 32 KiB.
+constexpr int64_t kWholeUnits = 512;
+// Units of a row of A below which reading it in place, a short stream for the prefetchers, loses to packing.
+constexpr int64_t kMinInPlaceUnits = 256;
+// Units in one of several passes. With 8 lanes a panel of B (16 KiB) stays in L1 while the panels of A go by; with 16
+// lanes a tile needs so few bytes per multiplication that L2 serves it.
+constexpr int64_t kPassUnits = kLanes >= 16 ? 512 : 256;
 // Passes of a product with so few rows that B is read once: short, so that each K row of B is a long sequential read.
 constexpr int64_t kStreamUnits = 16;
 // Panels of rows up to which B is read in place where it is contiguous along N: packing would cost more than it saves.
@@ -22,12 +26,12 @@ constexpr int64_t kStreamColumns = 1024;
 // Columns of a product of few rows that one task computes at least.
 constexpr int64_t kFewRowsColumns = 64;
 // Packed columns of B that one task keeps in L2 while its rows go by.
-constexpr int64_t kBlockBytes = (kLanes >= 16 ? 512 : 192) << 10;
-// Rows are taken in chunks whose packed A stays near (L3 is shared with the service), but of enough rows to pay for
-// packing B again; of at most kMaxChunkRows where sums are spilled.
-constexpr int64_t kChunkBytes = 1 << 20;
+constexpr int64_t kBlockBytes = (kLanes >= 16 ? 512 : 384) << 10;
+// Rows are taken in chunks, which bounds the memory of packed A and of spilled sums. B is packed again for every chunk:
+// a per cent at kMaxChunkRows.
+constexpr int64_t kChunkBytes = 16 << 20;
 constexpr int64_t kMinChunkRows = 512;
-constexpr int64_t kMaxChunkRows = 1024;
+constexpr int64_t kMaxChunkRows = 2048;
 // A task shorter than this costs more to hand out than it gains (about 20 microseconds).
 constexpr int64_t kTaskFlops = 2 << 20;
 
@@ -47,10 +51,13 @@ struct Plan {
   int64_t block_columns;
   int64_t row_splits;
 
-  int64_t a_floats() const { return a_source == ASource::kPanel ? aligned(chunk_rows * units) : 0; }
-  /** Floats between two packed panels of B: one cache line more than they hold, or the panels of a pass of 256 units
-   * would all lie in the same sets of L1. */
-  static int64_t panel_floats(int64_t panel_units) { return panel_units * kColumns + 16; }
+  int64_t passes() const { return ceil_div(units, pass_units); }
+  int64_t a_floats() const {
+    if (a_source != ASource::kPanel) return 0;
+    return aligned(chunk_rows * units + passes() * ceil_div(chunk_rows, kTileRows) * kPanelPadding);
+  }
+  /** Floats from one packed panel of B to the next. */
+  static int64_t panel_floats(int64_t panel_units) { return panel_units * kColumns + kPanelPadding; }
   int64_t b_floats() const { return ceil_div(block_columns, kColumns) * panel_floats(min_of(pass_units, units)); }
   int64_t sums_floats() const {
     if (units <= pass_units) return 0;
@@ -71,21 +78,25 @@ void choose_sources(Plan& p) {
   p.few_rows = g.M <= kFewRows && (g.b.column_stride == 1 || g.b.row_stride == 1);
   p.b_direct = !p.few_rows && g.M <= kDirectPanels * kTileRows && g.b.column_stride == 1 && !odd_pair;
   if (p.b_direct && g.b.dtype == DType::kBF16) p.b_source = p.pairs ? BSource::kBf16Pairs : BSource::kBf16;
-  // Packing A pays once it is read for enough columns.
+  // Packing A pays once it is read for enough columns, and where its rows lie so far apart that they would compete for
+  // the same cache sets.
   const bool unit_rows = g.a.column_stride == 1 && (p.pairs ? !odd_pair : g.a.dtype == DType::kF32);
   const bool read_seldom = g.M <= kTileRows || g.N <= 8 * kColumns;
-  if (unit_rows && p.b_source == BSource::kUnits && read_seldom) p.a_source = ASource::kRows;
+  const bool close =
+      p.units >= kMinInPlaceUnits && g.a.row_stride * static_cast<int64_t>(size_of(g.a.dtype)) <= 4 * kWholeUnits;
+  if (unit_rows && p.b_source == BSource::kUnits && (read_seldom || close)) p.a_source = ASource::kRows;
 }
 
-/** Passes over K and chunks of rows. */
+/** Passes over K, chunks of rows. */
 void choose_cuts(Plan& p) {
-  const int64_t passes = ceil_div(p.units, p.b_direct ? kStreamUnits : kPassUnits);
+  const bool whole = p.few_rows || (p.units <= kWholeUnits && !p.b_direct);
+  const int64_t passes = whole ? 1 : ceil_div(p.units, p.b_direct ? kStreamUnits : kPassUnits);
   p.pass_units = max_of(ceil_div(p.units, max_of(passes, 1)), 1);
-  p.chunk_rows = passes > 1 ? min_of(p.g.M, kMaxChunkRows) : p.g.M;
+  int64_t most_rows = passes > 1 ? kMaxChunkRows : p.g.M;
   if (p.a_source == ASource::kPanel) {
-    p.chunk_rows = min_of(p.chunk_rows, max_of(kChunkBytes / 4 / max_of(p.units, 1), kMinChunkRows));
+    most_rows = min_of(max_of(kChunkBytes / 4 / max_of(p.units, 1), kMinChunkRows), kMaxChunkRows);
   }
-  p.chunk_rows = ceil_div(p.g.M, ceil_div(p.g.M, p.chunk_rows));
+  p.chunk_rows = ceil_div(p.g.M, ceil_div(p.g.M, most_rows));
 }
 
 /** Blocks of C: as many columns as L2 holds, fewer where the threads would not all have work; then rows are split too.
@@ -97,7 +108,7 @@ void choose_blocks(Plan& p, int threads) {
   const int64_t wanted = threads == 1 ? 1 : min_of(4 * threads, max_of(flops / kTaskFlops, 1));
   if (p.few_rows) {
     int64_t columns = max_of(min_of(kStreamColumns, ceil_div(g.N, wanted)), kFewRowsColumns);
-    p.block_columns = ceil_div(columns, kColumns) * kColumns;
+    p.block_columns = min_of(ceil_div(columns, kColumns), column_panels) * kColumns;
     return;
   }
   const int64_t panel_bytes = p.pass_units * kColumns * 4;
@@ -131,7 +142,7 @@ inline void with_type(DType dtype, const Body& body) {
 /** The units of pass `pass`. */
 inline Units pass_of(const Plan& p, int64_t pass) {
   int64_t begin = pass * p.pass_units;
-  return {begin, min_of(begin + p.pass_units, p.units), p.g.K};
+  return {begin, min_of(begin + p.pass_units, p.units), p.g.K, pass};
 }
 
 void pack_a_panels(const Plan& p, const RowPanels& rows, APanels out) {
@@ -188,15 +199,25 @@ struct ColumnPanel {
   float* sums;  // spilled sums of this column panel, tile after tile
 };
 
+constexpr int64_t kTileFloats = kTileRows * kColumns;
+
+/** Asks for `rows` rows of `bytes` bytes while the tile works. */
+inline void prefetch_rows(const void* data, int64_t row_bytes, int rows, int64_t bytes) {
+  for (int r = 0; r < rows; r++) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(data) + r * row_bytes + at);
+  }
+}
+
 void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, const ColumnPanel& c, float* packed_a) {
   const GemmArgs& g = p.g;
+  const int64_t c_bytes = static_cast<int64_t>(size_of(g.c_dtype));
   const bool first = c.units.begin == 0;
   const bool last = c.units.end >= p.units;
   const int vectors = c.n > kLanes ? kTileVectors : 1;
   // Straight into C where nothing is left to do to the sums.
   const bool plain = g.c_dtype == DType::kF32 && g.alpha == 1.0f && !g.accumulate && g.residual == nullptr &&
                      g.bias == nullptr && c.n == vectors * kLanes;
-  alignas(64) float tile_sums[kTileRows * kColumns];
+  alignas(64) float tile_sums[kTileFloats];
   TileFunction run = nullptr;
   int height = 0;
   for (int64_t panel = block.first_panel; panel < block.last_panel; panel++) {
@@ -205,7 +226,7 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
       height = rows.height(panel);
       run = choose_tile(p, c.source, height, vectors);
     }
-    float* spilled = c.sums == nullptr ? tile_sums : c.sums + (panel - block.first_panel) * kTileRows * kColumns;
+    float* spilled = c.sums == nullptr ? tile_sums : c.sums + (panel - block.first_panel) * kTileFloats;
     TileArgs t{};
     t.units = c.units.count();
     if (p.a_source == ASource::kPanel) {
@@ -220,44 +241,52 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
     t.sums = first ? nullptr : spilled;
     t.out = last && plain ? static_cast<float*>(g.c) + row * g.c_row_stride + c.column : spilled;
     t.out_stride = last && plain ? g.c_row_stride : kColumns;
+    // The next rows begin streams of their own, which the hardware would notice late.
+    if (p.a_source == ASource::kRows) prefetch_rows(t.a + height * t.a_row_bytes, t.a_row_bytes, kTileRows, 128);
+    if (last) {
+      const char* out = static_cast<const char*>(g.c) + (row * g.c_row_stride + c.column) * c_bytes;
+      prefetch_rows(out, g.c_row_stride * c_bytes, height, c.n * c_bytes);
+    }
     run(t);
     if (last && !plain) finish(g, {spilled, kColumns}, {row, height, c.column, c.n});
   }
 }
 
+/** The panel of B at `column`, in place or packed into the panels at `buffers`, and the sums that belong to it. */
+ColumnPanel column_panel(const Plan& p, const Block& block, int64_t column, Units units, float* buffers) {
+  const GemmArgs& g = p.g;
+  const int64_t index = (column - block.column) / kColumns;
+  ColumnPanel c{};
+  c.column = column;
+  c.n = static_cast<int>(min_of(kColumns, block.column + block.columns - column));
+  c.units = units;
+  if (p.units > p.pass_units) {
+    c.sums = buffers + p.b_floats() + index * (block.last_panel - block.first_panel) * kTileFloats;
+  }
+  if (p.b_direct && c.n % kLanes == 0) {
+    int64_t k = units.begin * (p.pairs ? 2 : 1);
+    c.b = static_cast<const char*>(g.b.data) + (k * g.b.row_stride + column) * static_cast<int64_t>(size_of(g.b.dtype));
+    c.source = p.b_source;
+    c.unit_stride = g.b.row_stride;
+    return c;
+  }
+  float* panel = buffers + index * Plan::panel_floats(units.count());
+  if (p.b_direct) pack_b_rows(p, units, column, c.n, panel);
+  if (g.b.column_stride != 1) pack_b_panel(p, units, column, c.n, panel);
+  c.b = panel;
+  c.source = BSource::kUnits;
+  c.unit_stride = kColumns;
+  return c;
+}
+
 /** Computes a block of C. `buffers` are the caller's own: panels of B, then spilled sums. */
 void run_block(const Plan& p, const RowPanels& rows, const Block& block, float* packed_a, float* buffers) {
-  const GemmArgs& g = p.g;
-  float* b_panels = buffers;
-  float* sums = p.units > p.pass_units ? buffers + p.b_floats() : nullptr;
-  int64_t panel_sums = (block.last_panel - block.first_panel) * kTileRows * kColumns;
-  int64_t b_bytes = static_cast<int64_t>(size_of(g.b.dtype));
   // K = 0 still makes one pass, over nothing: the epilogue is due.
   for (int64_t pass = 0; pass == 0 || pass * p.pass_units < p.units; pass++) {
     Units units = pass_of(p, pass);
-    const bool by_rows = !p.b_direct && g.b.column_stride == 1;
-    if (by_rows) pack_b_rows(p, units, block.column, block.columns, b_panels);
+    if (!p.b_direct && p.g.b.column_stride == 1) pack_b_rows(p, units, block.column, block.columns, buffers);
     for (int64_t column = block.column; column < block.column + block.columns; column += kColumns) {
-      int64_t index = (column - block.column) / kColumns;
-      ColumnPanel c{};
-      c.column = column;
-      c.n = static_cast<int>(min_of(kColumns, block.column + block.columns - column));
-      c.units = units;
-      c.sums = sums == nullptr ? nullptr : sums + index * panel_sums;
-      if (p.b_direct && c.n % kLanes == 0) {
-        int64_t k = units.begin * (p.pairs ? 2 : 1);
-        c.b = static_cast<const char*>(g.b.data) + (k * g.b.row_stride + column) * b_bytes;
-        c.source = p.b_source;
-        c.unit_stride = g.b.row_stride;
-      } else {
-        float* panel = b_panels + index * Plan::panel_floats(units.count());
-        if (p.b_direct) pack_b_rows(p, units, column, c.n, panel);
-        if (!by_rows && !p.b_direct) pack_b_panel(p, units, column, c.n, panel);
-        c.b = panel;
-        c.source = BSource::kUnits;
-        c.unit_stride = kColumns;
-      }
-      run_column_panel(p, rows, block, c, packed_a);
+      run_column_panel(p, rows, block, column_panel(p, block, column, units, buffers), packed_a);
     }
   }
 }
@@ -338,9 +367,13 @@ void run_on_pool(const GemmArgs& g, Device& device, ThreadPool& pool) {
 /** A bound on a_floats() + worker_floats() over all plans for one thread, growing with each size. */
 int64_t serial_floats(int64_t M, int64_t N, int64_t K) {
   const int64_t panels = ceil_div(N, kColumns);
-  const int64_t a = min_of(M * K, max_of(kChunkBytes / 4, kMinChunkRows * K));
-  const int64_t b = min_of(panels * Plan::panel_floats(min_of(K, kPassUnits)),
-                           kBlockBytes / 4 + Plan::panel_floats(kPassUnits) + 16 * panels);
+  const int64_t row_panels = ceil_div(min_of(M, kMaxChunkRows), kTileRows);
+  const int64_t padding =
+      max_of(ceil_div(K, kPassUnits) * row_panels, ceil_div(K, kStreamUnits) * min_of(row_panels, kDirectPanels)) *
+      kPanelPadding;
+  const int64_t a = min_of(min_of(M, kMaxChunkRows) * K, max_of(kChunkBytes / 4, kMinChunkRows * K)) + padding;
+  const int64_t b = min_of(panels * Plan::panel_floats(min_of(K, kWholeUnits)),
+                           kBlockBytes / 4 + Plan::panel_floats(kWholeUnits) + kPanelPadding * panels);
   // Sums are spilled for a block: of kStreamColumns, or of as many as kBlockBytes hold in a pass of half its full
   // length.
   static_assert(kBlockBytes / 4 <= kStreamColumns * kPassUnits / 2);

@@ -8,8 +8,8 @@ namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 constexpr int kFewRows = 4;
-// K rows of a strip: as many sequential streams as the hardware prefetchers follow.
-constexpr int64_t kStripUnits = 8;
+// K rows of a strip: sequential streams that the hardware prefetchers follow, beside those of the next strip.
+constexpr int64_t kStripUnits = 4;
 
 /** Unit u of row r of A lies at data + r * row_bytes + u * unit_bytes. */
 struct AUnits {
@@ -63,7 +63,9 @@ inline void sum_strip(const FewRows& f, int64_t begin, int64_t end, int64_t j) {
     for (int v = 0; v < kVectors; v++) acc[r][v] = begin == 0 ? zero() : load(f.sums + r * f.stride + j + v * kLanes);
   }
   for (int64_t unit = begin; unit < end; unit++) {
-    __builtin_prefetch(b + (unit + kStripUnits) * unit_stride);
+    for (int64_t j_ahead = 0; j_ahead < kVectors * kLanes; j_ahead += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(b + (unit + kStripUnits) * unit_stride + j_ahead);
+    }
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) {
       int64_t left = f.columns - j - v * kLanes;

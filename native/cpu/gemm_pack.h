@@ -20,6 +20,9 @@ constexpr int kTileRows = 4;
 constexpr int kTileVectors = 1;
 #endif
 constexpr int kColumns = kTileVectors * kLanes;
+// Floats between two packed panels: one cache line, or the panels of a pass of 256 units would all lie in the same sets
+// of L1 and row-by-row packing would evict what it has just written.
+constexpr int64_t kPanelPadding = 16;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -42,6 +45,7 @@ struct RowPanels {
 /** Units [begin, end) of a K range whose length in elements is K; a unit is one element, or two when kPairs. */
 struct Units {
   int64_t begin, end, K;
+  int64_t pass = 0;  // passes over K before this one
   int64_t count() const { return end - begin; }
 };
 
@@ -177,50 +181,56 @@ struct APanels {
 
 /** Where a panel's units of a pass lie: pass after pass, panel after panel. */
 inline float* packed_a_panel(float* all, const RowPanels& rows, int64_t panel, Units units) {
-  return all + units.begin * rows.rows + rows.start(panel) * units.count();
+  return all + units.begin * rows.rows + rows.start(panel) * units.count() +
+         (units.pass * rows.count + panel) * kPanelPadding;
 }
 
-/** One panel under construction, unit after unit of `height` floats. Vectors are stored one over the tail of the other;
- *  only those that would end past the panel are masked, for the next panel may be another thread's. */
-struct APanelWriter {
-  float* panel;
-  int height;
-  int64_t last_whole;
-  APanelWriter(float* at, int panel_height, int64_t units)
-      : panel(at), height(panel_height), last_whole(units - ceil_div(kLanes, panel_height)) {}
-  void put(int64_t unit, F32 lanes) const {
-    if (unit <= last_whole) {
-      store(panel + unit * height, lanes);
-    } else {
-      store_first(panel + unit * height, lanes, height);
+// Panels of A that are packed side by side from rows of M: some cache lines of each, and as many streams of writes.
+constexpr int64_t kPanelsAtOnce = 8;
+
+/** A's rows of the panels from an A that is contiguous along M: neighbours of equal height go by together, K row after
+ * K row. Vectors are stored one over the tail of the other and end in the padding. */
+template <bool kPairs, typename T>
+inline void pack_a_rows(const Matrix& a, Units units, const RowPanels& rows, APanels out) {
+  const T* source = static_cast<const T*>(a.data) + rows.row;
+  const int64_t unit_stride = (kPairs ? 2 : 1) * a.column_stride;
+  for (int64_t panel = out.begin, next; panel < out.end; panel = next) {
+    const int height = rows.height(panel);
+    next = min_of(min_of(panel + kPanelsAtOnce, out.end), panel < rows.higher ? rows.higher : rows.count);
+    const T* run = source + rows.start(panel);
+    const int64_t count = next - panel;
+    const int64_t readable = rows.matrix_rows - rows.row - rows.start(panel);
+    const int64_t whole = readable < kLanes ? 0 : min_of(count, (readable - kLanes) / height + 1);
+    const int64_t panel_stride = height * units.count() + kPanelPadding;
+    float* packed = packed_a_panel(out.all, rows, panel, units);
+    for (int64_t unit = units.begin; unit < units.end; unit++, packed += height) {
+      for (int64_t r = 0; r < count * height; r += 64 / static_cast<int64_t>(sizeof(T))) {
+        __builtin_prefetch(run + (unit + 8) * unit_stride + r);
+      }
+      for (int64_t i = 0; i < whole; i++) {
+        store(packed + i * panel_stride,
+              load_unit_row<kPairs>(run + i * height, unit, a.column_stride, units.K, kLanes));
+      }
+      for (int64_t i = whole; i < count; i++) {
+        store(packed + i * panel_stride,
+              load_unit_row<kPairs>(run + i * height, unit, a.column_stride, units.K, height));
+      }
     }
   }
-};
+}
 
 /** A's rows of the panels, units -> panel[unit][height], height <= kTileRows <= kLanes. */
 template <bool kPairs, typename T>
 inline void pack_a(const Matrix& a, Units units, const RowPanels& rows, APanels out) {
+  if (a.row_stride == 1 && a.column_stride != 1) return pack_a_rows<kPairs, T>(a, units, rows, out);
   const T* source = static_cast<const T*>(a.data) + rows.row * a.row_stride;
-  if (a.row_stride == 1 && a.column_stride != 1) {
-    for (int64_t unit = units.begin; unit < units.end; unit++) {
-      for (int64_t panel = out.begin; panel < out.end; panel++) {
-        int64_t row = rows.start(panel);
-        int height = rows.height(panel);
-        int n = rows.matrix_rows - rows.row - row >= kLanes ? kLanes : height;
-        F32 lanes = load_unit_row<kPairs>(source + row, unit, a.column_stride, units.K, n);
-        APanelWriter(packed_a_panel(out.all, rows, panel, units), height, units.count()).put(unit - units.begin, lanes);
-      }
-    }
-    return;
-  }
   for (int64_t panel = out.begin; panel < out.end; panel++) {
     int height = rows.height(panel);
     const T* panel_source = source + rows.start(panel) * a.row_stride;
     float* packed = packed_a_panel(out.all, rows, panel, units);
     if (a.column_stride == 1) {
-      APanelWriter writer(packed, height, units.count());
       for_transposed_units<kPairs>(panel_source, a.row_stride, height, units,
-                                   [&](int64_t unit, F32 lanes) { writer.put(unit, lanes); });
+                                   [&](int64_t unit, F32 lanes) { store(packed + unit * height, lanes); });
       continue;
     }
     for (int64_t unit = units.begin; unit < units.end; unit++, packed += height) {
