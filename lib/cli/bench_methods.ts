@@ -84,8 +84,8 @@ const tuluDpo: PreferenceLossOptions = {
   referenceFree: false,
 }
 
-/** B / 2 pairs of random tokens a step, the first quarter of each answer being its prompt. The reference pass is a forward
- *  pass of the same model: it costs what one of a second model would. */
+/** B / 2 pairs of random tokens a step, the first quarter of each answer being its prompt. The reference pass is a
+ *  forward pass of the same model: it costs what one of a second model would. */
 class RandomPairs implements Method<CausalLm, { batch: PairBatch; reference: Float64Array }> {
   readonly name = 'bench'
   readonly unitSeed = true

@@ -1,5 +1,5 @@
-// `caravan score`: per-token log-probabilities of given rows, or their rewards. Rows are packed end to end, so that short
-// ones share a pass; the results do not depend on which rows share one, and keep the order of the file.
+// `caravan score`: per-token log-probabilities of given rows, or their rewards. Rows are packed end to end, so that
+// short ones share a pass; the results do not depend on which rows share one, and keep the order of the file.
 import { throwIfAborted } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
 import { openDevice } from '../ops/index.js'

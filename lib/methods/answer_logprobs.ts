@@ -15,15 +15,15 @@ export interface AnswerOptions {
   onProgress?: (done: number) => void
 }
 
-/** Summed log-probability of each answer, by example: 2i the chosen, 2i+1 the rejected one of pair i; 0 for a pair that
- *  has a side without tokens. The sums are those that the loss makes, bit for bit, whichever pairs share a row. */
+/** Summed log-probability of each answer, by example: 2i the chosen, 2i+1 the rejected one of pair i. The sums are
+ *  those that the loss makes, bit for bit, whichever pairs share a row. */
 export async function answerLogprobs(
   policy: CausalLm,
   pairs: EncodedPairs,
   { tokens, signal, onProgress }: AnswerOptions,
 ): Promise<Float64Array> {
   const sums = new Float64Array(2 * pairs.count)
-  const usable = Int32Array.from({ length: pairs.count }, (_, i) => i).filter((pair) => pairs.targetsOf(pair) > 0)
+  const usable = Int32Array.from({ length: pairs.count }, (_, i) => i).filter((pair) => pairs.lengthOf(pair) > 0)
   const plan = planPacking(
     usable.map((pair) => Math.min(pairs.lengthOf(pair), tokens)),
     tokens,

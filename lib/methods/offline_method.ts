@@ -8,9 +8,8 @@ export interface OfflineState {
   loader: LoaderState
 }
 
-export abstract class OfflineMethod<Models, Micro> implements Method<Models, Micro> {
-  abstract readonly name: string
-  abstract readonly unitSeed: boolean
+/** Draws global batches from a loader, up to a number of steps, and knows where it stands. */
+export abstract class LoaderMethod<Micro> {
   readonly metricNames?: readonly string[]
   readonly totalSteps: number
   #done = 0
@@ -24,17 +23,16 @@ export abstract class OfflineMethod<Models, Micro> implements Method<Models, Mic
     this.totalSteps = maxSteps > 0 ? Math.min(maxSteps, all) : all
   }
 
-  abstract loss(models: Models, micro: Micro): MicroLoss
-
   /** What the summed loss of `batch` is divided by. */
   protected abstract countOf(batch: GlobalBatch<Micro>): number
 
-  *batches(): Iterable<Batch<Micro>> {
+  /** The loader's batches, as far as the method goes. */
+  protected *drawn(): Generator<GlobalBatch<Micro>> {
     while (this.#done < this.totalSteps) {
       const batch = this.loader.next()
       if (!batch) return
       this.#done++
-      yield { count: this.countOf(batch), tokens: batch.tokenCount, microBatches: () => batch.microBatches() }
+      yield batch
     }
   }
 
@@ -46,5 +44,19 @@ export abstract class OfflineMethod<Models, Micro> implements Method<Models, Mic
     const { done, loader } = state as OfflineState
     this.loader.restore(loader)
     this.#done = done
+  }
+}
+
+/** A method that takes the loader's batches as they are. */
+export abstract class OfflineMethod<Models, Micro> extends LoaderMethod<Micro> implements Method<Models, Micro> {
+  abstract readonly name: string
+  abstract readonly unitSeed: boolean
+
+  abstract loss(models: Models, micro: Micro): MicroLoss
+
+  *batches(): Iterable<Batch<Micro>> {
+    for (const batch of this.drawn()) {
+      yield { count: this.countOf(batch), tokens: batch.tokenCount, microBatches: () => batch.microBatches() }
+    }
   }
 }

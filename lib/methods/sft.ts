@@ -3,10 +3,10 @@ import type { GlobalBatch, Loader } from '../data/loader.js'
 import type { PackedBatch } from '../data/pack.js'
 import { type LossReduction, sftLoss } from '../losses/sft.js'
 import type { CausalLm } from '../models/index.js'
-import { selfSegments } from '../ops/index.js'
 import { Tensor } from '../tensor/index.js'
 import type { MicroLoss } from './method.js'
 import { OfflineMethod } from './offline_method.js'
+import { packedRows } from './packed_logprobs.js'
 
 export interface SftOptions {
   reduction: LossReduction
@@ -44,17 +44,8 @@ export class Sft extends OfflineMethod<SftModels, PackedBatch> {
 
   loss({ policy }: SftModels, micro: PackedBatch): MicroLoss {
     const { device } = policy
-    const { data, shape } = selfSegments(micro.cuSeqlens)
-    const N = micro.inputIds.length
-    const hidden = policy.hidden(
-      {
-        ids: Tensor.from(device, micro.inputIds, [N]),
-        positions: Tensor.from(device, micro.positions, [N]),
-        segments: Tensor.from(device, data, shape),
-      },
-      { checkpoint: this.options.activationCheckpointing },
-    )
-    const target = Tensor.from(device, micro.labels, [N])
+    const hidden = policy.hidden(packedRows(device, micro), { checkpoint: this.options.activationCheckpointing })
+    const target = Tensor.from(device, micro.labels, [micro.labels.length])
     const { reduction, zLoss } = this.options
     return { sum: sftLoss(hidden, policy.head, { target, zLoss, reduction, targets: micro.targetCount }) }
   }

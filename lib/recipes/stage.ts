@@ -18,7 +18,7 @@ const choices: { [key: string]: readonly string[] } = {
   packing: PACK_STRATEGIES,
   reduction: lossReductions,
   trainOn: ['all', 'last'],
-  loss: preferenceLosses,
+  loss: [...preferenceLosses, 'kto'],
 }
 
 /** What every training stage can be told. */
@@ -101,6 +101,9 @@ export const dpoDefaults = {
   labelSmoothing: 0,
   /** No reference model where the loss would have one. */
   referenceFree: false,
+  /** kto, which takes unpaired answers too: weights of good and of bad ones. */
+  desirableWeight: 1,
+  undesirableWeight: 1,
 }
 
 /** A scalar reward trained on pairs. */

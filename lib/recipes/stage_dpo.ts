@@ -18,9 +18,11 @@ import { judgePairs } from './pocket_pairs_judge.js'
 import { type PreparedStage, type StageContext, work } from './prepared_stage.js'
 import { referenceLogprobs } from './reference_logprobs.js'
 import type { DpoSettings } from './stage.js'
+import { prepareKto } from './stage_kto.js'
 
 /** Loads the policy, tokenises the pairs, and computes or reads the reference log-probabilities. */
 export async function prepareDpo(device: Device, settings: DpoSettings, context: StageContext): Promise<PreparedStage> {
+  if (settings.loss === 'kto') return await prepareKto(device, settings, context)
   const options = lossOptions(settings)
   checkPreferenceOptions(options)
   const text = await openChatText(settings, context)

@@ -2,13 +2,13 @@
 import { throwIfAborted } from '../base/errors.js'
 import type { EncodedExamples } from '../data/encoded.js'
 import { Loader } from '../data/loader.js'
-import { type PackedBatch, packRow, planPacking } from '../data/pack.js'
+import { packRow, planPacking } from '../data/pack.js'
 import type { LossReduction } from '../losses/sft.js'
+import { packedLogprobs } from '../methods/packed_logprobs.js'
 import { Sft } from '../methods/sft.js'
 import { type CausalLm, loadModel } from '../models/index.js'
-import { linearLogprob, selfSegments } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
-import { scope, Tensor } from '../tensor/index.js'
+import { scope } from '../tensor/index.js'
 import { type ChatText, checkVocabulary, encodedExamples, openChatText, splitHeldOut } from './chat_data.js'
 import { applyLora, usesLora } from './lora_setting.js'
 import { pocketData } from './pocket_data.js'
@@ -78,21 +78,9 @@ async function heldOutLoss(
   for (let row = 0; row < plan.rowCount; row++) {
     throwIfAborted(signal)
     const micro = packRow(plan, row, held)
-    using logp = scope(() => logprobsOf(model, micro))
+    using logp = scope(() => packedLogprobs(model, micro))
     for (const value of await logp.read()) sum -= value
     count += micro.targetCount
   }
   return { evalLoss: count === 0 ? 0 : sum / count }
-}
-
-function logprobsOf(model: CausalLm, micro: PackedBatch): Tensor {
-  const N = micro.inputIds.length
-  const { data, shape } = selfSegments(micro.cuSeqlens)
-  const { device } = model
-  const hidden = model.hidden({
-    ids: Tensor.from(device, micro.inputIds, [N]),
-    positions: Tensor.from(device, micro.positions, [N]),
-    segments: Tensor.from(device, data, shape),
-  })
-  return linearLogprob(hidden, model.head, Tensor.from(device, micro.labels, [N])).logp
 }

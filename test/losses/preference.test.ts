@@ -166,20 +166,17 @@ const twoTokens = (chosen: number, rejected: number) =>
   [Float32Array.of(chosen / 2, chosen / 2, rejected / 2, rejected / 2), [0, 2, 2, 2, 4, 2]] as const
 
 describe('values by hand', () => {
-  it.each([
-    ['dpo, z = 0', { ...base, loss: 'dpo', beta: 0.1 }, -1, -1, Math.LN2],
-    ['dpo, z = 5', { ...base, loss: 'dpo', beta: 0.1 }, 0, -5, 0.474077],
-    ['dpo, z = -5', { ...base, loss: 'dpo', beta: 0.1 }, -5, 0, 0.974077],
-    ['dpo smoothed, beta z = .5', { ...base, loss: 'dpo', beta: 0.1, labelSmoothing: 0.1 }, 0, -5, 0.524077],
-    ['simpo, difference 1', { ...base, loss: 'simpo', beta: 0.1, gammaBetaRatio: 0.3 }, 0, -2, 0.65876],
-  ] as [string, PreferenceLossOptions, number, number, number][])(
-    '%s',
-    async (_, options, chosen, rejected, wanted) => {
-      const [logp, spans] = twoTokens(chosen, rejected)
-      const { loss } = await evaluated(logp, { spans: [...spans], reference: [0, 0], options })
-      expect(loss).toBeCloseTo(wanted, 5)
-    },
-  )
+  it.each<[string, PreferenceLossOptions, [chosen: number, rejected: number], number]>([
+    ['dpo, z = 0', { ...base, loss: 'dpo', beta: 0.1 }, [-1, -1], Math.LN2],
+    ['dpo, z = 5', { ...base, loss: 'dpo', beta: 0.1 }, [0, -5], 0.474077],
+    ['dpo, z = -5', { ...base, loss: 'dpo', beta: 0.1 }, [-5, 0], 0.974077],
+    ['dpo smoothed, beta z = .5', { ...base, loss: 'dpo', beta: 0.1, labelSmoothing: 0.1 }, [0, -5], 0.524077],
+    ['simpo, difference 1', { ...base, loss: 'simpo', beta: 0.1, gammaBetaRatio: 0.3 }, [0, -2], 0.65876],
+  ])('%s', async (_, options, sides, wanted) => {
+    const [logp, spans] = twoTokens(...sides)
+    const { loss } = await evaluated(logp, { spans: [...spans], reference: [0, 0], options })
+    expect(loss).toBeCloseTo(wanted, 5)
+  })
 
   it('wpo weights a pair by its likelihood per token, which has no gradient', async () => {
     const [logp, spans] = twoTokens(-1, -2)

@@ -148,6 +148,56 @@ describe('dpo', () => {
   })
 })
 
+describe('kto', () => {
+  const rows = () =>
+    pairs(24).map(({ prompt, chosen, rejected }, i) => ({
+      prompt,
+      completion: i % 3 === 0 ? rejected : chosen,
+      label: i % 3 !== 0,
+    }))
+  const ktoRun = (settings: object = {}, more: Partial<RunOptions> = {}) =>
+    pairRun('dpo', { loss: 'kto', beta: 0.5, ...settings }, more)
+
+  it('learns from answers that are good or bad, and from pairs', async () => {
+    for (const data of [[writeLines(`${directory}-feedback.jsonl`, rows())], [file]]) {
+      directory = `${directory}-on`
+      const { events, error } = await outcomeOf(ktoRun({ steps: 6, epochs: 3, warmupRatio: 0 }, { data }))
+      expect(error).toBeUndefined()
+      const steps = eventsOf(events, 'step')
+      // The policy is the reference at first: no answer is better, and the reference point is 0.
+      expect(steps[0]!.loss).toBeCloseTo(0.5, 6)
+      expect(steps[0]!.metrics).toMatchObject({ 'rewards/chosen': 0, 'rewards/rejected': 0, kl: 0 })
+      expect(steps.at(-1)!.loss).toBeLessThan(0.5)
+      expect(steps.at(-1)!.metrics['rewards/margin']).toBeGreaterThan(0)
+    }
+  })
+
+  it('is the same in other micro-batches, within rounding, and resumes to the same bits', async () => {
+    await outcomeOf(ktoRun())
+    const [wanted, hash] = [await new MetricsLog(directory).rows(), finalHash('dpo')]
+    directory = `${directory}-small`
+    await outcomeOf(ktoRun({ microBatchTokens: 150 }))
+    for (const [i, row] of (await new MetricsLog(directory).rows()).entries()) {
+      expect(Math.abs((row.loss as number) - (wanted[i]!.loss as number))).toBeLessThan(2e-6)
+    }
+    directory = `${directory}-resumed`
+    await outcomeOf(ktoRun(), { leave: (event) => event.type === 'step' && event.step === 3 })
+    await outcomeOf(ktoRun({}, { resume: true, threads: 1 }))
+    expect(finalHash('dpo')).toBe(hash)
+  })
+
+  it('needs a label on every row', async () => {
+    const data = [writeLines(`${directory}.jsonl`, [...rows(), { prompt: 'q', completion: 'a' }])]
+    const { error } = await outcomeOf(ktoRun({}, { data }))
+    expect(error).toMatchObject({
+      code: 'ERR_DATA',
+      message: expect.stringMatching(/jsonl:25: `label` must be true or/),
+    })
+    const mixed = await outcomeOf(ktoRun({ evaluationShare: 0.1 }, { directory: `${directory}-x` }))
+    expect(mixed.error).toMatchObject({ code: 'ERR_CONFIG' })
+  })
+})
+
 describe('reward_model', () => {
   it('learns to tell the sides apart, and is saved as a classifier with one label', async () => {
     const { events, error } = await outcomeOf(pairRun('reward_model', { steps: 12, epochs: 4, evaluationShare: 0.2 }))
