@@ -161,8 +161,10 @@ export async function exampleLogprobs(
   all: EncodedExamples,
   { examples, tokens }: { examples: ArrayLike<number>; tokens: number },
 ): Promise<Float64Array> {
-  const lengths = Int32Array.from(examples, (example) => Math.min(all.lengthOf(example), tokens))
-  const plan = planPacking(lengths, tokens, 'bfd')
+  const lengths = Int32Array.from(examples, (example) => all.lengthOf(example))
+  // The sum is that of a whole example, whatever its length.
+  const limit = lengths.reduce((most, length) => Math.max(most, length), tokens)
+  const plan = planPacking(lengths, limit, 'bfd')
   const positions = plan.example.slice()
   for (let i = 0; i < plan.example.length; i++) plan.example[i] = examples[positions[i]!]!
   const sums = new Float64Array(examples.length)

@@ -17,7 +17,7 @@ import { familyNamed, type Task } from './registry.js'
 export class RewardModel extends Module {
   readonly task: Task = 'SequenceClassification'
   readonly decoder: Decoder
-  /** [1,D], without bias. */
+  /** [1,D], without bias; a new one is f32 on a body of any precision. */
   readonly score: Linear
 
   constructor(
@@ -37,7 +37,7 @@ export class RewardModel extends Module {
 
   /** Element type of the weights in memory. */
   get dtype(): DType {
-    return this.score.weight.dtype
+    return this.decoder.embedding.weight.dtype
   }
 
   get warnings(): readonly string[] {
@@ -88,7 +88,7 @@ export async function loadRewardModel(
   const made: Tensor[] = []
   const source = (place: ParameterPlace): Tensor => {
     if (!options.head || place.name !== 'score.weight') return loader.source(place)
-    const tensor = keep(newHead(device, place, { ...options.head(config.D), dtype }))
+    const tensor = keep(newHead(device, place, options.head(config.D)))
     made.push(tensor)
     return tensor
   }
@@ -107,11 +107,9 @@ export async function loadRewardModel(
   }
 }
 
-function newHead(
-  device: Device,
-  { shape }: ParameterPlace,
-  { seed, deviation, dtype }: ScoreHeadInit & { dtype: 'f32' | 'bf16' },
-): Tensor {
+/** f32, so that its gradient is too: through the widening of a bf16 one it would be bf16. It costs D numbers. */
+function newHead(device: Device, { shape }: ParameterPlace, { seed, deviation }: ScoreHeadInit): Tensor {
+  const dtype = 'f32'
   if (deviation === 0) return fill(device, shape, { value: 0, dtype })
   return randomNormal(device, shape, { deviation, seed, stream: SCORE_STREAM, dtype })
 }

@@ -11,6 +11,7 @@ import { Kto, LabelledExamples, mismatchedAnswers } from '../methods/kto.js'
 import { type CausalLm, loadModel } from '../models/index.js'
 import type { Device } from '../runtime/index.js'
 import { type ChatText, checkVocabulary, encodedExamples, openChatText } from './chat_data.js'
+import { applyLora, usesLora } from './lora_setting.js'
 import { pocketData } from './pocket_data.js'
 import { loaderOptions, type PreparedStage, reportLoader, type StageContext, work } from './prepared_stage.js'
 import { referenceLogprobs } from './reference_logprobs.js'
@@ -21,8 +22,9 @@ export async function prepareKto(device: Device, settings: DpoSettings, context:
   checkKtoOptions(settings)
   checkUndivided(settings, context.stage)
   const text = await openChatText(settings, context)
-  const model = await loadModel(device, settings.model, { dtype: context.dtype, trainable: true })
+  const model = await loadModel(device, settings.model, { dtype: context.dtype, trainable: !usesLora(settings) })
   try {
+    applyLora(model, settings, context)
     return await prepareData({ model, ...text }, settings, context)
   } catch (error) {
     model.dispose()
@@ -30,8 +32,12 @@ export async function prepareKto(device: Device, settings: DpoSettings, context:
   }
 }
 
-/** Labels follow the order of the rows, so the rows must not be mixed or divided. */
-function checkUndivided({ mix, evaluationShare, referenceFree }: DpoSettings, stage: string): void {
+/** Labels follow the order of the rows, so the rows must not be mixed or divided; nor may an answer be. */
+function checkUndivided({ mix, evaluationShare, referenceFree, packing }: DpoSettings, stage: string): void {
+  if (packing !== 'bfd' && packing !== 'none') {
+    const message = `${stage}.packing must be bfd or none, which keep an answer together; got ${packing}`
+    throw new CaravanError('ERR_CONFIG', message)
+  }
   if (mix.length > 0 || evaluationShare > 0) {
     throw new CaravanError('ERR_CONFIG', `${stage}.loss=kto uses its data whole: no mix, no evaluationShare`)
   }
@@ -48,6 +54,7 @@ async function prepareData(
   checkVocabulary(model.config, tokenizer, settings.model)
   const own = context.builtInData ? () => [...pocketData(context.seed).pairs(settings.rows)] : undefined
   const examples = await encodedExamples(loaded, settings, context, { form: feedbackRows, own })
+  refuseCut(examples, settings, context.stage)
   const desirable = settings.data.length === 0 ? alternating(examples.count) : await labelsOf(settings)
   const mismatched = mismatchedAnswers(examples, settings.maxTokens)
   const both = new EncodedPairs(interleaved(examples, mismatched), false)
@@ -64,6 +71,18 @@ async function prepareData(
   }
   const method = new Kto(loader, data, { ...settings, maxSteps: settings.steps })
   return { ...loaded, ...work(method, { policy: model }), meanContext: examples.meanContext(settings.maxTokens) }
+}
+
+/** The reference speaks of whole answers: a part of one cannot be compared with it. */
+function refuseCut(examples: EncodedExamples, { microBatchTokens, packing }: DpoSettings, stage: string): void {
+  const isCut = (_: unknown, i: number) => packing === 'bfd' && examples.lengthOf(i) > microBatchTokens
+  const count = Array.from({ length: examples.count }, isCut).filter(Boolean).length
+  if (count === 0) return
+  const what = `${count} answers with their prompts are longer than ${stage}.microBatchTokens`
+  throw new CaravanError('ERR_CONFIG', `${what}, ${microBatchTokens}, and would be cut`, {
+    details: { examples: count, microBatchTokens },
+    hint: `raise ${stage}.microBatchTokens, lower ${stage}.maxTokens, or set ${stage}.packing=none`,
+  })
 }
 
 /** Labels of pairs laid out one side after the other. */

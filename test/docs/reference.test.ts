@@ -3,14 +3,21 @@
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { isDeepStrictEqual } from 'node:util'
 import type { Command } from 'commander'
 import { describe, expect, it } from 'vitest'
 import { createProgram } from '../../lib/cli/program.js'
+import { ktoMetrics } from '../../lib/losses/kto.js'
+import { preferenceLosses } from '../../lib/losses/preference.js'
+import { rewardMetrics } from '../../lib/losses/reward.js'
+import { preferenceMetrics } from '../../lib/ops/index.js'
 import { loraDefaults } from '../../lib/recipes/lora_setting.js'
 import {
+  dpoDefaults,
   pretrainDefaults,
-  type Setting,
-  type SftSettings,
+  resolveStage,
+  rewardDefaults,
+  type Settings,
   sftDefaults,
   trainingDefaults,
 } from '../../lib/recipes/stage.js'
@@ -78,7 +85,7 @@ describe('docs/cli.md', () => {
 })
 
 /** As docs/recipes.md writes a value: numbers in either notation, words, nothing for what is empty. */
-function sameValue(written: string, value: Setting): boolean {
+function sameValue(written: string, value: Settings[string]): boolean {
   const plain = written.replaceAll('`', '').trim()
   if (typeof value === 'number') return plain !== '' && Number(plain.replaceAll(' ', '')) === value
   if (Array.isArray(value)) return plain === value.join(',')
@@ -96,8 +103,31 @@ function settingPairs(text: string): [string, string][] {
 }
 
 /** The settings of a stage that are not among `shared` ones. */
-function without(settings: object, ...shared: object[]): object {
+function without(settings: Settings, ...shared: Settings[]): Settings {
   return Object.fromEntries(Object.entries(settings).filter(([key]) => !shared.some((others) => key in others)))
+}
+
+/** The settings that `a` has in common with `b`, with the same default. */
+function common(a: Settings, b: Settings): Settings {
+  return Object.fromEntries(Object.entries(a).filter(([key, value]) => key in b && isDeepStrictEqual(b[key], value)))
+}
+
+const onData = without(common(common(sftDefaults, dpoDefaults), rewardDefaults), trainingDefaults, loraDefaults)
+const onPairs = without(common(dpoDefaults, rewardDefaults), trainingDefaults, loraDefaults, onData)
+
+/** What the tables of published numbers say of one scale. An empty cell repeats the one to its left. */
+function publishedNumbers(text: string, scale: string): Map<string, string> {
+  const [header, ...rows] = tableRows(text)
+  const column = Math.max(header!.indexOf(scale), header!.indexOf('all scales'))
+  expect(column).toBeGreaterThan(0)
+  const written = new Map<string, string>()
+  for (const cells of rows) {
+    const cell = cells.slice(1, column + 1).findLast((part) => part !== '') ?? ''
+    const names = codeWords(cells[0]!)
+    const parts = cell.replace(' to 0', '').split(',')
+    for (const [i, name] of names.entries()) written.set(name, parts[i] ?? '')
+  }
+  return written
 }
 
 describe('docs/recipes.md', () => {
@@ -105,46 +135,58 @@ describe('docs/recipes.md', () => {
 
   it.each([
     ['### All stages', trainingDefaults],
-    ['### sft', without(sftDefaults, trainingDefaults, loraDefaults)],
+    ['### Stages on data', onData],
+    ['### sft', without(sftDefaults, trainingDefaults, loraDefaults, onData)],
+    ['### Stages on pairs', onPairs],
+    ['### dpo', without(dpoDefaults, trainingDefaults, loraDefaults, onData, onPairs)],
+    ['### reward_model', without(rewardDefaults, trainingDefaults, loraDefaults, onData, onPairs)],
     ['### lora', loraDefaults],
-  ] as [string, { [key: string]: Setting }][])('lists the settings of %s with their defaults', (heading, defaults) => {
+    ['### base (pretrain)', without(pretrainDefaults, trainingDefaults)],
+  ] as [string, Settings][])('lists the settings of %s with their defaults', (heading, defaults) => {
     const pairs = settingPairs(section(text, heading))
     expect(pairs.map(([key]) => key).sort()).toEqual(Object.keys(defaults).sort())
     for (const [key, written] of pairs) expect(sameValue(written, defaults[key]!), `${key}: ${written}`).toBe(true)
   })
 
-  it('lists the settings of base', () => {
-    const words = new Map(
-      [...section(text, '### base (pretrain)').matchAll(/`(\w+)` ([\d. e-]*\d)/g)].map(([, key, value]) => [
-        key,
-        value!,
-      ]),
-    )
-    const own = Object.entries(pretrainDefaults).filter(([key]) => !(key in trainingDefaults))
-    expect([...words.keys()].sort()).toEqual(own.map(([key]) => key).sort())
-    for (const [key, value] of own) expect(sameValue(words.get(key)!, value), key).toBe(true)
+  it.each([
+    ['#### Supervised fine-tuning', 'sft'],
+    ['#### Preference tuning', 'dpo'],
+    ['#### Reward model', 'reward_model'],
+  ])('has the published numbers: %s', (heading, name) => {
+    for (const scale of ['8b', '70b', '405b']) {
+      const stage = tulu3({ scale }).stages.find((candidate) => candidate.name === name)!
+      const settings: Settings = resolveStage(stage, {}).values
+      const written = publishedNumbers(section(text, heading), scale)
+      for (const [key, value] of written) {
+        expect(sameValue(value, settings[key]!), `${scale}: ${key} ${value}`).toBe(true)
+      }
+      const unwritten = Object.keys(stage.settings).filter((key) => !written.has(key))
+      expect(unwritten).toEqual(['activationCheckpointing']) // in the text below the tables
+    }
   })
 
-  it('has the numbers of the published scales', () => {
-    const rows = tableRows(section(text, '### Published scales')).slice(1)
-    for (const [column, scale] of ['8b', '70b', '405b'].entries()) {
-      const stage = tulu3({ scale }).stages[0]!
-      const settings: Partial<SftSettings> = { ...sftDefaults, ...stage.settings }
-      const written = new Map<string, string>()
-      for (const cells of rows) {
-        // An empty cell repeats the one to its left.
-        const cell = cells.slice(1, column + 2).findLast((text) => text !== '') ?? ''
-        const names = codeWords(cells[0]!)
-        const parts = cell.replace(' to 0', '').split(',')
-        for (const [i, name] of names.entries()) written.set(name, parts[i] ?? '')
-      }
-      expect(written.size).toBeGreaterThan(15)
-      for (const [name, value] of written) {
-        expect(sameValue(value, settings[name as keyof SftSettings]!), `${scale}: ${name} ${value}`).toBe(true)
-      }
-      const unwritten = Object.keys(stage.settings).filter((name) => !written.has(name))
-      expect(unwritten).toEqual(['activationCheckpointing']) // in the text below the table
-    }
+  it('names the stages that a recipe has', () => {
+    const names = [...tableRows(section(text, '## tulu3'))].map(([cell]) => codeWords(cell!)[0])
+    for (const { name } of tulu3().stages) expect(names).toContain(name)
+  })
+})
+
+describe('docs/preference.md', () => {
+  const text = textOf('docs/preference.md')
+
+  it('has a formula for every loss', () => {
+    const rows = tableRows(section(text, '## Losses')).slice(1)
+    expect(rows.flatMap(([cell]) => codeWords(cell!))).toEqual([...preferenceLosses])
+  })
+
+  it.each([
+    ['## Metrics', preferenceMetrics],
+    ['## KTO', ktoMetrics],
+    ['### Loss', rewardMetrics],
+  ])('lists what is logged: %s', (heading, names) => {
+    const rows = tableRows(section(text, heading)).slice(1)
+    const logged = rows.flatMap(([cell]) => codeWords(cell!)).filter((name) => !name.startsWith('eval/'))
+    expect(logged).toEqual([...names])
   })
 })
 
@@ -159,11 +201,14 @@ describe('docs/embedding.md', () => {
 })
 
 describe('docs/data.md', () => {
-  it('lists the row shapes in the order in which they are tried', () => {
-    const source = textOf('lib/data/rows.ts')
+  it.each([
+    ['## Rows', 'lib/data/rows.ts', 9],
+    ['## Pairs', 'lib/data/pair_rows.ts', 3],
+  ])('lists the shapes of %s in the order in which they are tried', (heading, path, count) => {
+    const source = textOf(path)
     const tried = [...source.matchAll(/^ +(?:\{ )?fields: \[([^\]]+)\]/gm)].map(([, list]) => quotedWords(list!))
-    expect(tried.length).toBeGreaterThan(5)
-    const rows = tableRows(section(textOf('docs/data.md'), '## Rows')).slice(1)
+    expect(tried.length).toBe(count)
+    const rows = tableRows(section(textOf('docs/data.md'), heading)).slice(1)
     const documented = rows.flatMap(([cell]) => cell!.split(', or').map((part) => codeWords(part)))
     const required = documented.map((fields, i) => fields.slice(0, tried[i]?.length))
     expect(required).toEqual(tried)

@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
+import { openSafetensors } from '../../lib/data/safetensors.js'
 import type { RunOptions } from '../../lib/recipes/run.js'
 import { MetricsLog } from '../../lib/train/metrics.js'
 import { leakedTensors } from '../train/small_runs.js'
@@ -186,6 +187,28 @@ describe('kto', () => {
     expect(finalHash('dpo')).toBe(hash)
   })
 
+  it('cuts no answer, whose reference is of all of it', async () => {
+    const refused = async (settings: object, message: RegExp) =>
+      expect((await outcomeOf(ktoRun(settings))).error).toMatchObject({
+        code: 'ERR_CONFIG',
+        message: expect.stringMatching(message),
+      })
+    await refused({ packing: 'wrapped' }, /packing must be bfd or none/)
+    await refused({ microBatchTokens: 40 }, /48 answers with their prompts are longer than dpo.microBatchTokens, 40,/)
+    const { error, events } = await outcomeOf(ktoRun({ microBatchTokens: 40, packing: 'none' }))
+    expect(error).toBeUndefined()
+    expect(eventsOf(events, 'step')[0]!.loss).toBeCloseTo(0.5, 6)
+  })
+
+  it('trains an adapter where it is asked to', async () => {
+    const { error, events } = await outcomeOf(ktoRun({ 'lora.rank': 2, lr: 1e-2, steps: 6, epochs: 3, warmupRatio: 0 }))
+    expect(error).toBeUndefined()
+    expect(existsSync(join(directory, 'dpo', 'adapter', 'adapter_model.safetensors'))).toBe(true)
+    const losses = eventsOf(events, 'step').map(({ loss }) => loss)
+    expect(losses[0]).toBeCloseTo(0.5, 6)
+    expect(losses.at(-1)).toBeLessThan(0.5)
+  })
+
   it('needs a label on every row', async () => {
     const data = [writeLines(`${directory}.jsonl`, [...rows(), { prompt: 'q', completion: 'a' }])]
     const { error } = await outcomeOf(ktoRun({}, { data }))
@@ -208,6 +231,22 @@ describe('reward_model', () => {
     expect(eventsOf(events, 'evaluation')[0]!.metrics['eval/rewards/accuracy']).toBeGreaterThan(0.9)
     const config = JSON.parse(readFileSync(join(directory, 'reward_model', 'config.json'), 'utf8'))
     expect(config.architectures).toEqual(['LlamaForSequenceClassification'])
+  })
+
+  it('is trained and resumed in bf16, too, with a head in f32 that is saved as the rest', async () => {
+    const options = (folder: string) => pairRun('reward_model', { lr: 1e-2 }, { dtype: 'bf16', directory: folder })
+    const { events, error } = await outcomeOf(options(directory))
+    expect(error).toBeUndefined()
+    expect(eventsOf(events, 'step').every(({ skipped }) => !skipped)).toBe(true)
+    const path = join(directory, 'reward_model')
+    const { tensors } = await openSafetensors(join(path, 'model.safetensors'))
+    expect(new Set([...tensors.values()].map(({ dtype }) => dtype))).toEqual(new Set(['BF16']))
+    expect(JSON.parse(readFileSync(join(path, 'config.json'), 'utf8')).torch_dtype).toBe('bfloat16')
+    const again = `${directory}-resumed`
+    await outcomeOf(options(again), { leave: (event) => event.type === 'step' && event.step === 3 })
+    const rest = await outcomeOf({ ...options(again), resume: true })
+    expect(eventsOf(rest.events, 'stage')[0]).toMatchObject({ resumedFrom: 2 })
+    expect(finalHash('reward_model', again)).toBe(finalHash('reward_model'))
   })
 
   it('takes margins from a column', async () => {
