@@ -9,7 +9,10 @@ export { Loader, type LoaderOptions } from './data/loader.js'
 export { openSafetensors } from './data/safetensors.js'
 export { writeSafetensors } from './data/safetensors_writer.js'
 export { type Generated, type GenerateOptions, type GenerateProgress, generateGreedy } from './generate/index.js'
+export { Dpo } from './methods/dpo.js'
+export { Kto } from './methods/kto.js'
 export type { Batch, Method } from './methods/method.js'
+export { RewardTraining } from './methods/reward_model.js'
 export { Sft } from './methods/sft.js'
 export {
   addAdapter,
@@ -18,8 +21,10 @@ export {
   type LoraOptions,
   loadAdapter,
   loadModel,
+  loadRewardModel,
   mergeAdapter,
   newModel,
+  RewardModel,
   removeAdapter,
   saveAdapter,
   saveModel,

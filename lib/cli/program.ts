@@ -10,7 +10,7 @@ import { byteSize, collectAssignment, commaList, oneOf, pairs, wholeNumber } fro
 export function createProgram(ended: Ended): Command {
   const program = new Command('caravan')
   program
-    .description('Post-training of language models in Node.js: supervised fine-tuning on your own CPU or GPU.')
+    .description('Post-training of language models in Node.js: fine-tuning, preference tuning, reward models.')
     .version(packageVersion(), '-v, --version', 'print the version')
     .helpOption('-h, --help', 'show this help')
     .helpCommand('help [command]', 'show the help of a command')

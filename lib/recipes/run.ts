@@ -47,7 +47,8 @@ export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<
       gatesPassed &&= await gatesPassedBefore(directory, name)
     } else {
       if (options.stop?.aborted) throw stoppedBefore(name, options.stop)
-      const start = (await resultOf(directory, stage.from)) ?? before ?? ''
+      const given = stage.from !== undefined && !resolved.has(stage.from) ? model : undefined
+      const start = (await resultOf(directory, stage.from)) ?? given ?? before ?? ''
       const settings = { ...values, ...('model' in values && values.model === '' ? { model: start } : {}) }
       const judged = yield* runOne({
         recipe,

@@ -249,6 +249,17 @@ describe('reward_model', () => {
     expect(finalHash('reward_model', again)).toBe(finalHash('reward_model'))
   })
 
+  it('starts from the given model beside dpo, not from what dpo made', async () => {
+    const settings = { ...pairRun('dpo', { steps: 2 }).overrides, ...pairRun('reward_model', { steps: 2 }).overrides }
+    const overrides = { ...settings, 'reward_model.data': file, 'reward_model.headScale': '0' }
+    const { error } = await outcomeOf(pairRun('dpo', {}, { stages: ['dpo', 'reward_model'], overrides }))
+    expect(error).toBeUndefined()
+    const together = finalHash('reward_model')
+    directory = `${directory}-alone`
+    await outcomeOf(pairRun('reward_model', { steps: 2, headScale: 0 }))
+    expect(finalHash('reward_model')).toBe(together)
+  })
+
   it('takes margins from a column', async () => {
     await outcomeOf(pairRun('reward_model'))
     const plain = await new MetricsLog(directory).rows()
