@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""The rival of `caravan bench step`: the same step in PyTorch + transformers, on the same shapes.
+"""The rival of `caravan bench step` and `caravan bench generate`: the same work in PyTorch + transformers, same shapes.
 
-usage: torch_peer.py [sft|dpo] --model {tiny|small|base} --dtype {fp32|bf16} [--threads N] [--steps N] [--compile]
-                     [--cached-reference]
+usage: torch_peer.py [sft|dpo|generate] --model {tiny|small|base} --dtype {fp32|bf16} [--threads N] [--steps N] [--compile]
+                     [--cached-reference] [--batch N]
 
-Prints one JSON line: tokens per second of the median step, peak resident memory in MiB, the last loss. Weights and tokens
-are random. bf16 means f32 master weights with bf16 autocast, which is what trainers do. Needs torch and transformers.
+Prints one JSON line. sft, dpo: tokens per second of the median step, peak resident memory in MiB, the last loss; bf16 means
+f32 master weights with bf16 autocast, which is what trainers do. generate: new tokens per second of the median call, prompts
+of 32 tokens, 64 new ones, temperature 1; bf16 means bf16 weights. Weights and tokens are random. Needs torch and
+transformers.
 """
 import argparse
 import json
@@ -41,11 +43,12 @@ def shapes(name):
 
 def parse():
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", nargs="?", choices=["sft", "dpo"], default="sft")
+    parser.add_argument("mode", nargs="?", choices=["sft", "dpo", "generate"], default="sft")
     parser.add_argument("--model", choices=["tiny", "small", "base"], default="tiny")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cached-reference", action="store_true")
     return parser.parse_args()
@@ -77,6 +80,35 @@ def dpo_loss(forward, reference, ids):
     return -functional.logsigmoid(5.0 * (gain[:half] - gain[half:])).mean()
 
 
+PROMPT_TOKENS, NEW_TOKENS = 32, 64
+
+
+def generate(args, model, batch):
+    model.eval()
+    if args.dtype == "bf16":
+        model = model.to(torch.bfloat16)
+    times = []
+    for call in range((args.steps or 3) + 1):
+        ids = torch.randint(0, model.config.vocab_size, (batch, PROMPT_TOKENS))
+        start = time.perf_counter()
+        with torch.no_grad():
+            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS,
+                           min_new_tokens=NEW_TOKENS, do_sample=True, temperature=1.0, top_k=0, pad_token_id=0)
+        if call > 0:
+            times.append(time.perf_counter() - start)
+    median = statistics.median(times)
+    print(json.dumps({
+        "peer": "torch",
+        "version": torch.__version__,
+        "mode": "generate",
+        "model": args.model,
+        "dtype": args.dtype,
+        "batch": batch,
+        "tokens_per_s": round(batch * NEW_TOKENS / median, 1),
+        "call_s": round(median, 5),
+    }))
+
+
 def main():
     args = parse()
     torch.manual_seed(0)
@@ -84,6 +116,8 @@ def main():
     model_class, config, batch, length, steps = shapes(args.model)
     config._attn_implementation = "sdpa"
     model = model_class(config)
+    if args.mode == "generate":
+        return generate(args, model, args.batch or batch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     forward = torch.compile(model) if args.compile else model

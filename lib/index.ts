@@ -8,7 +8,16 @@ export { EncodedBuilder, EncodedExamples } from './data/encoded.js'
 export { Loader, type LoaderOptions } from './data/loader.js'
 export { openSafetensors } from './data/safetensors.js'
 export { writeSafetensors } from './data/safetensors_writer.js'
-export { type Generated, type GenerateOptions, type GenerateProgress, generateGreedy } from './generate/index.js'
+export {
+  type BudgetForcingOptions,
+  type Generated,
+  type GenerateEvent,
+  type GenerateOptions,
+  type GenerateRequest,
+  generate,
+  generateAll,
+  generateWithBudget,
+} from './generate/index.js'
 export { Dpo } from './methods/dpo.js'
 export { Kto } from './methods/kto.js'
 export type { Batch, Method } from './methods/method.js'

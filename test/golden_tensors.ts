@@ -1,11 +1,11 @@
-// Reads the reference results under test/golden: safetensors files of F64, F32 and I32 tensors.
+// Reads the reference results under test/golden: safetensors files of F64, F32, I32 and U8 tensors.
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { parseSafetensors } from '../lib/data/safetensors.js'
 
 export interface GoldenTensor {
   shape: number[]
-  values: Float64Array | Float32Array | Int32Array
+  values: Float64Array | Float32Array | Int32Array | Uint8Array
 }
 
 /** Path of a file under test/golden. */
@@ -32,8 +32,10 @@ function viewOf(dtype: string, buffer: ArrayBuffer): GoldenTensor['values'] {
       return new Float32Array(buffer)
     case 'I32':
       return new Int32Array(buffer)
+    case 'U8':
+      return new Uint8Array(buffer)
     default:
-      throw new Error(`golden tensors are F64, F32 or I32; got ${dtype}`)
+      throw new Error(`golden tensors are F64, F32, I32 or U8; got ${dtype}`)
   }
 }
 

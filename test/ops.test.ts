@@ -45,6 +45,7 @@ const checkedElsewhere: { [op: string]: string } = {
   linear_logprob_backward_add: 'test/ops/in_place.test.ts',
   cross_entropy_add: 'test/ops/in_place.test.ts',
   adamw: 'test/ops/in_place.test.ts',
+  sample: 'test/ops/sampling.test.ts: random, with goldens for its distribution',
   squared_sum_add: 'test/ops/in_place.test.ts',
   clip_control: 'test/ops/in_place.test.ts',
 }

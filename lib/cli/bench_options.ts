@@ -1,12 +1,12 @@
 // The options of `caravan bench`.
 import type { Command } from 'commander'
 import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
-import { oneOf, wholeNumber } from './option_values.js'
+import { oneOf, wholeNumber, wholeNumbers } from './option_values.js'
 
 export function addBenchCommand(program: Command, ended: Ended): void {
   const bench = program
     .command('bench')
-    .description('Measure kernels or whole training steps, beside PyTorch where there is one.')
+    .description('Measure kernels, whole training steps or generation, beside PyTorch where there is one.')
     .addHelpText(
       'after',
       `
@@ -15,6 +15,7 @@ Examples:
   $ caravan bench kernels rms_norm        one of them
   $ caravan bench step --model small --dtype bf16 --json
   $ caravan bench step --method dpo --model small --peer
+  $ caravan bench generate --model small --batch 1,8
   $ CARAVAN_PYTHON=.venv/bin/python caravan bench step --model tiny --peer`,
     )
   bench
@@ -40,4 +41,16 @@ Examples:
     .addOption(threadsOption())
     .addOption(jsonOption('print one line of JSON'))
     .action(async (flags) => ended(await (await import('./bench_step.js')).benchStep(flags)))
+  bench
+    .command('generate')
+    .description('generation: prompts of 32 tokens, 64 new tokens each, at temperature 1')
+    .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
+    .option('--batch <sizes>', 'sequences at a time, separated by commas', wholeNumbers('--batch', 1), [1, 8, 32])
+    .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')
+    .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)
+    .option('--rounds <n>', 'measured calls of each, after one that is not', wholeNumber('--rounds', 1), 3)
+    .addOption(dtypeOption().default('fp32'))
+    .addOption(threadsOption())
+    .addOption(jsonOption('print as JSON, one line a batch size'))
+    .action(async (flags) => ended(await (await import('./bench_generate.js')).benchGenerate(flags)))
 }

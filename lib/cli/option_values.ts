@@ -18,6 +18,25 @@ export function wholeNumber(option: string, least: number): (text: string) => nu
   }
 }
 
+/** A parser for numbers within bounds. */
+export function decimal(
+  option: string,
+  bounds: { least?: number; above?: number; most: number },
+): (text: string) => number {
+  const { least, above, most } = bounds
+  return (text) => {
+    const value = Number(text)
+    const high = above === undefined ? value >= least! : value > above
+    if (text.trim() !== '' && high && value <= most) return value
+    throw misfit(option, above === undefined ? `from ${least} to ${most}` : `above ${above}, at most ${most}`, text)
+  }
+}
+
+/** A parser for whole numbers from `least` on, separated by commas. */
+export function wholeNumbers(option: string, least: number): (text: string) => number[] {
+  return (text) => text.split(',').map(wholeNumber(option, least))
+}
+
 /** A parser for one of a few words. */
 export function oneOf<const T extends string>(option: string, words: readonly T[]): (text: string) => T {
   return (text) => {

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs'
 import { Command } from 'commander'
 import { addBenchCommand } from './bench_options.js'
 import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
+import { addGenerateCommand } from './generate_options.js'
 import { addInspectCommand } from './inspect_options.js'
 import { byteSize, collectAssignment, commaList, oneOf, pairs, wholeNumber } from './option_values.js'
 
@@ -24,11 +25,13 @@ Examples:
   $ caravan train                                  the whole Tulu 3 pipeline at pocket size, on this machine
   $ caravan train --scale 8b --model DIR --data chat.jsonl --dry-run
   $ caravan inspect --data chat.jsonl --model DIR  which tokens would be trained
+  $ caravan generate --model DIR --input prompts.jsonl --output out.jsonl
   $ caravan doctor                                 what this machine can do
 
 Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped by Ctrl-C after saving.`,
     )
   addTrainCommand(program, ended)
+  addGenerateCommand(program, ended)
   addScoreCommand(program, ended)
   addMergeLoraCommand(program, ended)
   addVerifyCommand(program, ended)

@@ -7,16 +7,20 @@ import type { StepResult } from './bench_step.js'
 /** Its numbers, or why there are none. */
 export type PeerStep = (StepResult & { version?: string }) | { absent: string }
 
-export interface TorchStepOptions {
-  method: 'sft' | 'dpo'
-  cachedReference?: boolean
+/** What every run of PyTorch needs. */
+interface TorchOptions {
   model: string
   dtype: 'fp32' | 'bf16'
   threads?: number
-  steps: number
   peer?: boolean | string
   /** Seconds after which PyTorch is stopped. */
   peerTimeout: number
+}
+
+export interface TorchStepOptions extends TorchOptions {
+  method: 'sft' | 'dpo'
+  cachedReference?: boolean
+  steps: number
 }
 
 /** The interpreter to try: CARAVAN_PYTHON, else python3. */
@@ -31,13 +35,46 @@ export function benchScript(name: string): string {
 
 /** Runs the same step in PyTorch with its default script, or the one that `peer` names. */
 export async function runTorchStep(options: TorchStepOptions): Promise<PeerStep> {
-  const { method, cachedReference, model, dtype, threads, steps, peer, peerTimeout } = options
+  const { method, cachedReference, steps, ...shared } = options
+  const words = ['--steps', String(steps), ...(cachedReference ? ['--cached-reference'] : [])]
+  const row = await runTorch(method, words, shared)
+  if ('absent' in row) return row
+  return {
+    tokensPerSecond: row.numbers.tokens_per_s!,
+    gflops: row.numbers.gflops!,
+    peakMiB: row.numbers.peak_rss_mib!,
+    stepSeconds: row.numbers.step_s!,
+    loss: row.numbers.loss!,
+    version: row.version,
+  }
+}
+
+/** New tokens a second of the rival's generation, prompts included. */
+export type PeerGenerate = { tokensPerSecond: number; version?: string } | { absent: string }
+
+/** Generates the same batch in PyTorch. */
+export async function runTorchGenerate(options: TorchOptions & { batch: number }): Promise<PeerGenerate> {
+  const { batch, ...shared } = options
+  const row = await runTorch('generate', ['--batch', String(batch)], shared)
+  return 'absent' in row ? row : { tokensPerSecond: row.numbers.tokens_per_s!, version: row.version }
+}
+
+interface PeerRow {
+  numbers: { [key: string]: number }
+  version?: string
+}
+
+/** The line that the script prints for one mode. */
+async function runTorch(
+  mode: string,
+  words: readonly string[],
+  { model, dtype, threads, peer, peerTimeout }: TorchOptions,
+): Promise<PeerRow | { absent: string }> {
   const script = typeof peer === 'string' ? peer : benchScript('torch_peer.py')
   if (!existsSync(script)) return { absent: `no PyTorch numbers: ${script} is not there` }
-  const words = [script, method, '--model', model, '--dtype', dtype, '--steps', String(steps)]
-  if (cachedReference) words.push('--cached-reference')
-  if (threads !== undefined) words.push('--threads', String(threads))
-  const { exitCode, stdout, stderr, timedOut } = await runProcess(pythonCommand(), words, peerTimeout)
+  const all = [script, mode, '--model', model, '--dtype', dtype, ...words]
+  if (threads !== undefined) all.push('--threads', String(threads))
+  const { exitCode, stdout, stderr, timedOut } = await runProcess(pythonCommand(), all, peerTimeout)
   if (timedOut) {
     const why = `did not end within ${peerTimeout} s and was stopped; --peer-timeout gives it more`
     return { absent: `no PyTorch numbers: ${pythonCommand()} ${script} ${why}` }
@@ -46,20 +83,9 @@ export async function runTorchStep(options: TorchStepOptions): Promise<PeerStep>
     const why = stderr.trim().split('\n').at(-1) ?? ''
     return { absent: `no PyTorch numbers: ${pythonCommand()} ${script} ended with ${exitCode}: ${why}` }
   }
-  return parsePeerLine(stdout)
-}
-
-function parsePeerLine(stdout: string): PeerStep {
   try {
-    const row = JSON.parse(stdout.trim().split('\n').at(-1)!) as { [key: string]: number } & { version?: string }
-    return {
-      tokensPerSecond: row.tokens_per_s!,
-      gflops: row.gflops!,
-      peakMiB: row.peak_rss_mib!,
-      stepSeconds: row.step_s!,
-      loss: row.loss!,
-      version: row.version,
-    }
+    const numbers = JSON.parse(stdout.trim().split('\n').at(-1)!) as PeerRow['numbers'] & { version?: string }
+    return { numbers, version: numbers.version }
   } catch {
     return { absent: `no PyTorch numbers: the script printed no JSON line but "${stdout.trim().slice(-100)}"` }
   }

@@ -1,59 +1,92 @@
-// Keys and values of all sequences that are being generated. A sequence owns a slot, a fixed stretch of rows, so that
-// sequences come and go without moving anybody's rows.
+// Keys and values of all sequences that are being generated, in pages of 64 tokens that may lie anywhere. A page is one
+// block of the attention kernel, which counts blocks from the first key of a sequence, so paging changes no bit; and
+// pages of a common prompt are shared by all samples of it, which contiguous stretches could not do without copying.
 import type { KeyValueStore } from '../nn/attention.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
-import { scatterRows } from '../ops/index.js'
+import { type AttentionOptions, attentionPaged, embedding, PAGE_KEYS, scatterRows } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
-import { keep, reshape, Tensor } from '../tensor/index.js'
+import { keep, reshape, scope, Tensor } from '../tensor/index.js'
 
-export interface CacheSize {
-  slots: number
-  /** Rows of a slot: the longest sequence that it can hold, in tokens. */
-  capacity: number
+/** Pages that `tokens` keys fill. */
+export function pagesFor(tokens: number): number {
+  return Math.ceil(tokens / PAGE_KEYS)
 }
 
-/** Bytes of a cache for `shape` in a dtype of `elementBytes`. */
-export function cacheBytes(shape: DecoderShape, { slots, capacity }: CacheSize, elementBytes: number): number {
-  return 2 * shape.L * slots * capacity * shape.K * shape.C * elementBytes
+/** Bytes of a cache of `pages` for `shape` in a dtype of `elementBytes`. */
+export function cacheBytes(shape: DecoderShape, pages: number, elementBytes: number): number {
+  return 2 * shape.L * pages * PAGE_KEYS * shape.K * shape.C * elementBytes
+}
+
+/** Where the rows of a forward pass go and which pages its sequences read. */
+export interface CachePlaces {
+  /** [N] i32: one row of the cache for each row. */
+  rows: Tensor
+  /** [M] i32: the pages of all sequences of the pass, one after the other. */
+  pages: Tensor
+}
+
+interface Layer {
+  /** [pages * 64, K * C] */
+  rows: Tensor
+  /** The same memory as [pages, 64, K, C]. */
+  pages: Tensor
 }
 
 export class KeyValueCache implements KeyValueStore {
-  /** Per layer, [slots * capacity, K * C]. */
-  readonly #keys: Tensor[]
-  readonly #values: Tensor[]
-  #rows: Tensor | undefined
+  readonly #keys: Layer[]
+  readonly #values: Layer[]
+  #places: CachePlaces | undefined
 
   constructor(
     device: Device,
     private readonly shape: DecoderShape,
-    options: CacheSize & { dtype: 'f32' | 'bf16' },
+    options: { pages: number; dtype: 'f32' | 'bf16' },
   ) {
-    const buffer = () =>
-      keep(Tensor.empty(device, options.dtype, [options.slots * options.capacity, shape.K * shape.C]))
-    this.#keys = Array.from({ length: shape.L }, buffer)
-    this.#values = Array.from({ length: shape.L }, buffer)
+    const { K, C, L } = shape
+    const layer = (): Layer => {
+      const rows = keep(Tensor.empty(device, options.dtype, [options.pages * PAGE_KEYS, K * C]))
+      return { rows, pages: keep(reshape(rows, [options.pages, PAGE_KEYS, K, C])) }
+    }
+    this.#keys = Array.from({ length: L }, layer)
+    this.#values = Array.from({ length: L }, layer)
   }
 
-  /** Says where the rows of the coming forward pass go: `rows` [N] i32, one cache row for each. */
-  writeTo(rows: Tensor): void {
-    this.#rows = rows
+  /** Says where the coming forward pass writes and reads. */
+  place(places: CachePlaces): void {
+    this.#places = places
   }
 
-  append(layer: number, k: Tensor, v: Tensor): { k: Tensor; v: Tensor } {
-    return { k: this.#write(this.#keys[layer]!, k), v: this.#write(this.#values[layer]!, v) }
+  attend(
+    layer: number,
+    { q, k, v, segments }: { q: Tensor; k: Tensor; v: Tensor; segments: Tensor },
+    options: AttentionOptions,
+  ): Tensor {
+    const keys = this.#write(this.#keys[layer]!, k)
+    const values = this.#write(this.#values[layer]!, v)
+    return attentionPaged(q, { k: keys, v: values, segments, pages: this.#places!.pages }, options)
+  }
+
+  /** Copies rows `from` [N] to rows `to` [N] (i32) in every layer. */
+  copy(from: Tensor, to: Tensor): void {
+    for (const { rows } of [...this.#keys, ...this.#values]) {
+      scope(() => scatterRows(rows, embedding(from, rows), to))
+    }
   }
 
   dispose(): void {
-    for (const tensor of [...this.#keys, ...this.#values]) tensor.dispose()
+    for (const { rows, pages } of [...this.#keys, ...this.#values]) {
+      pages.dispose()
+      rows.dispose()
+    }
   }
 
   [Symbol.dispose](): void {
     this.dispose()
   }
 
-  #write(buffer: Tensor, rows: Tensor): Tensor {
+  #write(buffer: Layer, rows: Tensor): Tensor {
     const { K, C } = this.shape
-    scatterRows(buffer, reshape(rows, [rows.shape[0]!, K * C]), this.#rows!)
-    return reshape(buffer, [buffer.shape[0]!, K, C])
+    scatterRows(buffer.rows, reshape(rows, [rows.shape[0]!, K * C]), this.#places!.rows)
+    return buffer.pages
   }
 }

@@ -1,6 +1,13 @@
 // Continuous batching, without a tensor in sight: which tokens of which sequences go through the model next. A finished
-// sequence gives its slot to the next prompt at once; long prompts go in by pieces, so that a step stays bounded. What
-// a sequence generates depends on none of this, because no row's result depends on the rows beside it.
+// sequence gives its pages to the next request at once; long prompts go in by pieces, so that a step stays bounded.
+// What a sequence generates depends on none of this, because no row's result depends on the rows beside it.
+//
+// A request is admitted when pages for all that it may become are free, so that no sequence ever has to be taken back.
+import { CaravanError } from '../base/errors.js'
+import { PAGE_KEYS, type SampleRow } from '../ops/index.js'
+import { pagesFor } from './kv_cache.js'
+import { PagePool } from './page_pool.js'
+import type { Continuation, ResolvedRequest } from './request.js'
 
 /** The rows of one forward pass. */
 export interface Step {
@@ -8,132 +15,295 @@ export interface Step {
   positions: Int32Array
   /** Row of the key/value cache for each row. */
   cacheRows: Int32Array
-  /** [S,4]: q_begin, q_end, k_begin, k_end. */
+  /** [S,4]: q_begin, q_end, first entry of `pages`, keys. */
   segments: Int32Array
-  /** Last row of every sequence that is to get a token, in the order in which `accept` wants the tokens. */
+  pages: Int32Array
+  /** Rows from which a token is to be drawn, in the order in which `accept` wants the tokens; a prompt with several
+   *  samples gives its last row several times. */
   lastRows: Int32Array
+  draws: SampleRow[]
+}
+
+/** Rows of the cache to copy before the next step: prompts that end inside a page go on in a page per sample. */
+export interface RowCopies {
+  from: number[]
+  to: number[]
 }
 
 export interface SchedulerOptions {
+  /** Pages of the cache. */
+  pages: number
+  /** Sequences in work at the same time. */
   slots: number
-  /** Cache rows of a slot. */
-  capacity: number
-  /** New tokens a sequence may get. */
-  maxTokens: number
-  stopIds: ReadonlySet<number>
   /** Most rows of a step; sequences that wait for their next token come first. */
   stepRows: number
 }
 
-export interface Finished {
-  tokens: Int32Array
-  finishReason: 'stop' | 'length'
+export type FinishReason = 'stop' | 'length' | 'aborted'
+
+/** A sequence in work. */
+export interface Sequence {
+  readonly request: ResolvedRequest
+  readonly sample: number
+  /** Prompt and new tokens. */
+  readonly known: readonly number[]
 }
 
-interface Active {
-  prompt: number
-  slot: number
-  /** Prompt and new tokens. */
+interface Active extends Sequence {
   known: number[]
-  promptLength: number
+  stopIds: ReadonlySet<number>
+  /** Length at which it ends. */
+  end: number
+  pages: Int32Array
   /** Tokens whose keys and values are in the cache. */
   fed: number
   /** Rows in the step under way. */
   feeding: number
+  /** Further samples, which take over when the prompt is in the cache. */
+  forks: Active[]
+  /** Distinct tokens so far, where a repetition penalty wants them. */
+  seen: Set<number> | undefined
+}
+
+/** A token that `accept` gave to a sequence; one that has ended must be answered by `finish` or `resume`. */
+export interface Accepted {
+  sequence: Sequence
+  token: number
+  finishReason: 'stop' | 'length' | undefined
+}
+
+/** What is left of a request that waits. */
+interface Waiting {
+  request: ResolvedRequest
+  nextSample: number
 }
 
 export class Scheduler {
-  readonly finished: (Finished | undefined)[]
-  finishedCount = 0
-  newTokenCount = 0
-  readonly #freeSlots: number[]
+  readonly #pool: PagePool
+  readonly #waiting: Waiting[] = []
   #active: Active[] = []
   #awaiting: Active[] = []
-  #nextPrompt = 0
+  #copies: RowCopies = { from: [], to: [] }
 
-  constructor(
-    private readonly prompts: readonly Int32Array[],
-    private readonly options: SchedulerOptions,
-  ) {
-    this.finished = Array(prompts.length).fill(undefined)
-    this.#freeSlots = Array.from({ length: options.slots }, (_, i) => options.slots - 1 - i)
+  constructor(private readonly options: SchedulerOptions) {
+    this.#pool = new PagePool(options.pages)
   }
 
-  /** Prompts, by index, of the sequences that `accept` gives tokens to, in order. */
-  get awaiting(): number[] {
-    return this.#awaiting.map((sequence) => sequence.prompt)
+  /** Requests that wait for room. */
+  get waitingCount(): number {
+    return this.#waiting.length
   }
 
-  /** The next forward pass, or undefined when every sequence is finished. Each must be answered by `accept`. */
+  get idle(): boolean {
+    return this.#waiting.length === 0 && this.#active.length === 0
+  }
+
+  get freePages(): number {
+    return this.#pool.freeCount
+  }
+
+  /** Queues a request. ERR_OOM when one of its sequences alone needs more pages than there are. */
+  add(request: ResolvedRequest): void {
+    const { each } = pagesOf(request)
+    if (each > this.options.pages) {
+      const [wanted, limit] = [each * PAGE_KEYS, this.options.pages * PAGE_KEYS]
+      throw new CaravanError(
+        'ERR_OOM',
+        `request ${request.index}: prompt and maxTokens want ${wanted} tokens of cache; the cache has ${limit}`,
+        { details: { request: request.index, wanted, limit }, hint: 'raise cacheTokens or lower maxTokens' },
+      )
+    }
+    this.#waiting.push({ request, nextSample: 0 })
+  }
+
+  /** The next forward pass, or undefined when nothing is in work. Each must be answered by `accept`. */
   next(): Step | undefined {
     this.#admit()
     if (this.#active.length === 0) return undefined
     let rows = 0
     // Those with one token to feed go first: they are the ones that somebody watches.
-    const order = [...this.#active].sort((a, b) => a.known.length - a.fed - (b.known.length - b.fed))
+    const order = [...this.#active].sort((a, b) => unfed(a) - unfed(b))
     const taking: Active[] = []
     for (const sequence of order) {
-      sequence.feeding = Math.min(sequence.known.length - sequence.fed, this.options.stepRows - rows)
+      sequence.feeding = Math.min(unfed(sequence), this.options.stepRows - rows)
       if (sequence.feeding <= 0) break
       rows += sequence.feeding
       taking.push(sequence)
     }
-    this.#awaiting = taking.filter((sequence) => sequence.fed + sequence.feeding === sequence.known.length)
     return this.#layOut(taking, rows)
   }
 
-  /** Takes the tokens that the step under way produced. */
-  accept(tokens: ArrayLike<number>): void {
+  /** Copies that the cache must make before the pass that `next` described last. */
+  takeCopies(): RowCopies {
+    const copies = this.#copies
+    this.#copies = { from: [], to: [] }
+    return copies
+  }
+
+  /** Takes the tokens that were drawn for the step under way. */
+  accept(tokens: ArrayLike<number>): Accepted[] {
     for (const sequence of this.#active) {
       sequence.fed += sequence.feeding
       sequence.feeding = 0
     }
-    for (const [i, sequence] of this.#awaiting.entries()) {
-      const token = tokens[i]!
-      sequence.known.push(token)
-      this.newTokenCount++
-      if (this.options.stopIds.has(token)) this.#finish(sequence, 'stop')
-      else if (sequence.known.length - sequence.promptLength >= this.options.maxTokens) this.#finish(sequence, 'length')
-    }
+    const awaiting = this.#awaiting
     this.#awaiting = []
+    for (const sequence of awaiting) if (sequence.forks.length > 0) this.#fork(sequence)
+    return awaiting.map((sequence, i) => {
+      const token = tokens[i]!
+      const { known, stopIds, end, seen } = sequence
+      known.push(token)
+      seen?.add(token)
+      return { sequence, token, finishReason: stopIds.has(token) ? 'stop' : known.length >= end ? 'length' : undefined }
+    })
+  }
+
+  /** Lets a sequence that has ended go on with what is in the cache; false when it has no room for that. */
+  resume(sequence: Sequence, { append, maxTokens, stopIds }: Continuation, finishReason: 'stop' | 'length'): boolean {
+    const active = this.#active.find((other) => other === sequence)
+    if (!active) return false
+    const { request, known } = active
+    const room = request.prompt.length + request.maxTokens
+    const begin = known.length - (finishReason === 'stop' ? 1 : 0) + append.length
+    if (begin >= room || maxTokens < 1) return false
+    // A stop token has not been fed: nothing of it is in the cache.
+    if (finishReason === 'stop') known.pop()
+    for (const token of append) known.push(token)
+    if (active.seen) active.seen = new Set(known)
+    active.end = Math.min(room, begin + maxTokens)
+    active.stopIds = new Set(stopIds)
+    return true
+  }
+
+  /** Takes a sequence out of work and frees its pages; nothing when it has ended before. */
+  finish(sequence: Sequence): void {
+    const active = this.#active.find((other) => other === sequence)
+    if (!active) return
+    for (const page of active.pages) this.#pool.release(page)
+    this.#active = this.#active.filter((other) => other !== active)
+  }
+
+  /** Takes all of a request out of work, between two steps, and returns its sequences, those not begun included. */
+  cancel(request: ResolvedRequest): Sequence[] {
+    const cancelled: Sequence[] = []
+    for (const sequence of this.#active.filter((other) => other.request === request)) {
+      for (const one of [sequence, ...sequence.forks]) {
+        cancelled.push(one)
+        for (const page of one.pages) this.#pool.release(page)
+      }
+    }
+    this.#active = this.#active.filter((other) => other.request !== request)
+    const index = this.#waiting.findIndex((waiting) => waiting.request === request)
+    if (index >= 0) {
+      const [{ nextSample }] = this.#waiting.splice(index, 1) as [Waiting]
+      for (let sample = nextSample; sample < request.samples; sample++) {
+        cancelled.push({ request, sample, known: [...request.prompt] })
+      }
+    }
+    return cancelled
   }
 
   #admit(): void {
-    while (this.#freeSlots.length > 0 && this.#nextPrompt < this.prompts.length) {
-      const known = [...this.prompts[this.#nextPrompt]!]
-      const slot = this.#freeSlots.pop()!
-      this.#active.push({ prompt: this.#nextPrompt, slot, known, promptLength: known.length, fed: 0, feeding: 0 })
-      this.#nextPrompt++
+    for (let first = this.#waiting[0]; first; first = this.#waiting[0]) {
+      const { request } = first
+      const { each, common } = pagesOf(request)
+      const possible = each === common ? Infinity : Math.floor((this.options.pages - common) / (each - common))
+      const count = Math.min(request.samples - first.nextSample, this.options.slots, possible)
+      const inWork = this.#active.reduce((sum, { forks }) => sum + 1 + forks.length, 0)
+      if (inWork + count > this.options.slots || common + count * (each - common) > this.#pool.freeCount) return
+      this.#active.push(this.#begin(first, count))
+      first.nextSample += count
+      if (first.nextSample === request.samples) this.#waiting.shift()
     }
   }
 
+  /** `count` samples of a request: the first computes the prompt, the others hold pages and wait for it. */
+  #begin({ request, nextSample }: Waiting, count: number): Active {
+    const { each, common } = pagesOf(request)
+    const sequenceOf = (sample: number, shared: Int32Array): Active => ({
+      request,
+      sample,
+      known: [...request.prompt],
+      stopIds: request.stopIds,
+      end: request.prompt.length + Math.min(request.maxTokens, request.steering?.maxTokens ?? Infinity),
+      pages: Int32Array.from({ length: each }, (_, i) =>
+        i < shared.length ? this.#pool.share(shared[i]!) : this.#pool.take(),
+      ),
+      fed: 0,
+      feeding: 0,
+      forks: [],
+      seen: request.settings.repetitionPenalty === 1 ? undefined : new Set(request.prompt),
+    })
+    const first = sequenceOf(nextSample, new Int32Array(0))
+    const shared = first.pages.subarray(0, common)
+    first.forks = Array.from({ length: count - 1 }, (_, i) => sequenceOf(nextSample + 1 + i, shared))
+    return first
+  }
+
+  /** The prompt is in the cache: the other samples go on from it. */
+  #fork(first: Active): void {
+    const { forks, fed } = first
+    first.forks = []
+    const begun = fed % PAGE_KEYS
+    const page = Math.floor(fed / PAGE_KEYS)
+    for (const fork of forks) {
+      fork.fed = fed
+      // A sequence of one new token has no page of its own.
+      for (let i = 0; i < begun && fork.pages[page] !== first.pages[page]; i++) {
+        this.#copies.from.push(first.pages[page]! * PAGE_KEYS + i)
+        this.#copies.to.push(fork.pages[page]! * PAGE_KEYS + i)
+      }
+    }
+    this.#active.push(...forks)
+  }
+
   #layOut(taking: Active[], rows: number): Step {
+    const read = taking.map(({ fed, feeding }) => pagesFor(fed + feeding))
     const step: Step = {
       ids: new Int32Array(rows),
       positions: new Int32Array(rows),
       cacheRows: new Int32Array(rows),
       segments: new Int32Array(taking.length * 4),
-      lastRows: new Int32Array(this.#awaiting.length),
+      pages: new Int32Array(read.reduce((sum, count) => sum + count, 0)),
+      lastRows: new Int32Array(0),
+      draws: [],
     }
-    let [row, last] = [0, 0]
-    for (const [s, { known, fed, feeding, slot }] of taking.entries()) {
-      const base = slot * this.options.capacity
-      step.segments.set([row, row + feeding, base, base + fed + feeding], s * 4)
+    const lastRows: number[] = []
+    this.#awaiting = []
+    let [row, page] = [0, 0]
+    for (const [s, sequence] of taking.entries()) {
+      const { known, fed, feeding, pages, forks } = sequence
+      step.segments.set([row, row + feeding, page, fed + feeding], s * 4)
+      step.pages.set(pages.subarray(0, read[s]), page)
+      page += read[s]!
       for (let i = fed; i < fed + feeding; i++, row++) {
         step.ids[row] = known[i]!
         step.positions[row] = i
-        step.cacheRows[row] = base + i
+        step.cacheRows[row] = pages[Math.floor(i / PAGE_KEYS)]! * PAGE_KEYS + (i % PAGE_KEYS)
       }
-      if (fed + feeding === known.length) step.lastRows[last++] = row - 1
+      if (fed + feeding < known.length) continue
+      for (const drawing of [sequence, ...forks]) {
+        this.#awaiting.push(drawing)
+        lastRows.push(row - 1)
+        step.draws.push(drawOf(drawing))
+      }
     }
+    step.lastRows = Int32Array.from(lastRows)
     return step
   }
+}
 
-  #finish(sequence: Active, finishReason: 'stop' | 'length'): void {
-    const tokens = Int32Array.from(sequence.known.slice(sequence.promptLength))
-    this.finished[sequence.prompt] = { tokens, finishReason }
-    this.finishedCount++
-    this.#freeSlots.push(sequence.slot)
-    this.#active = this.#active.filter((other) => other !== sequence)
-  }
+const unfed = (sequence: Active) => sequence.known.length - sequence.fed
+
+/** Pages of one sequence of a request, and how many of them all its samples share. The last new token is never fed. */
+export function pagesOf({ prompt, maxTokens }: ResolvedRequest): { each: number; common: number } {
+  const each = pagesFor(prompt.length + maxTokens - 1)
+  // A prompt that ends inside a page is shared up to there; where nothing is written after it, altogether.
+  const common = maxTokens === 1 ? each : Math.floor(prompt.length / PAGE_KEYS)
+  return { each, common }
+}
+
+function drawOf({ request, sample, known, seen }: Active): SampleRow {
+  const key = { seed: request.seed, sample, position: known.length }
+  return { settings: request.settings, key, previous: seen && [...seen] }
 }

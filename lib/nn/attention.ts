@@ -1,7 +1,7 @@
 // Self-attention over packed rows: projection, optional norm of queries and keys, optional clamp, rotation, attention,
 // output projection. Where keys and values live is left to the caller: by default they are those of the rows
 // themselves, while generating they are appended to a cache.
-import { attention, fill, maximum, neg, rope, takeRows } from '../ops/index.js'
+import { type AttentionOptions, attention, fill, maximum, neg, rope, takeRows } from '../ops/index.js'
 import { reshape, type Tensor } from '../tensor/index.js'
 import type { DecoderShape } from './decoder_shape.js'
 import { Linear } from './linear.js'
@@ -10,15 +10,16 @@ import { Norm } from './norm.js'
 
 /** Where the keys and values of earlier rows are kept while generating. */
 export interface KeyValueStore {
-  /** Adds the rows k, v [N,K,C] of `layer` and returns all keys and values [M,K,C] that `segments` speaks of. */
-  append(layer: number, k: Tensor, v: Tensor): { k: Tensor; v: Tensor }
+  /** Adds the rows k, v [N,K,C] of `layer` and returns o [N,H,C] of q [N,H,C] over all keys that the store has for the
+   *  sequences in `segments`. */
+  attend(layer: number, rows: { q: Tensor; k: Tensor; v: Tensor; segments: Tensor }, options: AttentionOptions): Tensor
 }
 
 /** What every layer of one forward pass shares. */
 export interface AttentionContext {
   /** Cosines and sines of the positions, [N,C] f32. */
   table: Tensor
-  /** [S,4] i32: q_begin, q_end, k_begin, k_end of each sequence. */
+  /** [S,4] i32: q_begin, q_end, k_begin, k_end of each sequence; with a store, what that store reads. */
   segments: Tensor
   /** [M] i32: the rows whose keys and values `segments` speaks of, where sequences share a prefix; default: all. */
   keyRows?: Tensor
@@ -62,9 +63,11 @@ export class SelfAttention extends Module {
       k: rope(this.heads(this.key.forward(x), K, this.keyNorm), context.table),
       v: this.heads(this.value.forward(x), K),
     }
-    const { k, v } = context.store ? context.store.append(this.layer, own.k, own.v) : shared(own, context.keyRows)
-    const window = windows[this.layer]!
-    const o = attention(q, { k, v, segments: context.segments }, { scale: 1 / Math.sqrt(C), window })
+    const { segments, keyRows, store } = context
+    const options = { scale: 1 / Math.sqrt(C), window: windows[this.layer]! }
+    const o = store
+      ? store.attend(this.layer, { q, ...own, segments }, options)
+      : attention(q, { ...shared(own, keyRows), segments }, options)
     return this.output.forward(reshape(o, [x.shape[0]!, H * C]), residual)
   }
 

@@ -5,8 +5,9 @@ import { CaravanError } from '../base/errors.js'
 import { type Shape, shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Sample, type Tensor } from '../tensor/index.js'
 import { add, affine, cast, div, exp, greater, iota, log, maximum, mul, sub } from './elementwise.js'
+import { embedding } from './embedding.js'
 import { matmul } from './matmul.js'
-import { broadcastTo, slice, transpose } from './movement.js'
+import { broadcastTo, concat, slice, transpose } from './movement.js'
 import { max, sum } from './reduce.js'
 
 /** Lengths of test sequences as segments (q_begin, q_end, k_begin, k_end). */
@@ -143,6 +144,64 @@ export const attentionBackwardOp = defineOp({
   samples: samples.filter((sample) => sample.bench && sample.N !== 1),
 })
 
+/** Keys of a page of attention_paged. */
+export const PAGE_KEYS = 64
+
+const pagedSamples: readonly Sample[] = [
+  { N: 6, P: 3, M: 2, H: 2, K: 1, C: 4, S: 2, queries: [4, 2], keys: [4, 2], scale: 0.5, window: 0 },
+  { N: 3, P: 7, M: 4, H: 2, K: 1, C: 16, S: 2, queries: [1, 2], keys: [130, 10], scale: 0.25, window: 0 },
+  { N: 75, P: 5, M: 3, H: 4, K: 2, C: 17, S: 2, queries: [72, 3], keys: [72, 64], scale: 0.25, window: 20 },
+  {
+    N: 32,
+    P: 512,
+    M: 512,
+    H: 16,
+    K: 4,
+    C: 64,
+    S: 32,
+    queries: Array(32).fill(1),
+    keys: Array(32).fill(1024),
+    scale: 0.125,
+    window: 0,
+    bench: true,
+  },
+]
+
+/** Test sequences whose pages lie in reverse order. */
+function testPages(sample: Sample): { segments: Int32Array; pages: Int32Array } {
+  const [queries, keys] = [sample.queries as number[], sample.keys as number[]]
+  let [q, page] = [0, 0]
+  const segments = queries.flatMap((count, i) => {
+    const row = [q, q + count, page, keys[i]!]
+    q += count
+    page += Math.ceil(keys[i]! / PAGE_KEYS)
+    return row
+  })
+  const pages = Int32Array.from({ length: sample.M as number }, (_, i) => (sample.P as number) - 1 - i)
+  return { segments: Int32Array.from(segments), pages }
+}
+
+/** Keys and values of the pages in the order of the table, and segments that speak of those. */
+function besides({ k, v, segments, pages }: { k: Tensor; v: Tensor; segments: Tensor; pages: Tensor }) {
+  const [P, Z, K, C] = k.shape as [number, number, number, number]
+  const laid = (x: Tensor) => reshape(embedding(pages, reshape(x, [P, Z * K * C])), [pages.shape[0]! * Z, K, C])
+  const column = (start: number, length: number) => slice(cast(segments, 'f64'), { axis: 1, start, length })
+  const begin = affine(column(2, 1), Z, 0)
+  const ranges = concat(concat(column(0, 2), begin, 1), add(begin, column(3, 1)), 1)
+  return { k: laid(k), v: laid(v), segments: cast(ranges, 'i32') }
+}
+
+/** As attention, for keys and values in pages of 64: a segment is q_begin, q_end, its first entry of `pages`, and its
+ *  number of keys. Bits are those of attention for the same keys side by side. */
+export const attentionPagedOp = defineOp({
+  name: 'attention_paged',
+  signature: 'q[N,H,C] k[P,64,K,C] v[P,64,K,C] segments[S,4]:i32 pages[M]:i32 -> o[N,H,C] lse[N,H]:f32 | scale window',
+  reference: ({ q, scale, window, ...keys }) => attentionReference({ q, ...besides(keys), scale, window }),
+  shapes: ({ q, k }) => checkHeads('attention_paged', q.shape, k.shape.slice(1)),
+  data: testPages,
+  samples: pagedSamples,
+})
+
 export interface AttentionOptions {
   /** Factor of the scores, usually 1 / sqrt(C). */
   scale: number
@@ -158,6 +217,16 @@ export function attention(
   { scale, window = 0 }: AttentionOptions,
 ): Tensor {
   return attentionOp({ q, k, v, segments, scale, window }).o
+}
+
+/** o [N,H,C] of queries q [N,H,C] over keys and values in pages [P,64,K,C]; `segments` [S,4] i32 holds q_begin, q_end,
+ *  the first of the sequence's entries in `pages` [M] i32, and its number of keys. Not differentiable. */
+export function attentionPaged(
+  q: Tensor,
+  { k, v, segments, pages }: { k: Tensor; v: Tensor; segments: Tensor; pages: Tensor },
+  { scale, window = 0 }: AttentionOptions,
+): Tensor {
+  return attentionPagedOp({ q, k, v, segments, pages, scale, window }).o
 }
 
 /** The segment table of sequences whose keys are their own queries. */

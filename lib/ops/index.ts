@@ -16,6 +16,7 @@ export * from './optimizer_step.js'
 export * from './preference.js'
 export * from './reduce.js'
 export * from './rope.js'
+export * from './sampling.js'
 
 let handshaken = false
 

@@ -1,5 +1,5 @@
 // Judges a pocket model: greedy answers to the fixed held-out set, and ten prompts answered before and after a stage.
-import { generateGreedy } from '../generate/index.js'
+import { generateAll } from '../generate/index.js'
 import type { CausalLm } from '../models/index.js'
 import { encodePromptBatch } from '../text/chat_encoding.js'
 import type { ChatText } from './chat_data.js'
@@ -46,13 +46,17 @@ async function answers(
   const conversations = prompts.map((content) => [{ role: 'user', content }])
   const ids = await encodePromptBatch(tokenizer, template, conversations, { signal })
   const stopIds = [tokenizer.eosId!]
-  const results = await generateGreedy(model, ids, { maxTokens: MAX_ANSWER_TOKENS, stopIds, signal })
+  const requests = ids.map((prompt) => ({ prompt, maxTokens: MAX_ANSWER_TOKENS, temperature: 0, stopIds }))
+  const results = await generateAll(model, requests, { signal })
   return await Promise.all(
-    results.map(async ({ tokens, finishReason }, i) => ({
-      prompt: prompts[i]!,
-      answer: await tokenizer.decode(tokens, { skipSpecialTokens: true }),
-      ended: finishReason === 'stop',
-      tokens: tokens.length,
-    })),
+    results.map(async ([result], i) => {
+      const { tokens, finishReason } = result!
+      return {
+        prompt: prompts[i]!,
+        answer: await tokenizer.decode(tokens, { skipSpecialTokens: true }),
+        ended: finishReason === 'stop',
+        tokens: tokens.length,
+      }
+    }),
   )
 }

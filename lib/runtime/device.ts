@@ -54,6 +54,10 @@ export class Device {
   readonly #pending = new Map<number, Pending>()
   readonly #freeIds: number[] = []
   readonly #synchronous = process.env.CARAVAN_SYNC === '1'
+  /** Ids that recorded commands speak of: they are not given to other tensors. */
+  readonly #reservedIds = new Set<number>()
+  #recording: { words: number[]; ids: number[] } | undefined
+  #commandStart = 0
   #nextId = 1
   #nextTicket = 1
   #length = 0
@@ -88,7 +92,43 @@ export class Device {
   }
 
   newId(): number {
-    return this.#freeIds.pop() ?? this.#nextId++
+    const id = this.#freeIds.pop() ?? this.#nextId++
+    if (this.#recording) {
+      this.#recording.ids.push(id)
+      this.#reservedIds.add(id)
+    }
+    return id
+  }
+
+  /**
+   * Runs `body`, whose commands are executed and also written down, so that `replay` runs them again with one call.
+   * Tensors made before keep their ids and are read as they are then. `body` may neither upload nor wait.
+   */
+  record<R>(body: () => R): { recorded: RecordedCommands; result: R } {
+    if (this.#recording) throw new CaravanError('ERR_INTERNAL', 'commands are being recorded already')
+    const recording = { words: [] as number[], ids: [] as number[] }
+    this.#recording = recording
+    try {
+      const result = body()
+      return { recorded: { words: Int32Array.from(recording.words), ids: recording.ids }, result }
+    } catch (error) {
+      this.#release(recording.ids)
+      throw error
+    } finally {
+      this.#recording = undefined
+    }
+  }
+
+  /** Runs recorded commands again; `outputs` are what they left alive the last time, and will leave again. */
+  replay(recorded: RecordedCommands, outputs: readonly number[]): void {
+    for (const id of outputs) this.#free(id)
+    this.flush()
+    this.#addon.submit(this.#index, recorded.words, recorded.words.length)
+  }
+
+  /** Gives back the ids of recorded commands, all of whose tensors have been freed. */
+  forget(recorded: RecordedCommands): void {
+    this.#release(recorded.ids)
   }
 
   /** Allocates memory for tensor `id`, contents undefined. */
@@ -116,11 +156,8 @@ export class Device {
   /** Drops tensor `id`; the id may be used again at once, the stream keeps the order. */
   free(id: number): void {
     if (this.#closed) return
-    this.#begin(2)
-    this.#word(COMMAND.free)
-    this.#word(id)
-    this.#end()
-    this.#freeIds.push(id)
+    this.#free(id)
+    if (!this.#reservedIds.has(id)) this.#freeIds.push(id)
   }
 
   /** Runs native op `index`; absent tensors are undefined. Each output is allocated when the command runs. Hundreds of
@@ -158,6 +195,7 @@ export class Device {
 
   /** Copies `array` into tensor `id`. */
   upload(id: number, array: ArrayBufferView): void {
+    this.#refuseWhileRecording('upload')
     this.flush()
     this.#addon.upload(this.#index, id, array)
   }
@@ -241,6 +279,7 @@ export class Device {
   }
 
   #wait(start: (ticket: number) => void): Promise<void> {
+    this.#refuseWhileRecording('wait')
     this.flush()
     const ticket = this.#nextTicket++
     return new Promise<void>((resolve, reject) => {
@@ -257,6 +296,21 @@ export class Device {
     else pending.resolve()
   }
 
+  #free(id: number): void {
+    this.#begin(2)
+    this.#word(COMMAND.free)
+    this.#word(id)
+    this.#end()
+  }
+
+  #release(ids: readonly number[]): void {
+    for (const id of ids) if (this.#reservedIds.delete(id)) this.#freeIds.push(id)
+  }
+
+  #refuseWhileRecording(what: string): void {
+    if (this.#recording) throw new CaravanError('ERR_INTERNAL', `${what}: not possible while commands are recorded`)
+  }
+
   #assertOpen(): void {
     if (this.#closed) throw new CaravanError('ERR_DEVICE', 'this device has been closed')
   }
@@ -264,9 +318,13 @@ export class Device {
   #begin(words: number): void {
     this.#assertOpen()
     if (this.#length + words > BUFFER_WORDS) this.flush()
+    this.#commandStart = this.#length
   }
 
   #end(): void {
+    if (this.#recording) {
+      for (let i = this.#commandStart; i < this.#length; i++) this.#recording.words.push(this.#words[i]!)
+    }
     if (this.#length >= EAGER_WORDS) this.flush()
     if (this.#synchronous) {
       this.flush()
@@ -288,6 +346,12 @@ export class Device {
     this.#word(shape.length)
     for (let i = 0; i < shape.length; i++) this.#word(shape[i]!)
   }
+}
+
+/** Commands that can be run again, and the ids that they use. */
+export interface RecordedCommands {
+  words: Int32Array
+  ids: readonly number[]
 }
 
 /** What the command stream must know of a tensor. */

@@ -10,6 +10,7 @@ export {
   type Sample,
   type SampleDraw,
 } from './op.js'
+export { Plan } from './plan.js'
 export { checkpoint, Gradients, recordingTape, Tape, withoutTape } from './tape.js'
 export { keep, leaks, scope, Tensor, type TypedArray } from './tensor.js'
 export { reshape, rowsOf } from './view.js'

@@ -8,6 +8,9 @@
 //
 // Bits: blocks are counted from the first key of the segment, a masked score becomes an exact zero and a block without
 // keys for a row is not visited, so o and lse of a query are the same in training, chunked prefill and decode.
+//
+// attention_paged reads the keys of a sequence from pages of one block each, wherever they lie: the same code with
+// another address for a block, hence the same bits.
 #include <math.h>
 
 #include "core/kernel_registry.h"
@@ -71,6 +74,26 @@ float softmax_row(float* scores, int64_t columns, Columns valid, float* max_so_f
   return lanes[0];
 }
 
+/** Sequences whose keys lie side by side. */
+struct Adjacent {
+  const View& segments;
+  Segment at(int64_t s) const { return segment_at(segments, s); }
+  int64_t first_row(const Segment& segment, int64_t block) const { return segment.k_begin + block; }
+};
+
+/** Sequences whose keys lie in pages: segments hold q_begin, q_end, their first entry of `pages`, and their keys. */
+struct Paged {
+  const View& segments;
+  const View& pages;
+  Segment at(int64_t s) const {
+    const int32_t* row = segments.as<int32_t>() + 4 * s;
+    return {row[0], row[1] - row[0], row[2], row[3]};
+  }
+  int64_t first_row(const Segment& segment, int64_t block) const {
+    return int64_t{pages.as<int32_t>()[segment.k_begin + block / kBlockKeys]} * kBlockKeys;
+  }
+};
+
 struct Tile {
   Segment segment;
   int64_t kv_head, position, positions;
@@ -133,8 +156,8 @@ void store_outputs(const Shapes& s, const Tile& tile, const Workspace& w, T* o, 
   }
 }
 
-template <typename T>
-void attend_tile(const Args& a, const Shapes& s, const Tile& tile, const Workspace& w) {
+template <typename T, typename Keys>
+void attend_tile(const Args& a, const Keys& all_keys, const Shapes& s, const Tile& tile, const Workspace& w) {
   const Segment& segment = tile.segment;
   load_queries(s, tile, w, a.in[0].as<T>());
   const int64_t first = segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
@@ -142,9 +165,10 @@ void attend_tile(const Args& a, const Shapes& s, const Tile& tile, const Workspa
   const int64_t rows = tile.rows(s);
   for (int64_t block = first; block < end; block += kBlockKeys) {
     const int64_t keys = smaller(kBlockKeys, end - block);
-    const int64_t offset = ((segment.k_begin + block) * s.K + tile.kv_head) * s.C;
+    const int64_t offset = (all_keys.first_row(segment, block) * s.K + tile.kv_head) * s.C;
     if (rows <= kStripRows && block + keys < end) {
-      const int64_t next = offset + kBlockKeys * s.K * s.C, next_keys = smaller(kBlockKeys, end - block - keys);
+      const int64_t next = (all_keys.first_row(segment, block + kBlockKeys) * s.K + tile.kv_head) * s.C;
+      const int64_t next_keys = smaller(kBlockKeys, end - block - keys);
       prefetch_block(a.in[1].as<T>() + next, s.K * s.C, next_keys, s.C);
       prefetch_block(a.in[2].as<T>() + next, s.K * s.C, next_keys, s.C);
     }
@@ -168,20 +192,18 @@ void clear_gaps(const Args& a, const Shapes& s) {
   });
 }
 
-template <typename T>
-void attention(const Args& a) {
+template <typename T, typename Keys>
+void attend(const char* op, const Args& a, const Keys& all_keys) {
   const View& q = a.in[0];
-  const View& segments = a.in[3];
-  const int64_t count = segments.shape[0];
-  const int64_t H = q.shape[1], K = a.in[1].shape[1], C = q.shape[2];
+  const int64_t count = a.in[3].shape[0];
+  const int64_t H = q.shape[1], K = a.in[1].shape[a.in[1].rank - 2], C = q.shape[2];
   const Shapes s = {H,
                     K,
                     C,
-                    heads_per_group("attention", H, K),
+                    heads_per_group(op, H, K),
                     round_up(C, F32::kLanes),
                     static_cast<int64_t>(a.attrs[1]),
                     static_cast<float>(a.attrs[0])};
-  check_segments("attention", segments, q.shape[0], a.in[1].shape[0], false);
   clear_gaps(a, s);
   if (count == 0 || H == 0) return;
 
@@ -189,7 +211,7 @@ void attention(const Args& a) {
   int64_t* task_ends = ends_memory.as<int64_t>();
   int64_t tasks = 0, most_rows = 0;
   for (int64_t i = 0; i < count; i++) {
-    const int64_t queries = segment_at(segments, i).queries;
+    const int64_t queries = all_keys.at(i).queries;
     const int64_t positions = tile_positions(queries, s.group);
     task_ends[i] = tasks += ceil_div(queries, positions) * s.K;
     most_rows = larger(most_rows, positions * s.group);
@@ -199,19 +221,55 @@ void attention(const Args& a) {
   Scratch work_memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
   parallel_for(pool, tasks, [&](int64_t task, int worker) {
     const int64_t index = segment_of_task(task_ends, count, task);
-    const Segment segment = segment_at(segments, index);
+    const Segment segment = all_keys.at(index);
     const int64_t positions = tile_positions(segment.queries, s.group);
     // The last tile of a segment sees most keys: longest tasks first.
     const int64_t from_end = task_ends[index] - 1 - task;
     const int64_t position = from_end / s.K * positions;
     Workspace w;
     Workspace::layout(most_rows, s.width, work_memory.as<float>() + floats * worker, &w);
-    attend_tile<T>(a, s, {segment, from_end % s.K, position, smaller(positions, segment.queries - position)}, w);
+    attend_tile<T>(a, all_keys, s, {segment, from_end % s.K, position, smaller(positions, segment.queries - position)},
+                   w);
   });
 }
 
+/** Throws ERR_SHAPE unless the queries are ascending ranges in [0, N) and the pages of every segment exist. */
+void check_pages(const View& segments, const View& pages, int64_t N, int64_t page_count) {
+  int64_t q_end = 0;
+  for (int64_t s = 0; s < segments.shape[0]; s++) {
+    const int32_t* row = segments.as<int32_t>() + 4 * s;
+    const bool ascending = row[0] >= q_end && row[0] <= row[1] && row[1] <= N;
+    const bool inside = row[2] >= 0 && row[3] >= 0 && row[2] + ceil_div(row[3], kBlockKeys) <= pages.shape[0];
+    if (!ascending || !inside) {
+      fail("ERR_SHAPE",
+           "attention_paged: segments[%lld] = (%d, %d, %d, %d) must be queries (q_begin, q_end) in [0, N=%lld], "
+           "ascending and without overlap, the first of its entries in pages[M=%lld], and its keys, %lld a page",
+           static_cast<long long>(s), row[0], row[1], row[2], row[3], static_cast<long long>(N),
+           static_cast<long long>(pages.shape[0]), static_cast<long long>(kBlockKeys));
+    }
+    q_end = row[1];
+    for (int64_t i = row[2]; i < row[2] + ceil_div(row[3], kBlockKeys); i++) {
+      const int32_t page = pages.as<int32_t>()[i];
+      if (page >= 0 && page < page_count) continue;
+      fail("ERR_SHAPE", "attention_paged: pages[%lld] must be below P=%lld; got %d", static_cast<long long>(i),
+           static_cast<long long>(page_count), page);
+    }
+  }
+}
+
 CARAVAN_KERNEL(attention, cpu, "q[N,H,C] k[M,K,C] v[M,K,C] segments[S,4]:i32 -> o[N,H,C] lse[N,H]:f32 | scale window") {
-  with_f32_or_bf16("attention", a.in[0].dtype, [&](auto type) { attention<decltype(type)>(a); });
+  check_segments("attention", a.in[3], a.in[0].shape[0], a.in[1].shape[0], false);
+  with_f32_or_bf16("attention", a.in[0].dtype,
+                   [&](auto type) { attend<decltype(type)>("attention", a, Adjacent{a.in[3]}); });
+}
+
+CARAVAN_KERNEL(attention_paged, cpu,
+               "q[N,H,C] k[P,64,K,C] v[P,64,K,C] segments[S,4]:i32 pages[M]:i32 -> o[N,H,C] lse[N,H]:f32 | scale "
+               "window") {
+  static_assert(kBlockKeys == 64, "the signature says how long a page is");
+  check_pages(a.in[3], a.in[4], a.in[0].shape[0], a.in[1].shape[0]);
+  with_f32_or_bf16("attention_paged", a.in[0].dtype,
+                   [&](auto type) { attend<decltype(type)>("attention_paged", a, Paged{a.in[3], a.in[4]}); });
 }
 
 }  // namespace attention_file

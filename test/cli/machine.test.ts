@@ -41,6 +41,23 @@ describe('doctor', () => {
   })
 })
 
+describe('bench generate', () => {
+  it('measures batches and gives a line of JSON for each', async () => {
+    const words = ['bench', 'generate', '--batch', '1,3', '--rounds', '1', '--threads', '2', '--peer', '--json']
+    const { stdout, exitCode } = await caravan(words, { environment: noPython })
+    expect(exitCode).toBe(0)
+    const rows = jsonLines(stdout) as { [key: string]: number }[]
+    expect(rows.map(({ batch }) => batch)).toEqual([1, 3])
+    for (const { batch, tokensPerSecond, prefillTokensPerSecond, decodeTokensPerSecond, stepMs } of rows) {
+      expect(decodeTokensPerSecond! * stepMs!).toBeCloseTo(1000 * batch!, 6)
+      // The whole is the prompts (32 tokens each, the first new token included) and 63 steps.
+      const seconds = (32 * batch!) / prefillTokensPerSecond! + (63 * stepMs!) / 1000
+      expect((64 * batch!) / tokensPerSecond!).toBeCloseTo(seconds, 9)
+    }
+    expect((rows[0] as { peer?: { absent?: string } }).peer?.absent).toMatch(/no PyTorch numbers/)
+  }, 120_000)
+})
+
 describe('bench step', () => {
   it('measures steps and gives one line of JSON', async () => {
     const words = ['bench', 'step', '--model', 'tiny', '--steps', '1', '--threads', '2', '--peer', '--json']

@@ -29,6 +29,8 @@ interface UsageCase {
   hint?: RegExp
 }
 
+const generateWords = ['generate', '--model', 'm', '--input', 'a', '--output', 'b']
+
 const cases: UsageCase[] = [
   { words: [], error: /a command is needed/, hint: /caravan --help/ },
   { words: ['trian'], error: /unknown command 'trian'/, hint: /did you mean train\?/ },
@@ -59,6 +61,10 @@ const cases: UsageCase[] = [
     hint: /did you mean 'gsm8k'\?/,
   },
   { words: ['verify', '--input', 'a', '--output', 'b'], error: /required option '--verifier <name>' not specified/ },
+  { words: [...generateWords, '--top-p', '0'], error: /--top-p must be above 0, at most 1; got "0"/ },
+  { words: [...generateWords, '--temperature', '-1'], error: /--temperature must be from 0 to 10000; got "-1"/ },
+  { words: [...generateWords, '--n', '0'], error: /--n must be a whole number >= 1; got "0"/ },
+  { words: ['bench', 'generate', '--batch', '1,x'], error: /--batch must be a whole number >= 1; got "x"/ },
   { words: ['inspect', '--data', 'a.jsonl'], error: /inspect needs a tokenizer/, hint: /--tokenizer DIR/ },
   { words: ['inspect', '--data', 'a', '--model', 'm', '--tokenizer', 't'], error: /both name a tokenizer/ },
   { words: ['bench', 'step', '--model', 'huge'], error: /--model must be one of tiny, small, base/ },
@@ -112,7 +118,7 @@ describe('a failure that is not one of usage', () => {
 })
 
 describe('help', () => {
-  const commands = ['train', 'score', 'verify', 'inspect', 'doctor', 'bench']
+  const commands = ['train', 'generate', 'score', 'verify', 'inspect', 'doctor', 'bench']
 
   it('lists the commands and the exit codes', async () => {
     const { exitCode, stdout } = await caravan(['--help'])

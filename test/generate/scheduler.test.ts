@@ -1,42 +1,173 @@
-import { expect, it } from 'vitest'
+import { describe, expect, it } from 'vitest'
+import { PagePool } from '../../lib/generate/page_pool.js'
+import type { ResolvedRequest } from '../../lib/generate/request.js'
 import { Scheduler } from '../../lib/generate/scheduler.js'
 
 const ids = (...values: number[]) => Int32Array.from(values)
-const options = { slots: 2, capacity: 10, maxTokens: 3, stopIds: new Set([99]), stepRows: 4 }
+const settings = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 }
 
-it('feeds prompts by pieces, lets waiting sequences go first, and refills slots', () => {
-  const scheduler = new Scheduler([ids(1, 2), ids(3, 4, 5), ids(6)], options)
-  // Slot 0 takes prompt 0, slot 1 prompt 1; four rows a step leave one token of prompt 1 for later.
+function request(prompt: Int32Array, changed: Partial<ResolvedRequest> = {}): ResolvedRequest {
+  const fixed = { index: 0, stopTexts: [], seed: 7, samples: 1, steering: undefined, signal: undefined, settings }
+  return { ...fixed, prompt, maxTokens: 3, stopIds: new Set([99]), ...changed }
+}
+
+/** Takes tokens and ends the sequences that have ended, as the engine does. */
+function accept(scheduler: Scheduler, tokens: ArrayLike<number>) {
+  const accepted = scheduler.accept(tokens)
+  for (const { sequence, finishReason } of accepted) if (finishReason) scheduler.finish(sequence)
+  return accepted
+}
+
+it('feeds prompts by pieces, lets waiting sequences go first, and refills slots and pages', () => {
+  const scheduler = new Scheduler({ pages: 2, slots: 2, stepRows: 4 })
+  const [first, second, third] = [request(ids(1, 2)), request(ids(3, 4, 5)), request(ids(6))]
+  for (const one of [first, second, third]) scheduler.add(one)
+  // Page 0 takes the first, page 1 the second; four rows a step leave one token of the second for later.
   expect(scheduler.next()).toEqual({
     ids: ids(1, 2, 3, 4),
     positions: ids(0, 1, 0, 1),
-    cacheRows: ids(0, 1, 10, 11),
-    segments: ids(0, 2, 0, 2, 2, 4, 10, 12),
+    cacheRows: ids(0, 1, 64, 65),
+    segments: ids(0, 2, 0, 2, 2, 4, 1, 2),
+    pages: ids(0, 1),
     lastRows: ids(1),
+    draws: [{ settings, key: { seed: 7, sample: 0, position: 2 }, previous: undefined }],
   })
-  expect(scheduler.awaiting).toEqual([0])
-  scheduler.accept([50])
-  expect(scheduler.next()).toEqual({
+  expect(scheduler.waitingCount).toBe(1)
+  accept(scheduler, [50])
+  expect(scheduler.next()).toMatchObject({
     ids: ids(50, 5),
     positions: ids(2, 2),
-    cacheRows: ids(2, 12),
-    segments: ids(0, 1, 0, 3, 1, 2, 10, 13),
+    cacheRows: ids(2, 66),
+    segments: ids(0, 1, 0, 3, 1, 2, 1, 3),
     lastRows: ids(0, 1),
   })
-  scheduler.accept([99, 60])
-  expect(scheduler.finished[0]).toEqual({ tokens: ids(50, 99), finishReason: 'stop' })
-  // Prompt 2 takes over slot 0.
-  const third = scheduler.next()!
-  expect(scheduler.awaiting).toEqual([1, 2])
-  expect(third.cacheRows).toEqual(ids(13, 0))
-  scheduler.accept([61, 70])
+  const accepted = accept(scheduler, [99, 60])
+  expect(accepted.map(({ finishReason }) => finishReason)).toEqual(['stop', undefined])
+  expect(accepted[0]!.sequence).toMatchObject({ request: first, known: [1, 2, 50, 99] })
+  // The third takes over page 0.
+  expect(scheduler.next()!.cacheRows).toEqual(ids(67, 0))
+  expect(accept(scheduler, [61, 70]).map(({ sequence }) => sequence.request)).toEqual([second, third])
   scheduler.next()
-  scheduler.accept([62, 71])
-  expect(scheduler.finished[1]).toEqual({ tokens: ids(60, 61, 62), finishReason: 'length' })
+  expect(accept(scheduler, [62, 71]).map(({ finishReason }) => finishReason)).toEqual(['length', undefined])
   scheduler.next()
-  scheduler.accept([99])
-  expect(scheduler.finished[2]).toEqual({ tokens: ids(70, 71, 99), finishReason: 'stop' })
+  accept(scheduler, [99])
   expect(scheduler.next()).toBeUndefined()
-  expect(scheduler.finishedCount).toBe(3)
-  expect(scheduler.newTokenCount).toBe(8)
+  expect(scheduler.idle).toBe(true)
+  expect(scheduler.freePages).toBe(2)
+})
+
+describe('samples of one prompt', () => {
+  const prompt = Int32Array.from({ length: 130 }, (_, i) => i)
+
+  it('share its pages, and copy the rows of the page in which it ends', () => {
+    const scheduler = new Scheduler({ pages: 5, slots: 8, stepRows: 200 })
+    scheduler.add(request(prompt, { samples: 3 }))
+    const step = scheduler.next()!
+    expect(scheduler.freePages).toBe(0)
+    expect(step.ids).toEqual(prompt)
+    expect(step.lastRows).toEqual(ids(129, 129, 129))
+    expect(step.draws.map(({ key }) => key)).toEqual([0, 1, 2].map((sample) => ({ seed: 7, sample, position: 130 })))
+    accept(scheduler, [7, 8, 99])
+    expect(scheduler.freePages).toBe(1)
+    expect(scheduler.next()).toMatchObject({
+      ids: ids(7, 8),
+      positions: ids(130, 130),
+      cacheRows: ids(2 * 64 + 2, 3 * 64 + 2),
+      segments: ids(0, 1, 0, 131, 1, 2, 3, 131),
+      pages: ids(0, 1, 2, 0, 1, 3),
+    })
+    expect(scheduler.takeCopies()).toEqual({ from: [128, 129, 128, 129], to: [192, 193, 256, 257] })
+    expect(scheduler.takeCopies()).toEqual({ from: [], to: [] })
+    accept(scheduler, [99, 9])
+    expect(scheduler.freePages).toBe(2)
+    scheduler.next()
+    accept(scheduler, [99])
+    expect(scheduler.freePages).toBe(5)
+  })
+
+  it('go in several waves where slots or pages are few', () => {
+    for (const options of [
+      { pages: 50, slots: 2, stepRows: 200 },
+      { pages: 4, slots: 8, stepRows: 200 },
+    ]) {
+      const scheduler = new Scheduler(options)
+      scheduler.add(request(prompt, { samples: 3, maxTokens: 2 }))
+      const seen: number[] = []
+      for (let step = scheduler.next(); step; step = scheduler.next()) {
+        scheduler.takeCopies()
+        for (const { sequence, finishReason } of accept(
+          scheduler,
+          step.lastRows.map(() => 1),
+        )) {
+          if (finishReason) seen.push(sequence.sample)
+        }
+      }
+      expect(seen).toEqual([0, 1, 2])
+      expect(scheduler.freePages).toBe(options.pages)
+    }
+  })
+
+  it('of one new token need no page of their own', () => {
+    const scheduler = new Scheduler({ pages: 3, slots: 9, stepRows: 200 })
+    scheduler.add(request(prompt, { samples: 9, maxTokens: 1 }))
+    expect(scheduler.next()!.lastRows).toHaveLength(9)
+    accept(scheduler, Array(9).fill(1))
+    expect(scheduler.takeCopies().from).toEqual([])
+    expect(scheduler.idle).toBe(true)
+    expect(scheduler.freePages).toBe(3)
+  })
+
+  it('are cancelled together, those that wait too', () => {
+    const scheduler = new Scheduler({ pages: 5, slots: 2, stepRows: 64 })
+    const cancelled = request(prompt, { samples: 3 })
+    scheduler.add(cancelled)
+    scheduler.add(request(ids(1)))
+    scheduler.next()
+    accept(scheduler, [])
+    expect(scheduler.cancel(cancelled).map(({ sample }) => sample)).toEqual([0, 1, 2])
+    expect(scheduler.freePages).toBe(5)
+    expect(scheduler.next()!.ids).toEqual(ids(1))
+  })
+})
+
+it('a sequence that has ended goes on without its stop token, as far as it has room', () => {
+  const scheduler = new Scheduler({ pages: 1, slots: 1, stepRows: 8 })
+  const steering = { maxTokens: 2, next: () => undefined }
+  scheduler.add(request(ids(1, 2), { maxTokens: 8, steering }))
+  const step = () => scheduler.next()!
+  expect(step().ids).toEqual(ids(1, 2))
+  const [first] = scheduler.accept([99])
+  expect(first!.finishReason).toBe('stop')
+  expect(scheduler.resume(first!.sequence, { append: ids(5, 6), maxTokens: 2, stopIds: [98] }, 'stop')).toBe(true)
+  expect(step()).toMatchObject({ ids: ids(5, 6), positions: ids(2, 3), segments: ids(0, 2, 0, 4) })
+  expect(scheduler.accept([99])[0]!.finishReason).toBeUndefined()
+  step()
+  const [second] = scheduler.accept([7])
+  expect(second!).toMatchObject({ finishReason: 'length', sequence: { known: [1, 2, 5, 6, 99, 7] } })
+  const more = { append: ids(1, 1, 1), maxTokens: 50, stopIds: [] }
+  expect(scheduler.resume(second!.sequence, { ...more, append: ids(1, 1, 1, 1) }, 'length')).toBe(false)
+  expect(scheduler.resume(second!.sequence, more, 'length')).toBe(true)
+  expect(step().ids).toEqual(ids(7, 1, 1, 1))
+  expect(scheduler.accept([3])[0]!.finishReason).toBe('length')
+})
+
+it('refuses a request that never fits', () => {
+  const scheduler = new Scheduler({ pages: 1, slots: 2, stepRows: 4 })
+  scheduler.add(request(ids(1, 2), { maxTokens: 63 }))
+  expect(() => scheduler.add(request(ids(1, 2), { index: 4, maxTokens: 64 }))).toThrow(
+    'request 4: prompt and maxTokens want 128 tokens of cache; the cache has 64',
+  )
+})
+
+it('a page has as many users as were given it', () => {
+  const pool = new PagePool(2)
+  const page = pool.take()
+  pool.share(page)
+  pool.release(page)
+  expect(pool.freeCount).toBe(1)
+  pool.release(page)
+  expect(pool.freeCount).toBe(2)
+  pool.take()
+  pool.take()
+  expect(() => pool.take()).toThrow('all 2 pages of the cache are in use')
 })

@@ -258,6 +258,44 @@ void check_extremes(const std::string& isa) {
   CHECK(poisoned.lse.at(1) == 10000.0);
 }
 
+/** The same keys in pages that lie in any order give the same bits. */
+void check_pages(const std::string& isa, DType dtype, int window) {
+  CpuDevice device(3, kBudgetBytes, isa);
+  const Case c{5, 200, 4, 2, 24, {{0, 1, 0, 130}, {1, 5, 130, 200}}, window, 0.3, dtype};
+  const Inputs in = make_inputs(c);
+  const Call beside = check::run(device, forward_call(c, in));
+  // Pages 4, 1, 3 hold the first sequence, 0 and 2 the second.
+  const std::vector<double> pages = {4, 1, 3, 0, 2};
+  const int64_t row = c.K * c.C;
+  const auto paged = [&](const Tensor& x) {
+    Tensor y = Tensor::random(dtype, {5, 64, c.K, c.C}, 9);
+    for (int64_t i = 0; i < c.M * row; i++) {
+      const int64_t key = i / row, own = key < 130 ? key : key - 130, first = key < 130 ? 0 : 3;
+      const int64_t page = static_cast<int64_t>(pages[static_cast<size_t>(first + own / 64)]);
+      y.set((page * 64 + own % 64) * row + i % row, x.at(i));
+    }
+    return y;
+  };
+  Call call = forward_call(c, in);
+  call.op = "attention_paged";
+  call.in = {in.q, paged(in.k), paged(in.v), segment_tensor({{0, 1, 0, 130}, {1, 5, 3, 70}}),
+             Tensor::of(DType::kI32, {5}, pages)};
+  const Call done = check::run(device, call);
+  CHECK(done.out[0].same_bits(beside.out[0]));
+  CHECK(done.out[1].same_bits(beside.out[1]));
+  const auto refuses = [&](const std::vector<Segment>& rows, const std::vector<double>& table, const char* part) {
+    call.in[3] = segment_tensor(rows);
+    call.in[4] = Tensor::of(DType::kI32, {static_cast<int64_t>(table.size())}, table);
+    std::string message;
+    CHECK(check::failure_of(device, call, &message) == "ERR_SHAPE");
+    CHECK_CASE(message.find(part) != std::string::npos, "'%s' is not in '%s'", part, message.c_str());
+  };
+  refuses({{0, 1, 0, 130}, {1, 5, 3, 129}}, pages, "segments[1] = (1, 5, 3, 129)");
+  refuses({{0, 6, 0, 10}}, pages, "segments[0] = (0, 6, 0, 10)");
+  refuses({{0, 2, 0, 10}, {1, 5, 3, 10}}, pages, "without overlap");
+  refuses({{0, 5, 0, 130}}, {4, 5, 3}, "pages[1] must be below P=5; got 5");
+}
+
 void check_errors(const std::string& isa) {
   CpuDevice device(1, kBudgetBytes, isa);
   const auto expect = [&](const Case& c, bool backward, const std::string& part) {
@@ -289,6 +327,7 @@ int main() {
       for (int window : {0, 70}) {
         check_chunks(isa, dtype, window, 1);
         check_chunks(isa, dtype, window, 37);
+        check_pages(isa, dtype, window);
       }
     }
     check_schedules(isa);

@@ -15,6 +15,11 @@ const shared: { [op: string]: Sample[] } = {
     { N: 200, M: 200, H: 3, K: 3, C: 17, ...segments, scale: 0.2, window: 40 },
     { ...decode, scale: 0.2, window: 0 },
   ],
+  attention_paged: [
+    { N: 200, P: 9, M: 5, H: 4, K: 2, C: 24, ...segments, scale: 0.2, window: 0 },
+    { ...decode, P: 20, M: 13, scale: 0.2, window: 0 },
+  ],
+  sample: [{ N: 40, V: 3001, D: 24, M: 90, with_probs: 1, with_previous: 1, with_previous_ends: 1 }],
   attention_backward: [
     { N: 6, M: 6, H: 2, K: 1, C: 4, S: 2, queries: [4, 2], keys: [4, 2], scale: 0.5, window: 0 },
     { N: 200, M: 200, H: 4, K: 2, C: 24, ...segments, scale: 0.2, window: 0 },

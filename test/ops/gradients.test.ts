@@ -44,6 +44,8 @@ const MOST_ELEMENTS = 512
 const withoutGradient: { [op: string]: string } = {
   greater: 'a step: its gradient is 0 almost everywhere and is never asked for',
   argmax: 'an index',
+  sample: 'an index',
+  attention_paged: 'reads a cache: generation only',
   rope_table: 'a table of constants',
   fill: 'no inputs',
   iota: 'no inputs',

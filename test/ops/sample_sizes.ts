@@ -48,9 +48,22 @@ function resizeAttention(sample: Sample, letter: string, size: number): Sample |
   }
 }
 
+function resizePages(sample: Sample, letter: string, size: number): Sample | undefined {
+  if (letter === 'P') return size < (sample.M as number) ? undefined : { ...sample, P: size }
+  if (letter === 'M') return undefined
+  const resized = resizeAttention(sample, letter, size)
+  if (!resized || letter === 'K' || letter === 'C') return resized
+  const pages = Math.max(
+    1,
+    (resized.keys as number[]).reduce((sum, keys) => sum + Math.ceil(keys / 64), 0),
+  )
+  return { ...resized, M: pages, P: pages + 1 }
+}
+
 const resizes: { [op: string]: Resize } = {
   matmul: resizeMatmul,
   attention: resizeAttention,
+  attention_paged: resizePages,
   attention_backward: resizeAttention,
   rope: (sample, letter, size) => ({ ...sample, [letter]: letter === 'C' ? 2 * size : size }),
   rope_table: (sample, letter, size) =>

@@ -1,0 +1,128 @@
+// `caravan bench generate`: prompts of 32 random tokens, 64 new tokens each, drawn at temperature 1, through the same
+// engine as everything else. Decoding is what is left of the time when that of the prompts is taken off.
+import { Random } from '../base/random.js'
+import { type GenerateRequest, generateAll } from '../generate/index.js'
+import { type CausalLm, newModel } from '../models/index.js'
+import { openDevice } from '../ops/index.js'
+import { type BenchModel, benchShapes } from './bench_shapes.js'
+import { type DtypeFlag, engineDtype } from './command_options.js'
+import { exitCodes } from './failure.js'
+import { countText, shortNumber } from './format.js'
+import { machineLine } from './machine.js'
+import { tableLines } from './table.js'
+import { Terminal } from './terminal.js'
+import { median } from './timing.js'
+import { type PeerGenerate, runTorchGenerate } from './torch_peer.js'
+
+export interface BenchGenerateFlags {
+  model: BenchModel
+  dtype: DtypeFlag
+  threads?: number
+  batch: readonly number[]
+  rounds: number
+  peer?: boolean | string
+  peerTimeout: number
+  json?: boolean
+}
+
+/** What one batch size gave. */
+export interface GenerateResult {
+  batch: number
+  /** New tokens a second over the whole call, prompts included. */
+  tokensPerSecond: number
+  prefillTokensPerSecond: number
+  decodeTokensPerSecond: number
+  /** Time of one decoding step. */
+  stepMs: number
+}
+
+export const PROMPT_TOKENS = 32
+export const NEW_TOKENS = 64
+
+/** Measures generation and prints it; the value is the exit code. */
+export async function benchGenerate(flags: BenchGenerateFlags): Promise<number> {
+  const terminal = new Terminal(process.stdout)
+  using device = openDevice({ threads: flags.threads })
+  const { config } = benchShapes[flags.model]
+  using model = newModel(device, config, { seed: 0, dtype: engineDtype(flags.dtype) })
+  const machine = machineLine(device)
+  const rows: { ours: GenerateResult; peer: PeerGenerate | undefined }[] = []
+  for (const batch of flags.batch) {
+    const ours = await measureGenerate(model, batch, flags.rounds)
+    rows.push({ ours, peer: flags.peer ? await runTorchGenerate({ ...flags, batch }) : undefined })
+  }
+  if (flags.json) {
+    const { model: name, dtype, threads } = flags
+    const shape = { prompt: PROMPT_TOKENS, newTokens: NEW_TOKENS }
+    for (const { ours, peer } of rows) {
+      terminal.line(JSON.stringify({ ...ours, peer, model: name, dtype, threads, ...shape, machine }))
+    }
+    return exitCodes.done
+  }
+  terminal.line(terminal.color.dim(machine))
+  for (const line of resultLines(flags, rows, terminal)) terminal.line(line)
+  return exitCodes.done
+}
+
+/** Median of `rounds` calls, after one that is not counted. */
+export async function measureGenerate(model: CausalLm, batch: number, rounds: number): Promise<GenerateResult> {
+  const whole: number[] = []
+  const prompts: number[] = []
+  for (let round = 0; round <= rounds; round++) {
+    const seconds = { prompts: await timed(model, { batch, maxTokens: 1, round }), whole: 0 }
+    seconds.whole = await timed(model, { batch, maxTokens: NEW_TOKENS, round })
+    if (round === 0) continue
+    whole.push(seconds.whole)
+    prompts.push(seconds.prompts)
+  }
+  const [all, prefill] = [median(whole), median(prompts)]
+  const decode = Math.max(all - prefill, Number.EPSILON)
+  return {
+    batch,
+    tokensPerSecond: (batch * NEW_TOKENS) / all,
+    prefillTokensPerSecond: (batch * PROMPT_TOKENS) / prefill,
+    decodeTokensPerSecond: (batch * (NEW_TOKENS - 1)) / decode,
+    stepMs: (1000 * decode) / (NEW_TOKENS - 1),
+  }
+}
+
+async function timed(
+  model: CausalLm,
+  { batch, maxTokens, round }: { batch: number; maxTokens: number; round: number },
+): Promise<number> {
+  const random = new Random(round, batch)
+  const requests: GenerateRequest[] = Array.from({ length: batch }, () => ({
+    prompt: Int32Array.from({ length: PROMPT_TOKENS }, () => random.integer(0, model.config.V)),
+    maxTokens,
+  }))
+  const started = performance.now()
+  await generateAll(model, requests, { slots: batch, seed: round })
+  return (performance.now() - started) / 1000
+}
+
+function resultLines(
+  flags: BenchGenerateFlags,
+  rows: readonly { ours: GenerateResult; peer: PeerGenerate | undefined }[],
+  terminal: Terminal,
+): string[] {
+  const { bold, dim } = terminal.color
+  const count = (value: number) => countText(Math.round(value))
+  const cells = rows.map(({ ours, peer }) => [
+    String(ours.batch),
+    count(ours.tokensPerSecond),
+    count(ours.prefillTokensPerSecond),
+    count(ours.decodeTokensPerSecond),
+    shortNumber(ours.stepMs),
+    ...(peer && 'tokensPerSecond' in peer
+      ? [count(peer.tokensPerSecond), `${shortNumber(ours.tokensPerSecond / peer.tokensPerSecond)} x`]
+      : []),
+  ])
+  const measured = cells.some((row) => row.length > 5)
+  const header = ['batch', 'tokens/s', 'prefill/s', 'decode/s', 'ms/step', ...(measured ? ['PyTorch', 'ratio'] : [])]
+  const absent = rows.map(({ peer }) => peer).find((peer) => peer && 'absent' in peer)
+  return [
+    `${bold(flags.model)}  ${flags.dtype}, prompts of ${PROMPT_TOKENS}, ${NEW_TOKENS} new tokens, temperature 1`,
+    ...tableLines([header.map((cell) => dim(cell)), ...cells], { align: 'rrrrrrr', indent: '  ' }),
+    ...(absent && 'absent' in absent ? [dim(absent.absent)] : []),
+  ]
+}

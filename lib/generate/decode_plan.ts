@@ -1,0 +1,132 @@
+// Steps in which every sequence feeds one token, which is nearly all of them, as plans: one upload, one native call. A
+// plan is for a number of sequences and a length of the page table, rounded up; the table's unused end is never read.
+import type { CausalLm } from '../models/index.js'
+import { keyRow, sampleOp, settingsRow } from '../ops/index.js'
+import { keep, Plan, Tensor } from '../tensor/index.js'
+import type { KeyValueCache } from './kv_cache.js'
+import type { Step } from './scheduler.js'
+
+/** What was drawn: [N] each. */
+export interface DrawnTensors {
+  [name: string]: Tensor
+  /** i32 */
+  token: Tensor
+  /** f32 */
+  logp: Tensor
+  drawnLogp: Tensor
+}
+
+/** Plans kept at a time; the least recently used one goes. */
+const MOST_PLANS = 48
+/** The page table is cut to multiples of this. */
+const TABLE_STEP = 32
+
+export class DecodePlans {
+  readonly #plans = new Map<string, DecodePlan>()
+
+  constructor(
+    private readonly model: CausalLm,
+    private readonly cache: KeyValueCache,
+  ) {}
+
+  /** Runs `step`, or returns undefined where it is none for a plan. The tensors are those of the plan: read them before
+   *  the next step, and leave them alive. */
+  run(step: Step): DrawnTensors | undefined {
+    const N = step.ids.length
+    const decodes = step.segments.length === 4 * N && step.lastRows.length === N
+    if (!decodes || step.draws.some(({ previous }) => previous)) return undefined
+    const entries = Math.ceil(step.pages.length / TABLE_STEP) * TABLE_STEP
+    const key = `${N} ${entries}`
+    const plan = this.#plans.get(key) ?? new DecodePlan(this.model, this.cache, { N, entries })
+    // Maps keep the order of insertion: the first one is the least recently used.
+    this.#plans.delete(key)
+    this.#plans.set(key, plan)
+    const [oldest] = this.#plans
+    if (this.#plans.size > MOST_PLANS && oldest) {
+      oldest[1].dispose()
+      this.#plans.delete(oldest[0])
+    }
+    return plan.run(step)
+  }
+
+  dispose(): void {
+    for (const plan of this.#plans.values()) plan.dispose()
+    this.#plans.clear()
+  }
+}
+
+interface PlanSize {
+  N: number
+  /** Entries of the page table. */
+  entries: number
+}
+
+class DecodePlan {
+  /** ids, positions, cache rows [N] each; segments, keys [N,4]; pages [entries]: one upload for all of them. */
+  readonly #words: Int32Array
+  readonly #integers: Tensor
+  readonly #settingsValues: Float64Array
+  readonly #settings: Tensor
+  #plan: Plan<DrawnTensors> | undefined
+
+  constructor(
+    private readonly model: CausalLm,
+    private readonly cache: KeyValueCache,
+    private readonly size: PlanSize,
+  ) {
+    const { device } = model
+    const { N, entries } = size
+    this.#words = new Int32Array(11 * N + entries)
+    this.#integers = keep(Tensor.empty(device, 'i32', [this.#words.length]))
+    this.#settingsValues = new Float64Array(5 * N).fill(Number.NaN)
+    this.#settings = keep(Tensor.empty(device, 'f64', [N, 5]))
+  }
+
+  run(step: Step): DrawnTensors {
+    const { device, head } = this.model
+    // A plan speaks of weights by number: they may change in place, but not be gone.
+    head.assertAlive()
+    this.#fill(step)
+    device.upload(this.#integers.id, this.#words)
+    const settings = Float64Array.from(step.draws.flatMap((draw) => settingsRow(draw.settings)))
+    if (settings.some((value, i) => value !== this.#settingsValues[i])) {
+      this.#settingsValues.set(settings)
+      device.upload(this.#settings.id, settings)
+    }
+    if (this.#plan) this.#plan.run()
+    else this.#plan = new Plan(device, () => this.#forward())
+    return this.#plan.outputs
+  }
+
+  dispose(): void {
+    this.#plan?.dispose()
+    this.#integers.dispose()
+    this.#settings.dispose()
+  }
+
+  #fill({ ids, positions, cacheRows, segments, draws, pages }: Step): void {
+    const { N } = this.size
+    this.#words.set(ids, 0)
+    this.#words.set(positions, N)
+    this.#words.set(cacheRows, 2 * N)
+    this.#words.set(segments, 3 * N)
+    for (const [i, { key }] of draws.entries()) this.#words.set(keyRow(key), 7 * N + 4 * i)
+    this.#words.set(pages, 11 * N)
+  }
+
+  #forward(): DrawnTensors {
+    const { N, entries } = this.size
+    const part = (shape: number[], offset: number) => Tensor.viewOf(this.#integers, shape, offset)
+    this.cache.place({ rows: part([N], 2 * N), pages: part([entries], 11 * N) })
+    const rows = { ids: part([N], 0), positions: part([N], N), segments: part([N, 4], 3 * N) }
+    const hidden = this.model.hidden(rows, { store: this.cache })
+    const { token, logp, drawn_logp } = sampleOp({
+      hidden,
+      head: this.model.head,
+      settings: this.#settings,
+      keys: part([N, 4], 7 * N),
+      with_probs: 0,
+    })
+    return { token, logp, drawnLogp: drawn_logp }
+  }
+}

@@ -1,0 +1,80 @@
+import { afterAll, describe, expect, it } from 'vitest'
+import { add, affine, fill, linear, mul, openDevice } from '../../lib/ops/index.js'
+import { leaks, Plan, reshape, scope, Tensor } from '../../lib/tensor/index.js'
+
+const device = openDevice({ threads: 2 })
+afterAll(async () => {
+  await device.idle()
+  expect(device.stats().liveTensors).toBe(0)
+  expect(device.stats().liveBytes).toBe(0)
+  expect(leaks.caught).toBe(0)
+  device.close()
+})
+
+describe('a plan', () => {
+  it('runs again on what its inputs hold then, beside everything else', async () => {
+    using x = Tensor.from(device, Float32Array.of(1, 2, 3, 4), [2, 2])
+    using w = Tensor.from(device, Float32Array.of(1, 0, 1, 1), [2, 2])
+    const plan = new Plan(device, () => {
+      const y = linear(x, w)
+      return { y, squared: mul(reshape(y, [4]), reshape(y, [4])) }
+    })
+    const seen = async () => [await plan.outputs.y.read(), await plan.outputs.squared.read()].map((a) => [...a])
+    expect(await seen()).toEqual([
+      [1, 3, 3, 7],
+      [1, 9, 9, 49],
+    ])
+    // Other tensors come and go; none of them may get an id of the plan.
+    const others = Array.from({ length: 20 }, (_, i) => fill(device, [4], { value: i, dtype: 'f32' }))
+    device.upload(x.id, Float32Array.of(5, 5, 0, 1))
+    plan.run()
+    const more = scope(() => others.map((other) => add(other, affine(other, 0, 100))))
+    expect(await seen()).toEqual([
+      [5, 10, 0, 1],
+      [25, 100, 0, 1],
+    ])
+    device.upload(w.id, Float32Array.of(0, 1, 0, 0))
+    plan.run()
+    plan.run()
+    expect(await seen()).toEqual([
+      [5, 0, 1, 0],
+      [25, 0, 1, 0],
+    ])
+    for (const [i, tensor] of more.entries()) expect(await tensor.read()).toEqual(new Float32Array(4).fill(i + 100))
+    for (const tensor of [...others, ...more]) tensor.dispose()
+    plan.dispose()
+  })
+
+  it('gives ids and memory back', async () => {
+    using x = fill(device, [1000], { value: 1, dtype: 'f32' })
+    await device.idle()
+    const before = device.stats()
+    const first = device.newId()
+    device.free(first)
+    for (let i = 0; i < 50; i++) {
+      const plan = new Plan(device, () => ({ y: affine(add(x, x), 2, i) }))
+      plan.run()
+      expect((await plan.outputs.y.read())[7]).toBe(4 + i)
+      plan.dispose()
+    }
+    await device.idle()
+    expect(device.stats()).toMatchObject({ liveTensors: before.liveTensors, liveBytes: before.liveBytes })
+    // Ids are used again, not counted up.
+    const id = device.newId()
+    expect(id).toBeLessThan(first + 10)
+    device.free(id)
+  })
+
+  it('may neither upload nor wait nor hold another, and a body that fails leaves nothing', async () => {
+    using x = fill(device, [2], { value: 1, dtype: 'f32' })
+    const upload = () => new Plan(device, () => ({ y: add(x, Tensor.from(device, Float32Array.of(1, 2), [2])) }))
+    expect(upload).toThrow('upload: not possible while commands are recorded')
+    expect(() => new Plan(device, () => ({ y: new Plan(device, () => ({ z: add(x, x) })).outputs.z }))).toThrow(
+      'commands are being recorded already',
+    )
+    await device.idle()
+    expect(device.stats().liveTensors).toBe(1)
+    using y = add(x, x)
+    expect([...(await y.read())]).toEqual([2, 2])
+  })
+})
