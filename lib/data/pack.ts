@@ -276,7 +276,7 @@ export function packRow(plan: PackPlan, row: number, examples: ExampleSource): P
   return { inputIds, positions, cuSeqlens, labels, targetCount, maxSeqlen: longestDocument(cuSeqlens) }
 }
 
-export function longestDocument(cuSeqlens: Int32Array): number {
+function longestDocument(cuSeqlens: Int32Array): number {
   let longest = 0
   for (let s = 1; s < cuSeqlens.length; s++) longest = Math.max(longest, cuSeqlens[s]! - cuSeqlens[s - 1]!)
   return longest

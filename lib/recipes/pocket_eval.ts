@@ -282,7 +282,7 @@ function dpoGates(metrics: DpoMetrics): Gate[] {
 
 function rewardGates({ all, problem, instruction }: PairShares): Gate[] {
   return [
-    above('reward accuracy', all, 0.6),
+    above('reward accuracy', all, 0.68),
     above('reward accuracy, instruction pairs', instruction, 0.7),
     above('reward accuracy, problem pairs', problem, 0.5),
   ]

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
 import { pocketData } from '../../lib/recipes/pocket_data.js'
 import {
+  type GateMetrics,
   type PocketAnswer,
   type PocketMetrics,
   pocketGates,
@@ -157,6 +158,40 @@ describe('pocketGates', () => {
     ])
     expect(failed({ ...good, chat: { ...good.chat, askedAccuracy: null } })).toEqual(['chat accuracy, asked facts'])
     expect(failed({ ...good, endedShare: 0.99 })).toEqual(['ended share'])
+  })
+
+  it('stops a preference stage that learns nothing, or unlearns', () => {
+    const shares = (all: number, instruction = all) => ({ all, problem: all, instruction })
+    const tuned: GateMetrics['dpo'] = {
+      before: good,
+      after: good,
+      likelihoodBefore: shares(0.85),
+      likelihoodAfter: shares(0.9),
+      reward: shares(0.85),
+      chosenChange: -0.02,
+      rejectedChange: -0.2,
+    }
+    const stopped = (changed: Partial<GateMetrics['dpo']>) =>
+      pocketGates('dpo', { ...tuned, ...changed }).flatMap(({ name, passed }) => (passed ? [] : [name]))
+    expect(stopped({})).toEqual([])
+    expect(stopped({ likelihoodBefore: shares(0.9) })).toEqual(['pair accuracy by likelihood, gained'])
+    expect(stopped({ likelihoodBefore: shares(0.8), likelihoodAfter: shares(0.86) })).toHaveLength(1)
+    expect(stopped({ reward: shares(0.9, 0.8) })).toEqual(['reward accuracy, instruction pairs'])
+    const worse = { ...good, problems: { ...good.problems, accuracy: 0.42 } }
+    expect(stopped({ after: worse })).toEqual(['problem accuracy, not below the start'])
+    expect(stopped({ after: { ...good, chat: { ...good.chat, askedAccuracy: 0.8 } } })).toHaveLength(1)
+    expect(stopped({ chosenChange: -0.25 })).toHaveLength(1)
+  })
+
+  it('stops a reward model that orders too few pairs', () => {
+    const stopped = (all: number, problem: number, instruction: number) =>
+      pocketGates('reward_model', { all, problem, instruction }).filter(({ passed }) => !passed).length
+    expect([
+      stopped(0.69, 0.6, 0.8),
+      stopped(0.68, 0.6, 0.8),
+      stopped(0.69, 0.5, 0.8),
+      stopped(0.69, 0.6, 0.7),
+    ]).toEqual([0, 1, 1, 1])
   })
 
   it('refuses a stage that has no gates', () => {
