@@ -7,12 +7,9 @@ import { type CausalLm, loadModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { Tokenizer } from '../text/tokenizer.js'
 import { type DtypeFlag, engineDtype } from './command_options.js'
-import { exitCodes } from './failure.js'
-import { countText, durationText, grouped } from './format.js'
+import { rowSummary, runFileCommand } from './file_command.js'
+import { countText, grouped } from './format.js'
 import { promptRows, withPlace } from './generate_rows.js'
-import { ProgressLine } from './progress_line.js'
-import { StopSignals } from './stop_signals.js'
-import { Terminal } from './terminal.js'
 
 export interface GenerateFlags {
   model: string
@@ -43,34 +40,17 @@ interface Summary {
 }
 
 /** Generates for the rows of a file; the value is the exit code. */
-export async function generateFile(flags: GenerateFlags): Promise<number> {
-  const terminal = new Terminal(process.stdout)
-  const progress = new ProgressLine(terminal)
-  const silent = flags.quiet || flags.json
-  const stopping = new StopSignals(() => {})
-  try {
-    const summary = await writeCompletions(flags, stopping.stop, ({ rows, tokens, seconds }) => {
-      const rate = `${countText(Math.round(tokens / Math.max(seconds, 1e-3)))} tokens/s`
-      const parts = ['generating', `${grouped(rows)} rows`, `${countText(tokens)} tokens`, rate]
-      if (!silent) progress.show({ id: 'generate', done: rows, parts })
-    })
-    progress.clear()
-    const { rows, tokens, seconds } = summary
-    if (flags.json) terminal.line(JSON.stringify({ ...summary, output: flags.output }))
-    else if (!flags.quiet) {
-      const rate = `${countText(Math.round(tokens / seconds))} tokens/s`
-      terminal.line(
-        `${grouped(rows)} rows, ${grouped(tokens)} tokens in ${durationText(seconds)} (${rate}) -> ${flags.output}`,
-      )
-    }
-    return exitCodes.done
-  } catch (error) {
-    if (stopping.exitCode === undefined) throw error
-    return stopping.exitCode
-  } finally {
-    progress.clear()
-    stopping.release()
-  }
+export function generateFile(flags: GenerateFlags): Promise<number> {
+  return runFileCommand<Summary>({
+    flags,
+    work: (signal, show) =>
+      writeCompletions(flags, signal, ({ rows, tokens, seconds }) => {
+        const rate = `${countText(Math.round(tokens / Math.max(seconds, 1e-3)))} tokens/s`
+        const parts = ['generating', `${grouped(rows)} rows`, `${countText(tokens)} tokens`, rate]
+        show({ id: 'generate', done: rows, parts })
+      }),
+    ...rowSummary(flags.output),
+  })
 }
 
 /** Writes one line for each sample of each row to `flags.output`, which appears whole or not at all. */

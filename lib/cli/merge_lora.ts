@@ -8,11 +8,8 @@ import { loadAdapter, loadModel, mergeAdapter, readModelConfig, type StoredDtype
 import { openDevice } from '../ops/index.js'
 import { folderAtomic } from '../recipes/run_folder.js'
 import { type DtypeFlag, engineDtype } from './command_options.js'
-import { exitCodes } from './failure.js'
+import { runFileCommand } from './file_command.js'
 import { bytesText, durationText, grouped } from './format.js'
-import { ProgressLine } from './progress_line.js'
-import { StopSignals } from './stop_signals.js'
-import { Terminal } from './terminal.js'
 
 export interface MergeLoraFlags {
   model: string
@@ -39,31 +36,20 @@ const tokenizerNames = new Set([
 ])
 
 /** Merges an adapter into its base; the value is the exit code. */
-export async function mergeLora(flags: MergeLoraFlags): Promise<number> {
-  const terminal = new Terminal(process.stdout)
-  const progress = new ProgressLine(terminal)
-  const silent = flags.quiet || flags.json
-  const stopping = new StopSignals(() => {})
-  try {
-    const summary = await mergeFolders(flags, stopping.stop, (done, total) => {
-      const parts = ['merging', `${grouped(done)}/${grouped(total)} layers`]
-      if (!silent) progress.show({ id: 'merge', done, total, parts })
-    })
-    progress.clear()
-    const { layers, dtype, bytes, seconds } = summary
-    if (flags.json) terminal.line(JSON.stringify({ ...summary, out: flags.out }))
-    else if (!flags.quiet) {
+export function mergeLora(flags: MergeLoraFlags): Promise<number> {
+  return runFileCommand<MergeSummary>({
+    flags,
+    work: (signal, show) =>
+      mergeFolders(flags, signal, (done, total) => {
+        const parts = ['merging', `${grouped(done)}/${grouped(total)} layers`]
+        show({ id: 'merge', done, total, parts })
+      }),
+    values: (summary) => ({ ...summary, out: flags.out }),
+    print({ layers, dtype, bytes, seconds }, terminal) {
       const what = `${grouped(layers)} layers merged, ${bytesText(bytes)} in ${dtype}, in ${durationText(seconds)}`
       terminal.line(`${what} -> ${flags.out}`)
-    }
-    return exitCodes.done
-  } catch (error) {
-    if (stopping.exitCode === undefined) throw error
-    return stopping.exitCode
-  } finally {
-    progress.clear()
-    stopping.release()
-  }
+    },
+  })
 }
 
 /** Writes the merged model to `flags.out`, which appears whole or not at all. ERR_CONFIG when something is there. */

@@ -4,13 +4,10 @@ import { throwIfAborted } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
 import { openDevice } from '../ops/index.js'
 import { type DtypeFlag, engineDtype } from './command_options.js'
-import { exitCodes } from './failure.js'
-import { countText, durationText, grouped } from './format.js'
-import { ProgressLine } from './progress_line.js'
+import { rowSummary, runFileCommand } from './file_command.js'
+import { countText, grouped } from './format.js'
 import { openScorer } from './row_scorer.js'
 import { type ScoreRow, scoreRows } from './score_rows.js'
-import { StopSignals } from './stop_signals.js'
-import { Terminal } from './terminal.js'
 
 export interface ScoreFlags {
   model: string
@@ -33,33 +30,16 @@ export interface ScoreSummary {
 }
 
 /** Scores the rows of a file; the value is the exit code. */
-export async function score(flags: ScoreFlags): Promise<number> {
-  const terminal = new Terminal(process.stdout)
-  const progress = new ProgressLine(terminal)
-  const silent = flags.quiet || flags.json
-  const stopping = new StopSignals(() => {})
-  try {
-    const summary = await scoreFile(flags, stopping.stop, ({ rows, tokens }) => {
-      const parts = ['scoring', `${grouped(rows)} rows`, `${countText(tokens)} tokens`]
-      if (!silent) progress.show({ id: 'score', done: rows, parts })
-    })
-    progress.clear()
-    const { rows, tokens, seconds } = summary
-    if (flags.json) terminal.line(JSON.stringify({ ...summary, output: flags.output }))
-    else if (!flags.quiet) {
-      const rate = `${countText(Math.round(tokens / seconds))} tokens/s`
-      terminal.line(
-        `${grouped(rows)} rows, ${grouped(tokens)} tokens in ${durationText(seconds)} (${rate}) -> ${flags.output}`,
-      )
-    }
-    return exitCodes.done
-  } catch (error) {
-    if (stopping.exitCode === undefined) throw error
-    return stopping.exitCode
-  } finally {
-    progress.clear()
-    stopping.release()
-  }
+export function score(flags: ScoreFlags): Promise<number> {
+  return runFileCommand<ScoreSummary>({
+    flags,
+    work: (signal, show) =>
+      scoreFile(flags, signal, ({ rows, tokens }) => {
+        const parts = ['scoring', `${grouped(rows)} rows`, `${countText(tokens)} tokens`]
+        show({ id: 'score', done: rows, parts })
+      }),
+    ...rowSummary(flags.output),
+  })
 }
 
 /** Writes one line a row to `flags.output`, which appears whole or not at all. ERR_DATA names file and line of a bad

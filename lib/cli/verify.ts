@@ -5,11 +5,9 @@ import { writeFileAtomic } from '../data/atomic_file.js'
 import { type JsonObject, readJsonLines } from '../data/json_lines.js'
 import { findVerifier } from '../verify/registry.js'
 import { guardedVerify, type Verdict, type Verifier, type VerifyInput } from '../verify/verifier.js'
-import { exitCodes } from './failure.js'
+import { runFileCommand } from './file_command.js'
 import { durationText, grouped, percentText } from './format.js'
-import { ProgressLine } from './progress_line.js'
-import { StopSignals } from './stop_signals.js'
-import { Terminal } from './terminal.js'
+import type { Terminal } from './terminal.js'
 
 export interface VerifyFlags {
   verifier: string
@@ -45,29 +43,19 @@ const CHUNK_ROWS = 64
 /** Verifies the rows of a file; the value is the exit code. */
 export async function verify(flags: VerifyFlags): Promise<number> {
   const verifier = findVerifier(flags.verifier)
-  const terminal = new Terminal(process.stdout)
-  const progress = new ProgressLine(terminal)
-  const silent = flags.quiet || flags.json
-  const stopping = new StopSignals(() => {})
-  try {
-    const summary = await verifyFile(verifier, flags, {
-      signal: stopping.stop,
-      onProgress: ({ rows, scoreSum }) => {
-        const parts = ['verifying', `${grouped(rows)} rows`, `mean score ${(scoreSum / rows).toFixed(3)}`]
-        if (!silent) progress.show({ id: 'verify', done: rows, parts })
-      },
-    })
-    progress.clear()
-    if (flags.json) terminal.line(JSON.stringify({ ...summaryValues(verifier.name, summary), output: flags.output }))
-    else if (!flags.quiet) printSummary(terminal, summary, flags.output)
-    return exitCodes.done
-  } catch (error) {
-    if (stopping.exitCode === undefined) throw error
-    return stopping.exitCode
-  } finally {
-    progress.clear()
-    stopping.release()
-  }
+  return await runFileCommand<VerifySummary>({
+    flags,
+    work: (signal, show) =>
+      verifyFile(verifier, flags, {
+        signal,
+        onProgress: ({ rows, scoreSum }) => {
+          const parts = ['verifying', `${grouped(rows)} rows`, `mean score ${(scoreSum / rows).toFixed(3)}`]
+          show({ id: 'verify', done: rows, parts })
+        },
+      }),
+    values: (summary) => ({ ...summaryValues(verifier.name, summary), output: flags.output }),
+    print: (summary, terminal) => printSummary(terminal, summary, flags.output),
+  })
 }
 
 interface VerifyRun {
