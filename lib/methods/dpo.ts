@@ -6,9 +6,9 @@ import { type PreferenceLossOptions, preferenceLoss } from '../losses/preference
 import type { CausalLm } from '../models/index.js'
 import { linearLogprob, preferenceMetrics } from '../ops/index.js'
 import { Tensor } from '../tensor/index.js'
+import { answerRows } from './answer_rows.js'
 import type { MicroLoss } from './method.js'
 import { OfflineMethod } from './offline_method.js'
-import { pairRows } from './pair_rows.js'
 
 export interface DpoOptions extends PreferenceLossOptions {
   activationCheckpointing: boolean
@@ -55,6 +55,6 @@ export class Dpo extends OfflineMethod<DpoModels, PairBatch> {
 /** Log-probability of each row's target, [N] f32; 0 where a row has none. */
 export function pairLogprobs(policy: CausalLm, micro: PairBatch, checkpoint = false): Tensor {
   const { device } = policy
-  const hidden = policy.hidden(pairRows(device, micro), { checkpoint })
+  const hidden = policy.hidden(answerRows(device, micro), { checkpoint })
   return linearLogprob(hidden, policy.head, Tensor.from(device, micro.labels, [micro.labels.length])).logp
 }

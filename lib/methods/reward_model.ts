@@ -5,9 +5,9 @@ import type { PairBatch } from '../data/pairs.js'
 import { rewardLoss, rewardMetrics } from '../losses/reward.js'
 import type { RewardModel } from '../models/index.js'
 import { reshape, Tensor } from '../tensor/index.js'
+import { answerRows } from './answer_rows.js'
 import type { MicroLoss } from './method.js'
 import { OfflineMethod } from './offline_method.js'
-import { pairRows } from './pair_rows.js'
 
 export interface RewardOptions {
   /** Weight of (chosen + rejected)^2, which keeps the scores around 0 (Eisenstein et al. 2023); 0 = off. */
@@ -56,6 +56,6 @@ export function pairRewards(model: RewardModel, micro: PairBatch, checkpoint = f
   const P = micro.pairs.length
   const last = Int32Array.from({ length: 2 * P }, (_, side) => micro.spans[3 * side + 1]! - 1)
   const { device } = model
-  const scores = model.scores(pairRows(device, micro), Tensor.from(device, last, [2 * P]), { checkpoint })
+  const scores = model.scores(answerRows(device, micro), Tensor.from(device, last, [2 * P]), { checkpoint })
   return reshape(scores, [P, 2])
 }

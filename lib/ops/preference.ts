@@ -11,7 +11,7 @@ import { sum } from './reduce.js'
 const dtypes: readonly DType[] = ['f32', 'bf16', 'f64']
 
 /** S spans that share N rows as evenly as it goes; one row of each has no target. */
-function testSpans({ N, S }: Sample): Int32Array {
+export function testSpans({ N, S }: Sample): Int32Array {
   const [rows, count] = [N as number, S as number]
   return Int32Array.from({ length: count }, (_, s) => s).reduce(
     (spans, s) => {

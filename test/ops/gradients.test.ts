@@ -100,6 +100,8 @@ describe.each(withGradient.map((op) => [nameOf(op), op] as const))('%s against c
 const readsRounded: { [op: string]: string } = {
   add_rms_norm: 'sum, as stored',
   preference_loss: 'dlogp, as stored',
+  policy_loss: 'dlogp, as stored',
+  value_loss: 'dvalues, as stored',
   ...(device.isa === 'avx512bf16' && { linear_logprob: 'the gradient of the logits, a bf16 operand there' }),
 }
 

@@ -1,12 +1,11 @@
-// A batch of pairs on its way into a model.
-import type { PairBatch } from '../data/pairs.js'
+// Answers laid end to end on their way into a model.
+import type { AnswerRows } from '../data/answer_layout.js'
 import type { PackedRows } from '../models/index.js'
 import type { Device } from '../runtime/index.js'
 import { Tensor } from '../tensor/index.js'
 
-/** The rows of `micro` as the decoder takes them. */
-export function pairRows(device: Device, micro: PairBatch): PackedRows {
-  const { inputIds, positions, segments, keyRows } = micro
+/** `rows` as the decoder takes them. */
+export function answerRows(device: Device, { inputIds, positions, segments, keyRows }: AnswerRows): PackedRows {
   const N = inputIds.length
   return {
     ids: Tensor.from(device, inputIds, [N]),
