@@ -8,6 +8,8 @@ export interface Batch<Micro> {
   readonly count: number
   /** Tokens that go through the model, for throughput. */
   readonly tokens: number
+  /** What is logged with the step as it is, by name. */
+  readonly facts?: Readonly<Record<string, number>>
   microBatches(): Iterable<Micro>
 }
 

@@ -2,6 +2,7 @@
 // row of commands without a wait; the caller reads `control` when it wants the numbers.
 import { adamwOp, cast, clipControlOp, fill, squaredSumAddOp } from '../ops/index.js'
 import { type Gradients, keep, scope, Tensor } from '../tensor/index.js'
+import type { Optimizer, StepOptions, StepResult } from './optimizer.js'
 
 export interface AdamWOptions {
   beta1: number
@@ -9,14 +10,6 @@ export interface AdamWOptions {
   eps: number
   /** Decoupled decay, applied to matrices (two or more dimensions) only. */
   weightDecay: number
-}
-
-export interface StepOptions {
-  lr: number
-  /** Factor of the collected gradients: 1 / count when they are gradients of a sum. */
-  scale: number
-  /** Largest gradient norm after scaling; 0 = no clipping. */
-  maxNorm: number
 }
 
 interface ParameterState {
@@ -27,17 +20,7 @@ interface ParameterState {
   v: Tensor
 }
 
-/** What a step did, once its control tensor has been read. */
-export interface StepResult {
-  /** Gradient norm after scaling, before clipping. */
-  gradientNorm: number
-  /** False when the norm was NaN or infinite: nothing has changed. */
-  finite: boolean
-  /** The first parameter whose gradient is not finite, when `finite` is false because of one. */
-  notFinite?: string
-}
-
-export class AdamW {
+export class AdamW implements Optimizer {
   readonly #states = new Map<string, ParameterState>()
   readonly #options: AdamWOptions
   /** Updates made so far: the t of the bias correction. */
@@ -103,6 +86,15 @@ export class AdamW {
       if (master) table.set(`${name}.master`, master)
     }
     return table
+  }
+
+  /** Updates made so far. */
+  state(): number {
+    return this.updates
+  }
+
+  restore(state: unknown): void {
+    this.updates = state as number
   }
 
   dispose(): void {

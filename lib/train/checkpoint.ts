@@ -11,7 +11,7 @@ import { openSafetensors, type SafetensorsDtype } from '../data/safetensors.js'
 import { type TensorSource, writeSafetensors } from '../data/safetensors_writer.js'
 import type { Tensor } from '../tensor/index.js'
 
-const FORMAT = 1
+const FORMAT = 2
 const MANIFEST = 'MANIFEST.json'
 const STATE = 'state.json'
 const dtypeNames: Record<string, SafetensorsDtype> = { f32: 'F32', bf16: 'BF16', f64: 'F64', i32: 'I32', u8: 'U8' }
@@ -23,7 +23,8 @@ export interface CheckpointState {
   step: number
   /** Where the method's stream of batches stands. */
   batches: unknown
-  optimizerUpdates: number
+  /** State of the optimizer beside its tensors. */
+  optimizer: unknown
   skippedInARow: number
   /** The resolved settings of the stage. */
   settings: unknown

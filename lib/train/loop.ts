@@ -2,7 +2,7 @@
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import type { Batch, Method } from '../methods/method.js'
 import { addInto, fill } from '../ops/index.js'
-import type { AdamW, StepResult } from '../optim/adamw.js'
+import type { Optimizer, StepResult } from '../optim/optimizer.js'
 import { type ScheduleOptions, scheduleFactor } from '../optim/schedule.js'
 import type { Device } from '../runtime/index.js'
 import { Gradients, keep, Tape, type Tensor } from '../tensor/index.js'
@@ -11,7 +11,7 @@ export interface LoopOptions<Models, Micro> {
   device: Device
   method: Method<Models, Micro>
   models: Models
-  optimizer: AdamW
+  optimizer: Optimizer
   lr: number
   schedule: Omit<ScheduleOptions, 'totalSteps'>
   /** Largest gradient norm; 0 = no clipping. */
@@ -33,7 +33,7 @@ export interface Step {
   loss: number
   lr: number
   gradientNorm: number
-  /** What the method logs beside the loss, by name: means over the batch's count. */
+  /** What is logged beside the loss, by name: means over the batch's count, and the batch's facts as they are. */
   metrics: Record<string, number>
   /** True when the gradients were not finite: no parameter and no moment has changed. */
   skipped: boolean
@@ -61,8 +61,9 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
       const scale = 1 / Math.max(1, batch.count)
       const sums = await accumulate(batch, { ...options, seed, gradients })
       const update = optimizer.step(gradients, { lr: stepLr, scale, maxNorm })
-      const [{ gradientNorm, finite, notFinite }, [loss, ...logged]] = await settled(update, sums, scale)
-      const metrics = Object.fromEntries((method.metricNames ?? []).map((name, i) => [name, logged[i]!]))
+      const [{ gradientNorm, finite, notFinite, norms }, [loss, ...logged]] = await settled(update, sums, scale)
+      const named = Object.fromEntries((method.metricNames ?? []).map((name, i) => [name, logged[i]!]))
+      const metrics = { ...named, ...norms, ...batch.facts }
       gradients.dispose()
       skippedInARow = finite ? 0 : skippedInARow + 1
       yield {

@@ -4,7 +4,7 @@ import { CaravanError } from '../base/errors.js'
 import { makeFolder } from '../base/make_folder.js'
 import { fileError } from '../data/atomic_file.js'
 import type { Method } from '../methods/method.js'
-import type { AdamW } from '../optim/adamw.js'
+import type { Optimizer } from '../optim/optimizer.js'
 import type { ScheduleOptions } from '../optim/schedule.js'
 import type { Device } from '../runtime/index.js'
 import type { Tensor } from '../tensor/index.js'
@@ -41,7 +41,9 @@ export interface StageRun<Models, Micro> {
   models: Models
   /** The trained parameters by name. */
   parameters: ReadonlyMap<string, Tensor>
-  optimizer: AdamW
+  /** Further tensors that checkpoints hold, by group and name. */
+  saved?: TensorGroups
+  optimizer: Optimizer
   settings: StageSettings
   /** The run folder. */
   directory: string
@@ -67,7 +69,7 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
     throw fileError('mkdir', root, cause)
   })
   const metrics = new MetricsLog(directory)
-  const groups: TensorGroups = { model: parameters, optimizer: optimizer.tensors() }
+  const groups: TensorGroups = { model: parameters, optimizer: optimizer.tensors(), ...run.saved }
   const start = await resume(run, root, groups)
   await metrics.rewind(stage, start.step)
   const count = [...parameters.values()].reduce((sum, tensor) => sum + tensor.count, 0)
@@ -102,7 +104,7 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
         stage,
         step: step.step,
         batches: method.state(),
-        optimizerUpdates: optimizer.updates,
+        optimizer: optimizer.state(),
         skippedInARow: step.skippedInARow,
         settings,
       }
@@ -131,7 +133,7 @@ async function resume<Models, Micro>(
   const { state, directory } = checkpoint
   await restoreTensors(directory, groups)
   method.restore(state.batches)
-  optimizer.updates = state.optimizerUpdates
+  optimizer.restore(state.optimizer)
   return { step: state.step, skippedInARow: state.skippedInARow, notes }
 }
 

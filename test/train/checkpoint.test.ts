@@ -82,7 +82,7 @@ const stateOf = (step: number): CheckpointState => ({
   stage: 'sft',
   step,
   batches: { done: step, loader: { epoch: 1, position: 7 } },
-  optimizerUpdates: step - 1,
+  optimizer: step - 1,
   skippedInARow: 1,
   settings: { lr: 1e-3, name: 'é "quoted"' },
 })
@@ -131,7 +131,7 @@ describe('a checkpoint', () => {
       'state.json',
     ])
     const manifest = JSON.parse(readFileSync(join(directory, 'MANIFEST.json'), 'utf8'))
-    expect(manifest).toMatchObject({ format: 1, step: 1 })
+    expect(manifest).toMatchObject({ format: 2, step: 1 })
     for (const { name, bytes } of manifest.files) expect(statSync(join(directory, name)).size).toBe(bytes)
   })
 
@@ -268,11 +268,11 @@ describe('damage', () => {
     ['null', 'null'],
     ['a number', '7'],
     ['a list', '[]'],
-    ['no files', '{"format":1,"step":6}'],
-    ['files that are no list', '{"format":1,"step":6,"files":{}}'],
-    ['an empty list of files', '{"format":1,"step":6,"files":[]}'],
-    ['a null in the list', '{"format":1,"step":6,"files":[null]}'],
-    ['a file outside', '{"format":1,"step":6,"files":[{"name":"../../x","bytes":1,"sha256":""}]}'],
+    ['no files', '{"format":2,"step":6}'],
+    ['files that are no list', '{"format":2,"step":6,"files":{}}'],
+    ['an empty list of files', '{"format":2,"step":6,"files":[]}'],
+    ['a null in the list', '{"format":2,"step":6,"files":[null]}'],
+    ['a file outside', '{"format":2,"step":6,"files":[{"name":"../../x","bytes":1,"sha256":""}]}'],
     ['a newer format', '{"format":2,"step":6,"files":[]}'],
     ['deep nesting', '['.repeat(100_000)],
     ['nothing', ''],
