@@ -14,10 +14,19 @@ export interface Message {
 
 /** A training row, whatever its file looked like. */
 export type Row =
-  | { kind: 'messages'; messages: Message[] }
+  | { kind: 'messages'; messages: Message[]; label?: RowLabel }
   | { kind: 'text'; text: string }
   /** labels[t] is inputIds[t] where token t is predicted, else -100. */
   | { kind: 'ids'; inputIds: Int32Array; labels: Int32Array }
+
+/** What an answer to the row is judged by. */
+export interface RowLabel {
+  groundTruth: unknown
+  /** Name of the verifier, where the row gives one. */
+  verifier: string | undefined
+  /** All columns of the row. */
+  row: Readonly<Record<string, unknown>>
+}
 
 /** Which column to take for a field, e.g. `{ prompt: 'question', completion: 'answer' }`. */
 export type FieldMap = Partial<Record<FieldName, string>>
@@ -46,6 +55,9 @@ const FIELD_NAMES = [
   'labels',
   'chosen',
   'rejected',
+  'ground_truth',
+  'dataset',
+  'verifier',
 ] as const
 export type FieldName = (typeof FIELD_NAMES)[number]
 

@@ -182,12 +182,15 @@ async function generateGroups<P extends RolloutPrompt>(
 async function judgeGroup<P extends RolloutPrompt>(
   rollout: number,
   { index, prompt, answers }: { index: number; prompt: P; answers: readonly Generated[] },
-  { judge, store, signal }: RolloutOptions<P>,
+  { judge, store, temperature, signal }: RolloutOptions<P>,
 ): Promise<Answer[]> {
   const verdicts = await judge.judge(prompt, answers, signal)
-  const kept = answers.map(({ tokens, drawnLogprobs, finishReason }, i): Answer => {
+  const kept = answers.map((answer, i): Answer => {
     const { reward, score } = verdicts[i]!
-    return { tokens, logprobs: drawnLogprobs, finishReason: finishReason === 'stop' ? 'stop' : 'length', reward, score }
+    const { tokens, finishReason } = answer
+    // At temperature 1 the very number that the trainer computes; drawn ones have been divided first.
+    const logprobs = temperature === 1 ? answer.logprobs : answer.drawnLogprobs
+    return { tokens, logprobs, finishReason: finishReason === 'stop' ? 'stop' : 'length', reward, score }
   })
   const [texts, reasons] = [verdicts.map(({ text }) => text), verdicts.map(({ reason }) => reason)]
   await store?.append(rollout, { index, prompt, answers: kept, texts, reasons })

@@ -78,7 +78,7 @@ export class RolloutSource<P extends RolloutPrompt> {
   async #largestDifference(sampler: CausalLm, { groups }: Rollout<P>): Promise<number> {
     const { microBatchTokens: tokens, temperature, signal, checkedShare } = this.#options
     const checked = groups
-      .slice(0, checkedGroups)
+      .slice(0, Math.ceil(groups.length * checkedShare))
       .map(({ prompt, answers }): PolicyGroup<(typeof answers)[number]> => ({ prompt: prompt.ids, samples: answers }))
     let largest = 0
     for (const [{ logprobs }, trained] of await sampleLogprobs(sampler, checked, { tokens, temperature, signal })) {

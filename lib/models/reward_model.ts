@@ -10,7 +10,7 @@ import type { Device } from '../runtime/index.js'
 import { keep, reshape, type Tensor } from '../tensor/index.js'
 import type { ModelOrigin } from './causal_lm.js'
 import type { DecoderConfig } from './decoder_config.js'
-import { type LoadModelOptions, openModelFolder, ParameterLoader } from './load_model.js'
+import { type LoadModelOptions, openModelFolder, ParameterLoader, readJson } from './load_model.js'
 import { huggingFaceName } from './parameter_names.js'
 import { familyNamed, type Task } from './registry.js'
 
@@ -105,6 +105,11 @@ export async function loadRewardModel(
     else for (const part of [loader, ...made]) part.dispose()
     throw error
   }
+}
+
+/** Whether a folder holds a model with a score head; false for any other, and for none. */
+export async function holdsRewardModel(directory: string): Promise<boolean> {
+  return isClassifier((await readJson(directory, 'config.json'))?.architectures)
 }
 
 /** f32, so that its gradient is too: through the widening of a bf16 one it would be bf16. It costs D numbers. */

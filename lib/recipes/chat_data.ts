@@ -19,7 +19,7 @@ import { Tokenizer } from '../text/tokenizer.js'
 import { builtInTemplates } from '../text/tulu_template.js'
 import type { StageContext } from './prepared_stage.js'
 import type { RowEncoderOptions } from './row_encoder.js'
-import type { ChatSettings } from './stage.js'
+import type { ChatSettings, ConversationSettings } from './stage.js'
 
 /** How chats become text, and text tokens. */
 export interface ChatText {
@@ -28,7 +28,7 @@ export interface ChatText {
 }
 
 /** Tokenizer and template of the stage's model folder. */
-export async function openChatText(settings: ChatSettings, context: StageContext): Promise<ChatText> {
+export async function openChatText(settings: ConversationSettings, context: StageContext): Promise<ChatText> {
   if (settings.model === '') {
     throw new CaravanError('ERR_CONFIG', `stage ${context.stage} needs a model`, {
       hint: 'give the folder of a Hugging Face checkpoint with --model, or run the stages before it',
@@ -39,7 +39,7 @@ export async function openChatText(settings: ChatSettings, context: StageContext
 }
 
 /** The template of the settings, else the tokenizer's own, else Tulu's. */
-async function chosenTemplate(tokenizer: Tokenizer, settings: ChatSettings): Promise<ChatTemplate> {
+async function chosenTemplate(tokenizer: Tokenizer, settings: ConversationSettings): Promise<ChatTemplate> {
   const { template } = settings
   if (template === '') return ChatTemplate.of(tokenizer, tokenizer.chatTemplate ?? 'tulu')
   if (builtInTemplates.has(template)) return ChatTemplate.of(tokenizer, template)

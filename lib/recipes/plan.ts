@@ -4,6 +4,7 @@ import { CaravanError } from '../base/errors.js'
 import { openDataset, withoutRows } from '../data/dataset.js'
 import { pairRows } from '../data/pair_rows.js'
 import { type FieldMap, type RowForm, singleRows } from '../data/rows.js'
+import { cacheBytes, pagesFor } from '../generate/index.js'
 import {
   forwardFlopsPerToken,
   parameterCount,
@@ -17,7 +18,16 @@ import type { Device } from '../runtime/index.js'
 import { keep, type Tensor } from '../tensor/index.js'
 import { loraCost } from './lora_setting.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
-import type { ChatSettings, Origin, PretrainSettings, Recipe, ResolvedStage, Setting } from './stage.js'
+import type {
+  ChatSettings,
+  ConversationSettings,
+  Origin,
+  PretrainSettings,
+  Recipe,
+  ResolvedStage,
+  RlvrSettings,
+  Setting,
+} from './stage.js'
 import { pocketShape } from './stage_pretrain.js'
 
 export interface RunPlan {
@@ -65,11 +75,16 @@ export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunP
       'width' in values
         ? pocketShape(values, values.vocabularySize)
         : await chatShape(name, values, { recipe, before: shape })
-    const work = 'width' in values ? pretrainWork(values) : await chatWork(values, recipe)
+    const work = await workOf(values, recipe)
     stages.push(stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }))
   }
   const { name, scale, notBuilt } = recipe
   return { recipe: name, scale, dtype, threads: device.threads, notBuilt, stages }
+}
+
+function workOf(values: ResolvedStage['values'], recipe: Recipe): Work | Promise<Work> {
+  if ('width' in values) return pretrainWork(values)
+  return 'algorithm' in values ? rlvrWork(values) : chatWork(values, recipe)
 }
 
 interface Work {
@@ -90,11 +105,13 @@ interface StageFacts extends Pick<ResolvedStage, 'values' | 'origins'> {
 
 function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }: StageFacts): StagePlan {
   const { steps, tokens, notes, forwardOnly } = work
-  const { microBatchTokens, maxTokens, activationCheckpointing: checkpoint, packing } = values
-  const micro = packing === 'none' ? maxTokens : microBatchTokens
+  const { longest, micro } = rowSizes(values)
   const adapter = loraCost(shape, values)
-  const { total, ...parts } = trainingMemory(shape, { tokens: micro, dtype, checkpoint, adapter })
-  const context = maxTokens / 2
+  const sizes = { tokens: micro, dtype, checkpoint: values.activationCheckpointing }
+  const { total: own, ...parts } = trainingMemory(shape, { ...sizes, adapter })
+  const beside = 'algorithm' in values ? modelsBeside(shape, values, sizes) : {}
+  const total = Object.values(beside).reduce((sum, bytes) => sum + bytes, own)
+  const context = longest / 2
   const perToken = trainingFlopsPerToken(shape, context, adapter) + forwardOnly * forwardFlopsPerToken(shape, context)
   const flops = tokens === null ? null : perToken * tokens
   const parameters = parameterCount(shape)
@@ -110,11 +127,50 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }
     steps,
     tokens,
     flops,
-    memory: Object.entries(parts).map(([part, bytes]) => ({ name: part, bytes })),
+    memory: Object.entries({ ...parts, ...beside }).map(([part, bytes]) => ({ name: part, bytes })),
     memoryBytes: total,
     seconds: flops === null ? null : flops / (flopsPerSecond * STEP_EFFICIENCY),
     notes,
   }
+}
+
+/** Longest sequence, and tokens that go through the model at once. */
+function rowSizes(values: ResolvedStage['values']): { longest: number; micro: number } {
+  const { microBatchTokens } = values
+  if ('algorithm' in values) return { longest: values.maxPromptTokens + values.maxNewTokens, micro: microBatchTokens }
+  const { maxTokens, packing } = values
+  return { longest: maxTokens, micro: packing === 'none' ? maxTokens : microBatchTokens }
+}
+
+/** Bytes of what a stage with rollouts holds beside the policy. The models take their turns, so activations count once. */
+function modelsBeside(
+  shape: DecoderShape,
+  { algorithm, kl, asyncRollouts, slots, maxPromptTokens, maxNewTokens }: RlvrSettings,
+  sizes: { tokens: number; dtype: 'f32' | 'bf16'; checkpoint: boolean },
+): Record<string, number> {
+  const bytes = sizes.dtype === 'bf16' ? 2 : 4
+  const { weights, gradients, optimizer } = trainingMemory(shape, sizes)
+  return {
+    ...(algorithm === 'ppo' ? { 'value model': weights + gradients + optimizer } : {}),
+    ...(kl === 'none' ? {} : { 'reference model': weights }),
+    ...(asyncRollouts ? { 'behaviour model': weights } : {}),
+    'keys and values': cacheBytes(shape, pagesFor(maxPromptTokens + maxNewTokens) * slots, bytes),
+  }
+}
+
+/** Every answer counts as full: how long they will be is not known. */
+function rlvrWork(values: RlvrSettings): Work {
+  const { rollouts, promptsPerRollout, samplesPerPrompt, updateEpochs, miniBatches, steps, kl, algorithm } = values
+  const perRollout = updateEpochs * miniBatches
+  const all = rollouts * perRollout
+  const done = steps > 0 ? Math.min(steps, all) : all
+  const longest = values.maxPromptTokens + values.maxNewTokens
+  const tokens = Math.ceil(done / miniBatches) * promptsPerRollout * samplesPerPrompt * longest
+  // Generation, and a pass each for the reference and the values.
+  const forwardOnly = (1 + Number(kl !== 'none') + (algorithm === 'ppo' ? 4 : 0)) / updateEpochs
+  const answers = promptsPerRollout * samplesPerPrompt
+  const notes = [`${rollouts} rollouts of ${answers} answers; tokens and time are upper limits, with every answer full`]
+  return { steps: done, tokens, notes, forwardOnly }
 }
 
 function pretrainWork({ steps, tokens, epochs, batchTokens }: PretrainSettings): Work {
@@ -155,7 +211,7 @@ async function countRows(files: readonly string[], fields: FieldMap, form: RowFo
 
 async function chatShape(
   stage: string,
-  { model }: ChatSettings,
+  { model }: Pick<ConversationSettings, 'model'>,
   { recipe, before }: { recipe: Recipe; before: DecoderShape | undefined },
 ): Promise<DecoderShape> {
   if (model !== '') return (await readModelConfig(model)).config

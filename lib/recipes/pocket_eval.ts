@@ -240,12 +240,24 @@ export interface DpoMetrics {
   rejectedChange: number
 }
 
+export interface RlvrMetrics {
+  /** Greedy answers of the policy before and after the stage. */
+  before: PocketMetrics
+  after: PocketMetrics
+  /** Sampled answers, temperature 1, of the SFT model (undefined: the run has none) and of the policy. */
+  sampledBefore: PocketMetrics | undefined
+  sampledAfter: PocketMetrics
+  /** Mean log policy - log start of sampled answers, nats per answer. */
+  kl: number
+}
+
 /** What each stage's gates look at. Losses are nats per token over the last 152 steps. */
 export interface GateMetrics {
   base: { lastWindowLoss: number }
   sft: PocketMetrics
   dpo: DpoMetrics
   reward_model: PairShares
+  rlvr: RlvrMetrics
 }
 
 /**
@@ -259,6 +271,7 @@ export function pocketGates<S extends keyof GateMetrics>(stage: S, metrics: Gate
     sft: sftGates,
     dpo: dpoGates,
     reward_model: rewardGates,
+    rlvr: rlvrGates,
   }
   if (Object.hasOwn(gates, stage)) return gates[stage](metrics)
   const known = Object.keys(gates).join(', ')
@@ -285,6 +298,38 @@ function rewardGates({ all, problem, instruction }: PairShares): Gate[] {
     above('reward accuracy', all, 0.68),
     above('reward accuracy, instruction pairs', instruction, 0.7),
     above('reward accuracy, problem pairs', problem, 0.5),
+  ]
+}
+
+function rlvrGates({ before, after, sampledBefore, sampledAfter, kl }: RlvrMetrics): Gate[] {
+  const gain = (now: Share, then: Share) => (now === null || then === null ? null : now - then)
+  const ratio = (now: number | null, then: number | null) => (now === null || !then ? null : now / then)
+  const sampled = sampledBefore
+    ? [
+        above(
+          'problem accuracy sampled, gained on SFT',
+          gain(sampledAfter.problems.accuracy, sampledBefore.problems.accuracy),
+          0.2,
+        ),
+      ]
+    : []
+  return [
+    above('problem accuracy, gained', gain(after.problems.accuracy, before.problems.accuracy), 0.15),
+    ...sampled,
+    above('instruction accuracy, gained', gain(after.instructions.accuracy, before.instructions.accuracy), 0.08),
+    above('chat accuracy, asked facts', after.chat.askedAccuracy, 0.8),
+    between('divergence from the start (nats per answer)', kl, [0.5, 3]),
+    above('ended share', after.endedShare, 0.99),
+    between(
+      'length of problem answers, ratio',
+      ratio(after.problems.meanTokens, before.problems.meanTokens),
+      [0.75, 1.25],
+    ),
+    between(
+      'length of instruction answers, ratio',
+      ratio(after.instructions.meanTokens, before.instructions.meanTokens),
+      [0.75, 1.25],
+    ),
   ]
 }
 

@@ -1,5 +1,5 @@
 // Judges a pocket model: greedy answers to the fixed held-out set, and ten prompts answered before and after a stage.
-import { generateAll } from '../generate/index.js'
+import { type Generated, generateAll } from '../generate/index.js'
 import type { CausalLm } from '../models/index.js'
 import { encodePromptBatch } from '../text/chat_encoding.js'
 import type { ChatText } from './chat_data.js'
@@ -21,42 +21,60 @@ export async function pocketSamples(stage: string, judged: Judged): Promise<NonN
     ...evaluation.instructions.slice(0, SAMPLES.instructions),
     ...evaluation.asked.slice(0, SAMPLES.chat),
   ].map(({ prompt }) => prompt)
-  const before = await answers(judged, shown)
+  const before = await answers(judged, shown, {})
   return async function* samples(signal) {
-    const after = await answers(judged, shown, signal)
+    const after = await answers(judged, shown, { signal })
     for (const [i, prompt] of shown.entries()) {
       yield { type: 'sample', stage, prompt, before: before[i]!.answer, after: after[i]!.answer }
     }
   }
 }
 
-/** Scores of the model's greedy answers to the whole held-out set. */
-export async function measurePocket(judged: Judged, signal?: AbortSignal): Promise<PocketMetrics> {
+export interface AnswerOptions {
+  /** 0 takes the most probable token, 1 samples from the model; default 0. */
+  temperature?: number
+  signal?: AbortSignal
+}
+
+/** Scores of the model's answers to the whole held-out set. */
+export async function measurePocket(judged: Judged, options: AnswerOptions = {}): Promise<PocketMetrics> {
   const evaluation = pocketData().evaluation()
   const { problems, instructions, asked, held } = evaluation
   const prompts = [...problems, ...instructions, ...asked, ...held].map(({ prompt }) => prompt)
-  return scorePocket(evaluation, await answers(judged, prompts, signal))
+  return scorePocket(evaluation, await answers(judged, prompts, options))
 }
 
-async function answers(
+/** A sampled answer to every held-out problem and instruction, with its log-probabilities. */
+export async function sampledAnswers(
+  judged: Judged,
+  signal?: AbortSignal,
+): Promise<{ prompt: Int32Array; samples: Generated[] }[]> {
+  const { problems, instructions } = pocketData().evaluation()
+  const prompts = [...problems, ...instructions].map(({ prompt }) => prompt)
+  const { ids, results } = await generated(judged, prompts, { temperature: 1, signal })
+  return ids.map((prompt, i) => ({ prompt, samples: results[i]! }))
+}
+
+async function generated(
   { model, tokenizer, template }: Judged,
   prompts: readonly string[],
-  signal?: AbortSignal,
-): Promise<PocketAnswer[]> {
+  { temperature = 0, signal }: AnswerOptions,
+): Promise<{ ids: Int32Array[]; results: Generated[][] }> {
   const conversations = prompts.map((content) => [{ role: 'user', content }])
   const ids = await encodePromptBatch(tokenizer, template, conversations, { signal })
   const stopIds = [tokenizer.eosId!]
-  const requests = ids.map((prompt) => ({ prompt, maxTokens: MAX_ANSWER_TOKENS, temperature: 0, stopIds }))
-  const results = await generateAll(model, requests, { signal })
-  return await Promise.all(
-    results.map(async ([result], i) => {
-      const { tokens, finishReason } = result!
-      return {
-        prompt: prompts[i]!,
-        answer: await tokenizer.decode(tokens, { skipSpecialTokens: true }),
-        ended: finishReason === 'stop',
-        tokens: tokens.length,
-      }
-    }),
-  )
+  const requests = ids.map((prompt) => ({ prompt, maxTokens: MAX_ANSWER_TOKENS, temperature, stopIds }))
+  return { ids, results: await generateAll(model, requests, { signal }) }
+}
+
+async function answers(judged: Judged, prompts: readonly string[], options: AnswerOptions): Promise<PocketAnswer[]> {
+  const { results } = await generated(judged, prompts, options)
+  const tokens = results.map(([result]) => result!.tokens)
+  const texts = await judged.tokenizer.decodeBatch(tokens, { skipSpecialTokens: true })
+  return results.map(([result], i) => ({
+    prompt: prompts[i]!,
+    answer: texts[i]!,
+    ended: result!.finishReason === 'stop',
+    tokens: result!.tokens.length,
+  }))
 }

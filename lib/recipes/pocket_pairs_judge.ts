@@ -66,8 +66,8 @@ export async function judgePairs(
       using start = await loadModel(loaded.model.device, settings.model, { dtype: context.dtype })
       const before = await meanLogprobs(start, held, options)
       const after = await meanLogprobs(loaded.model, held, options)
-      const answersBefore = await measurePocket({ ...loaded, model: start }, signal)
-      const answersAfter = await measurePocket(loaded, signal)
+      const answersBefore = await measurePocket({ ...loaded, model: start }, { signal })
+      const answersAfter = await measurePocket(loaded, { signal })
       const loss = { ...settings, loss: settings.loss as PreferenceLoss }
       const rewards = after.sums.map((sum, side) =>
         implicitReward({ sum, reference: before.sums[side]!, length: held.pairs.sides.targetsOf(side) }, loss),

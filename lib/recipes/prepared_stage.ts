@@ -12,6 +12,8 @@ import type { ChatSettings } from './stage.js'
 export interface PreparedStage extends StageWork {
   /** The model that is trained, saved and freed. */
   model: CausalLm | RewardModel
+  /** Further models, freed with it. */
+  beside?: readonly BesideModel[]
   /** Mean number of tokens that a token of the data sees: the length that attention costs. */
   meanContext: number
   /** Saved beside the model, with the chat template that it was trained on. */
@@ -26,6 +28,16 @@ export interface PreparedStage extends StageWork {
     gates: Gate[]
     metrics: Record<string, number | null>
   }>
+}
+
+/** A model that a stage needs beside the one it is for. */
+export interface BesideModel {
+  name: string
+  model: CausalLm | RewardModel
+  /** Trained with it, at this part of its learning rate, and saved in a folder of its name. */
+  trained?: { lrRatio: number }
+  /** Changes without being trained, so that checkpoints hold it. */
+  inCheckpoints?: boolean
 }
 
 /** A method with the models it trains, whatever their types: they fit each other. */
@@ -46,7 +58,10 @@ export interface StageContext {
   directory: string
   /** Whether the recipe brings data of its own for a stage that is given none. */
   builtInData: boolean
+  /** Ends the preparation. */
   signal?: AbortSignal
+  /** What ends training: at once, or after the step under way. */
+  training?: { signal?: AbortSignal; stop?: AbortSignal }
   report: (event: RunEvent) => void
 }
 

@@ -6,14 +6,17 @@ import { writeFileAtomic } from '../data/atomic_file.js'
 import { mergeAdapter, saveAdapter, saveModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { AdamW } from '../optim/adamw.js'
+import { JointOptimizer, type Optimizer } from '../optim/optimizer.js'
 import { scheduleKind } from '../optim/schedule.js'
 import type { Device } from '../runtime/index.js'
+import type { Tensor } from '../tensor/index.js'
+import type { TensorGroups } from '../train/checkpoint.js'
 import type { RunEvent } from '../train/events.js'
 import { MetricsLog } from '../train/metrics.js'
 import { writeReport } from '../train/report.js'
 import { runStage } from '../train/run_stage.js'
 import { trainedPart } from './lora_setting.js'
-import type { PreparedStage, StageContext } from './prepared_stage.js'
+import type { BesideModel, PreparedStage, StageContext } from './prepared_stage.js'
 import { reporting } from './progress.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
 import { folderAtomic, folderExists, openRunFolder, runRecord } from './run_folder.js'
@@ -21,6 +24,7 @@ import type { Recipe, ResolvedStage, SettingsOf, StageKind, StageRecipe } from '
 import { prepareDpo } from './stage_dpo.js'
 import { preparePretrain } from './stage_pretrain.js'
 import { prepareRewardModel } from './stage_reward_model.js'
+import { prepareRlvr } from './stage_rlvr.js'
 import { prepareSft } from './stage_sft.js'
 
 export { planRun, type RunPlan, type StagePlan } from './plan.js'
@@ -84,6 +88,7 @@ const preparations: { [K in StageKind]: Prepare<K> } = {
   sft: prepareSft,
   dpo: prepareDpo,
   reward_model: prepareRewardModel,
+  rlvr: prepareRlvr,
 }
 
 interface StageJob {
@@ -102,19 +107,20 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
   const { directory, seed, dtype, signal } = options
   const prepare = async (report: StageContext['report'], ending: AbortSignal): Promise<PreparedStage> => {
     const { builtInData = false } = job.recipe
-    const context: StageContext = { stage: stage.name, seed, dtype, directory, builtInData, signal: ending, report }
+    const training = { signal, stop: options.stop }
+    const context = { stage: stage.name, seed, dtype, directory, builtInData, signal: ending, training, report }
     return await (preparations[stage.kind] as Prepare<StageKind>)(device, settings as never, context)
   }
   // Before the first step there is nothing to save, so `stop` ends the preparation as `signal` does.
-  const ends = { signals: [signal, options.stop], discard: (unused: PreparedStage) => unused.model.dispose() }
+  const ends = { signals: [signal, options.stop], discard: disposeModels }
   const prepared = yield* reporting(prepare, ends)
-  const { model, models, evaluate, meanContext } = prepared
-  let optimizer: AdamW | undefined
+  const { model, models, evaluate, meanContext, beside = [] } = prepared
+  let optimizer: Optimizer | undefined
   try {
     const trained = await trainedPart(model, prepared.method, { settings, meanContext })
-    const { method, parameters, flopsPerToken } = trained
-    const { beta1, beta2, eps, weightDecay } = settings
-    optimizer = new AdamW(parameters, { beta1, beta2, eps, weightDecay })
+    const { method, flopsPerToken } = trained
+    const parameters = allParameters(trained.parameters, beside)
+    optimizer = optimizerOf(trained.parameters, beside, settings)
     yield* runStage({
       stage: stage.name,
       device,
@@ -122,6 +128,7 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
       models,
       parameters,
       optimizer,
+      saved: savedBeside(beside),
       settings: {
         ...settings,
         schedule: {
@@ -145,8 +152,42 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
     return passed
   } finally {
     optimizer?.dispose()
-    model.dispose()
+    disposeModels(prepared)
   }
+}
+
+function disposeModels({ model, beside = [] }: PreparedStage): void {
+  model.dispose()
+  for (const other of beside) other.model.dispose()
+}
+
+/** The trained parameters of a stage; those of further models under the model's name. */
+function allParameters(own: Map<string, Tensor>, beside: readonly BesideModel[]): Map<string, Tensor> {
+  const others = beside.filter(({ trained }) => trained)
+  return new Map([
+    ...own,
+    ...others.flatMap(({ name, model }) =>
+      [...model.parameters()].map(([key, one]) => [`${name}.${key}`, one] as const),
+    ),
+  ])
+}
+
+function optimizerOf(
+  own: Map<string, Tensor>,
+  beside: readonly BesideModel[],
+  { beta1, beta2, eps, weightDecay }: ResolvedStage['values'],
+): Optimizer {
+  const options = { beta1, beta2, eps, weightDecay }
+  const main = new AdamW(own, options)
+  const others = beside.flatMap(({ name, model, trained }) =>
+    trained ? [{ name, optimizer: new AdamW(model.parameters(), options), ...trained }] : [],
+  )
+  return others.length === 0 ? main : new JointOptimizer([{ name: 'policy', optimizer: main, lrRatio: 1 }, ...others])
+}
+
+function savedBeside(beside: readonly BesideModel[]): TensorGroups {
+  const kept = beside.filter(({ inCheckpoints }) => inCheckpoints)
+  return Object.fromEntries(kept.map(({ name, model }) => [name, model.parameters()]))
 }
 
 /** A Hugging Face folder: weights, configuration, tokenizer, and the chat template that was trained on. An adapter lies
@@ -158,6 +199,9 @@ async function saveStage(prepared: PreparedStage, folder: string, base: string |
     await mergeAdapter(model)
   }
   await saveModel(model, folder)
+  for (const { name, model: other, trained } of prepared.beside ?? []) {
+    if (trained) await saveModel(other, join(folder, name))
+  }
   await tokenizer.save(folder)
   if (template && template.source !== tokenizer.chatTemplate) {
     await writeFileAtomic(join(folder, 'chat_template.jinja'), template.source)

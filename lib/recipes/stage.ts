@@ -2,9 +2,12 @@
 // key and have the default's type. What came from where is kept, printed and saved with the run.
 import { CaravanError, nearestName } from '../base/errors.js'
 import { PACK_STRATEGIES } from '../data/pack.js'
+import { groupAdvantageKinds } from '../losses/advantage.js'
 import { preferenceLosses } from '../losses/preference.js'
 import { lossReductions } from '../losses/sft.js'
+import { lossAverages } from '../methods/online_method.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
+import { klKinds, surrogates } from '../ops/index.js'
 import { scheduleKinds } from '../optim/schedule.js'
 import { loraDefaults } from './lora_setting.js'
 
@@ -19,21 +22,20 @@ const choices: { [key: string]: readonly string[] } = {
   reduction: lossReductions,
   trainOn: ['all', 'last'],
   loss: [...preferenceLosses, 'kto'],
+  algorithm: ['ppo', 'grpo', 'rloo'],
+  advantage: groupAdvantageKinds,
+  average: lossAverages,
+  surrogate: surrogates,
+  kl: klKinds,
+  valueHead: ['keep', 'zero'],
 }
 
-/** What every training stage can be told. */
-export const trainingDefaults = {
-  /** Optimizer steps; 0 = as many as `epochs` need. */
+/** What every stage with an optimizer can be told. */
+const optimizerDefaults = {
+  /** Optimizer steps; 0 = as many as the data needs. */
   steps: 0,
-  epochs: 1,
-  /** Sequences in a global batch; 0 = batchTokens decides. */
-  batchSequences: 0,
-  batchTokens: 0,
-  /** Longest sequence; what is longer is cut on the right. */
-  maxTokens: 2048,
   /** Tokens that go through the model at once. Changes memory and speed, not the result. */
   microBatchTokens: 8192,
-  packing: 'bfd',
   lr: 1e-5,
   schedule: 'linear',
   warmupRatio: 0.03,
@@ -54,23 +56,40 @@ export const trainingDefaults = {
   evaluateEvery: 0,
 }
 
-/** What stages on chat data can be told. */
-const chatDefaults = {
-  ...trainingDefaults,
+/** What every stage on fixed data can be told. */
+export const trainingDefaults = {
+  ...optimizerDefaults,
+  epochs: 1,
+  /** Sequences in a global batch; 0 = batchTokens decides. */
+  batchSequences: 0,
+  batchTokens: 0,
+  /** Longest sequence; what is longer is cut on the right. */
+  maxTokens: 2048,
+  packing: 'bfd',
+}
+
+/** What every stage that starts from a model and reads conversations can be told. */
+const conversationDefaults = {
   /** Model folder; empty = the result of the stage before. */
   model: '',
   /** Data files or folders; empty = the recipe's own data. */
   data: [] as readonly string[],
-  /** How many rows of each of `data`: a count ("1000") or a share ("0.5", "2.0"); empty = all of each. */
-  mix: [] as readonly string[],
   /** Names of the fields to read, such as { prompt: 'question' }; empty = detected. */
   fields: {} as { readonly [key: string]: string },
   /** Chat template: tulu, pocket, a file, or empty = the tokenizer's own. */
   template: '',
+  ...loraDefaults,
+}
+
+/** What stages on chat data can be told. */
+const chatDefaults = {
+  ...trainingDefaults,
+  ...conversationDefaults,
+  /** How many rows of each of `data`: a count ("1000") or a share ("0.5", "2.0"); empty = all of each. */
+  mix: [] as readonly string[],
   trainOn: 'all',
   /** Share of the rows that is held out for evaluation. */
   evaluationShare: 0,
-  ...loraDefaults,
 }
 
 /** Supervised fine-tuning on chat rows. */
@@ -117,6 +136,76 @@ export const rewardDefaults = {
   marginColumn: '',
 }
 
+/** Reinforcement learning with verifiable rewards. */
+export const rlvrDefaults = {
+  ...optimizerDefaults,
+  ...conversationDefaults,
+  /** ppo, grpo, or rloo: grpo with each answer compared to the mean of the others. */
+  algorithm: 'ppo',
+  /** Rollouts in all, and what each holds. */
+  rollouts: 100,
+  promptsPerRollout: 128,
+  samplesPerPrompt: 1,
+  /** Longer prompts are left out. */
+  maxPromptTokens: 2048,
+  /** An answer that has not ended by then is cut. */
+  maxNewTokens: 2048,
+  temperature: 1,
+  /** Answers that are generated at the same time. Changes memory and speed, not the result. */
+  slots: 64,
+  /** Passes over a rollout, and optimizer steps of each pass. */
+  updateEpochs: 1,
+  miniBatches: 1,
+  /** What a minibatch's loss is averaged over: token, sequence, constant. */
+  average: 'token',
+  surrogate: 'clip',
+  clipLow: 0.2,
+  clipHigh: 0.2,
+  /** Bound of the ratio where the advantage is negative; 0 = none. */
+  ratioCap: 0,
+  /** Estimator and weight of the divergence from the starting model: ppo has it in the rewards, grpo in the loss. */
+  kl: 'k1',
+  klCoefficient: 0.05,
+  /** Verifier of rows that name none. */
+  verifier: '',
+  /** Milliseconds after which a verifier is stopped and its answer gets nothing. */
+  verifierTimeoutMs: 1000,
+  /** Reward of an answer that the verifier accepts. */
+  verifiedReward: 10,
+  /** Reward, in place of any other, of an answer that did not end. */
+  unfinishedReward: -10,
+  penaliseUnfinished: true,
+  /** Folder of a reward model, or of an ONNX classifier, whose score times the weight is added. */
+  rewardModel: '',
+  rewardModelWeight: 0,
+  /** ppo: discount and mixing of the advantage estimate. */
+  gamma: 1,
+  lambda: 0.95,
+  whitenAdvantages: true,
+  /** ppo: the reward lies on the state after the last token, which has a value too, as upstream; else on the token. */
+  rewardAfterEnd: false,
+  /** ppo: folder of the model that values start from; empty = the run's reward model, else the starting model. */
+  valueModel: '',
+  /** ppo: head of a reward model that values start from: keep or zero. */
+  valueHead: 'keep',
+  /** ppo: learning rate of the values; 0 = lr. */
+  valueLr: 0,
+  clipValue: 0.2,
+  valueWeight: 0.1,
+  /** grpo: mean, standard, batch, rloo or none. */
+  advantage: 'mean',
+  /** grpo: groups whose answers are all worth the same are left out. */
+  filterZeroVariance: true,
+  /** grpo: answers that did not end have no loss. */
+  maskTruncated: false,
+  /** Each rollout is generated while the one before is trained on, by the policy from before that. */
+  asyncRollouts: false,
+  /** Rollouts whose log is kept; 0 = all. */
+  keepRollouts: 0,
+  /** Share of instructions among the recipe's own prompts. */
+  instructionShare: 0.4,
+}
+
 /** Language modelling from scratch: a tokenizer, a new model, generated text. */
 export const pretrainDefaults = {
   ...trainingDefaults,
@@ -136,6 +225,7 @@ export const pretrainDefaults = {
 }
 
 export type ChatSettings = typeof chatDefaults
+export type ConversationSettings = typeof conversationDefaults
 export type PairSettings = typeof pairDefaults
 
 /** What each kind of stage can be told: the defaults are the schema. */
@@ -144,6 +234,7 @@ const defaultsOf = {
   sft: sftDefaults,
   dpo: dpoDefaults,
   reward_model: rewardDefaults,
+  rlvr: rlvrDefaults,
 }
 
 export type StageKind = keyof typeof defaultsOf
@@ -152,6 +243,7 @@ export type PretrainSettings = SettingsOf<'pretrain'>
 export type SftSettings = SettingsOf<'sft'>
 export type DpoSettings = SettingsOf<'dpo'>
 export type RewardSettings = SettingsOf<'reward_model'>
+export type RlvrSettings = SettingsOf<'rlvr'>
 export type StageSettings = SettingsOf<StageKind>
 
 interface RecipeOf<K extends StageKind> {
@@ -268,13 +360,13 @@ function parseSetting(
   return { ...(before as { [key: string]: string }), [field]: text }
 }
 
-/** Settings that may be 0 or below; everything else that is a number must be at least 0. */
+/** ERR_CONFIG for a value that a setting may not have; no number but a penalty is negative. */
 function checked(
   stage: string,
   { key, value, model }: { key: string; value: Setting; model: Setting | undefined },
 ): Setting {
   if (model === undefined) throw new CaravanError('ERR_CONFIG', `stage ${stage} has no setting '${key}'`)
-  if (typeof value === 'number' && !(value >= 0)) {
+  if (typeof value === 'number' && !(value >= 0) && key !== 'unfinishedReward') {
     throw new CaravanError('ERR_CONFIG', `${stage}.${key} must not be negative, got ${value}`)
   }
   if (typeof value === 'number' && wholeNumbers.has(key) && !Number.isInteger(value)) {
@@ -293,6 +385,7 @@ function checked(
 const wholeNumbers = new Set(
   ['steps', 'epochs', 'batchSequences', 'batchTokens', 'maxTokens', 'microBatchTokens', 'maxSkippedInARow'].concat(
     ['checkpointEvery', 'keepCheckpoints', 'evaluateEvery', 'rows', 'tokens', 'vocabularySize', 'width', 'layers'],
-    ['heads', 'keyValueHeads', 'feedForwardWidth', 'lora.rank'],
+    ['heads', 'keyValueHeads', 'feedForwardWidth', 'lora.rank', 'rollouts', 'promptsPerRollout', 'samplesPerPrompt'],
+    ['maxPromptTokens', 'maxNewTokens', 'slots', 'updateEpochs', 'miniBatches', 'keepRollouts', 'verifierTimeoutMs'],
   ),
 )

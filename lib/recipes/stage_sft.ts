@@ -61,7 +61,7 @@ async function judged(loaded: Loaded): Promise<Pick<PreparedStage, 'samples' | '
   return {
     samples: await pocketSamples('sft', loaded),
     async gates({ signal }) {
-      const metrics = await measurePocket(loaded, signal)
+      const metrics = await measurePocket(loaded, { signal })
       return { gates: pocketGates('sft', metrics), metrics: Object.fromEntries(pocketTable(metrics)) }
     },
   }

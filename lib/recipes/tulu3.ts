@@ -2,7 +2,7 @@
 // open_instruct/finetune.py, unless a line says otherwise. `pocket` is the same pipeline at a size for two CPU cores.
 import { CaravanError, nearestName } from '../base/errors.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
-import type { DpoSettings, Recipe, RewardSettings, SftSettings } from './stage.js'
+import type { DpoSettings, Recipe, RewardSettings, RlvrSettings, SftSettings } from './stage.js'
 
 export const tulu3Scales = ['pocket', '8b', '70b', '405b'] as const
 export type Tulu3Scale = (typeof tulu3Scales)[number]
@@ -171,6 +171,31 @@ const pocketPairs: Partial<DpoSettings & RewardSettings> = {
   checkpointEvery: 100,
 }
 
+/** 100 rollouts of 128 answers, 4 steps each. */
+const pocketRlvr: Partial<RlvrSettings> = {
+  algorithm: 'ppo',
+  rollouts: 100,
+  promptsPerRollout: 128,
+  samplesPerPrompt: 1,
+  maxNewTokens: 112,
+  maxPromptTokens: 160,
+  microBatchTokens: 4096,
+  slots: 128,
+  miniBatches: 4,
+  lr: 1e-4,
+  valueLr: 3e-4,
+  warmupRatio: 0.05,
+  finalLrRatio: 0.1,
+  beta2: 0.95,
+  // A tenth of the published rewards, which are kinder to a new head of values; advantages are whitened all the same.
+  verifiedReward: 1,
+  unfinishedReward: -1,
+  klCoefficient: 0.005,
+  valueHead: 'zero',
+  valueWeight: 1,
+  checkpointEvery: 100,
+}
+
 /** Sizes and rates found by experiment for a model of about one million parameters; not of the paper. */
 function pocket(): Recipe {
   return {
@@ -220,9 +245,10 @@ function pocket(): Recipe {
         settings: { ...pocketPairs, rows: 3000, lr: 3e-4, warmupRatio: 0.05, headScale: 0 },
         from: 'sft',
       },
+      { name: 'rlvr', kind: 'rlvr', settings: pocketRlvr, from: 'dpo' },
     ],
     builtInData: true,
-    notBuilt: ['rlvr'],
+    notBuilt: [],
     dtype: 'f32',
   }
 }

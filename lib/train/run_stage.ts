@@ -10,7 +10,6 @@ import type { Device } from '../runtime/index.js'
 import type { Tensor } from '../tensor/index.js'
 import {
   type CheckpointFileSystem,
-  type CheckpointState,
   findCheckpoint,
   removeTemporaries,
   restoreTensors,
@@ -83,8 +82,14 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
   }
   const { lr, schedule, maxNorm, maxSkippedInARow, checkpointEvery, keepCheckpoints, evaluateEvery } = settings
   const position = { firstStep: start.step, skippedInARow: start.skippedInARow }
+  let [done, skippedInARow] = [start.step, start.skippedInARow]
+  async function* saveNow(): AsyncGenerator<RunEvent, string | CaravanError> {
+    const state = { stage, step: done, batches: method.state(), optimizer: optimizer.state(), skippedInARow, settings }
+    return yield* save(root, { state, groups, keep: keepCheckpoints, fileSystem: run.fileSystem })
+  }
   const pace = new Pace(method.totalSteps, run.flopsPerToken)
   for await (const step of trainLoop({ ...run, lr, schedule, maxNorm, maxSkippedInARow, ...position })) {
+    ;[done, skippedInARow] = [step.step, step.skippedInARow]
     const event = pace.event(stage, step)
     yield* record(metrics, metricsRow(event))
     yield event
@@ -100,17 +105,14 @@ export async function* runStage<Models, Micro>(run: StageRun<Models, Micro>): As
     // A checkpoint must not be ahead of the rows that survive a loss of power with it.
     if (saving || last) yield* settle(metrics, { stage, fileSystem: run.fileSystem })
     if (saving) {
-      const state: CheckpointState = {
-        stage,
-        step: step.step,
-        batches: method.state(),
-        optimizer: optimizer.state(),
-        skippedInARow: step.skippedInARow,
-        settings,
-      }
-      const saved = yield* save(root, { state, groups, keep: keepCheckpoints, fileSystem: run.fileSystem })
-      if (stopping) throw stopped(step.step, saved)
+      const saved = yield* saveNow()
+      if (stopping) throw stopped(done, saved)
     }
+  }
+  // A method that makes its own data may be stopped while it does, between two steps.
+  if (done < method.totalSteps && run.stop?.aborted) {
+    yield* settle(metrics, { stage, fileSystem: run.fileSystem })
+    throw stopped(done, yield* saveNow())
   }
 }
 
@@ -202,9 +204,10 @@ function metricsRow(event: StepEvent) {
   return { ...base, skipped, tokens, tokensPerSecond, gflops, peakMiB }
 }
 
-/** Throughput and time left, smoothed over recent steps. */
+/** Throughput and time left, smoothed over recent steps, with what lies between them. */
 class Pace {
   #secondsPerStep: number | undefined
+  #before = performance.now()
 
   constructor(
     private readonly totalSteps: number,
@@ -212,8 +215,10 @@ class Pace {
   ) {}
 
   event(stage: string, step: Step): StepEvent {
-    this.#secondsPerStep =
-      this.#secondsPerStep === undefined ? step.seconds : 0.9 * this.#secondsPerStep + 0.1 * step.seconds
+    const now = performance.now()
+    const seconds = (now - this.#before) / 1000
+    this.#before = now
+    this.#secondsPerStep = this.#secondsPerStep === undefined ? seconds : 0.9 * this.#secondsPerStep + 0.1 * seconds
     const tokensPerSecond = step.tokens / step.seconds
     return {
       type: 'step',

@@ -3,6 +3,7 @@
 
 import { CaravanError, nearestName } from '../base/errors.js'
 import type { Verdict } from './problem_answer.js'
+import { labelFault, type Verifier } from './verifier.js'
 
 export type InstructionConstraint =
   | { kind: 'caps' } //                                  no lower-case letter
@@ -289,4 +290,18 @@ function hasPostscript(text: string): boolean {
   const at = lower.lastIndexOf('p.s.')
   if (at < 0 || (at > 0 && lower[at - 1]!.trim() !== '')) return false
   return WORD_CHARACTER.test(lower.slice(at + 4))
+}
+
+/** The verifier by name: the label is an InstructionTruth. */
+export const instructionConstraints: Verifier = {
+  name: 'instruction_constraints',
+  summary: 'the answer names an entity and meets every constraint of the label',
+  verify({ completion, groundTruth }) {
+    const truth = (groundTruth ?? {}) as Partial<InstructionTruth>
+    if (typeof truth.entity !== 'string' || !Array.isArray(truth.constraints)) {
+      throw labelFault('instruction_constraints', 'ground_truth', 'an entity and a list of constraints', groundTruth)
+    }
+    const { score, reason } = verifyInstruction(completion, truth as InstructionTruth)
+    return { score, reason }
+  },
 }

@@ -2,6 +2,7 @@
 // that a completion of a million digits costs linear time and can never round to the right value.
 
 import { CaravanError } from '../base/errors.js'
+import { labelFault, type Verifier } from './verifier.js'
 
 /** The outcome of verifying one answer: 1 accepted, 0 refused, and why in one clause. */
 export interface Verdict {
@@ -58,4 +59,14 @@ export function verifyProblemAnswer(answer: string, truth: ProblemTruth, ended =
 
 function excerpt(digits: string): string {
   return digits.length <= 24 ? digits : `${digits.slice(0, 24)}... (${digits.length} characters)`
+}
+
+/** The verifier by name: the label is the integer. */
+export const problemAnswer: Verifier = {
+  name: 'problem_answer',
+  summary: 'the last line is "#### N" with the integer of the label',
+  verify({ completion, groundTruth }) {
+    if (typeof groundTruth !== 'number') throw labelFault('problem_answer', 'ground_truth', 'an integer', groundTruth)
+    return verifyProblemAnswer(completion, { answer: groundTruth })
+  },
 }

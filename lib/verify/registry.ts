@@ -4,8 +4,10 @@ import { CaravanError, nearestName } from '../base/errors.js'
 import { gsm8k, publishedGsm8k } from './gsm8k.js'
 import { ifeval } from './ifeval.js'
 import { ifevalPaper } from './ifeval_paper.js'
+import { instructionConstraints } from './instruction_constraints.js'
 import { math, strictMath } from './math.js'
 import { multipleChoice } from './multiple_choice.js'
+import { problemAnswer } from './problem_answer.js'
 import { stringF1, stringMatch } from './string_match.js'
 import { thinkFormat } from './think_format.js'
 import { maxLength, upToMaxLength } from './token_length.js'
@@ -25,6 +27,8 @@ export const VERIFIERS: readonly Verifier[] = [
   thinkFormat,
   maxLength,
   upToMaxLength,
+  problemAnswer,
+  instructionConstraints,
 ]
 
 /** The verifier of this name. ERR_CONFIG, with the nearest name, where there is none. */
