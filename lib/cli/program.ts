@@ -139,7 +139,7 @@ function addVerifyCommand(program: Command, ended: Ended): void {
   program
     .command('verify')
     .description('Score completions by rules: right numbers, right formulas, followed instructions.')
-    .requiredOption('--verifier <name>', 'gsm8k, math, ifeval, string_f1, multiple_choice, ... (docs/verifiers.md)')
+    .requiredOption('--verifier <name>', 'gsm8k, math, ifeval, ..., or a module of yours (docs/verifiers.md)')
     .requiredOption('--input <file>', 'rows with completion and ground_truth (.jsonl, .json, also .gz)')
     .requiredOption('--output <file>', 'where to write one line a row: {"score", "reason"}')
     .option('--quiet', 'print nothing but errors')
@@ -150,6 +150,7 @@ function addVerifyCommand(program: Command, ended: Ended): void {
 Examples:
   $ caravan verify --verifier gsm8k --input completions.jsonl --output verdicts.jsonl
   $ caravan verify --verifier ifeval --input answers.jsonl --output verdicts.jsonl --json
+  $ caravan verify --verifier ./brief.mjs --input rows.jsonl --output verdicts.jsonl
 
 Rows for ifeval have completion, instruction_id_list and kwargs; their verdicts have strict and loose, too.`,
     )

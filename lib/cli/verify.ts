@@ -1,10 +1,11 @@
 // `caravan verify`: scores given completions with a verifier, as training with verifiable rewards does. No model is
-// loaded. A row that the verifier cannot use ends the command; a completion, whatever it says, never does.
-import { CaravanError, throwIfAborted } from '../base/errors.js'
+// loaded. A row that the verifier cannot use ends the command; a completion, whatever it says, never does, and neither
+// does a verifier of the user's that hangs on one: they run in a pool.
+import { CaravanError } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
 import { type JsonObject, readJsonLines } from '../data/json_lines.js'
-import { findVerifier } from '../verify/registry.js'
-import { guardedVerify, type Verdict, type Verifier, type VerifyInput } from '../verify/verifier.js'
+import type { Verdict, VerifyInput } from '../verify/verifier.js'
+import { VerifierPool } from '../verify/verifier_pool.js'
 import { runFileCommand } from './file_command.js'
 import { durationText, grouped, percentText } from './format.js'
 import type { Terminal } from './terminal.js'
@@ -37,25 +38,30 @@ interface InstructionSummary {
   promptsLoose: number
 }
 
-/** Lines that are written to the file at once. */
-const CHUNK_ROWS = 64
+/** Rows that are verified, and lines that are written, at once. */
+const CHUNK_ROWS = 256
 
 /** Verifies the rows of a file; the value is the exit code. */
 export async function verify(flags: VerifyFlags): Promise<number> {
-  const verifier = findVerifier(flags.verifier)
-  return await runFileCommand<VerifySummary>({
-    flags,
-    work: (signal, show) =>
-      verifyFile(verifier, flags, {
-        signal,
-        onProgress: ({ rows, scoreSum }) => {
-          const parts = ['verifying', `${grouped(rows)} rows`, `mean score ${(scoreSum / rows).toFixed(3)}`]
-          show({ id: 'verify', done: rows, parts })
-        },
-      }),
-    values: (summary) => ({ ...summaryValues(verifier.name, summary), output: flags.output }),
-    print: (summary, terminal) => printSummary(terminal, summary, flags.output),
-  })
+  const pool = new VerifierPool()
+  try {
+    await pool.load([flags.verifier])
+    return await runFileCommand<VerifySummary>({
+      flags,
+      work: (signal, show) =>
+        verifyFile(pool, flags, {
+          signal,
+          onProgress: ({ rows, scoreSum }) => {
+            const parts = ['verifying', `${grouped(rows)} rows`, `mean score ${(scoreSum / rows).toFixed(3)}`]
+            show({ id: 'verify', done: rows, parts })
+          },
+        }),
+      values: (summary) => ({ ...summaryValues(flags.verifier, summary), output: flags.output }),
+      print: (summary, terminal) => printSummary(terminal, summary, flags.output),
+    })
+  } finally {
+    await pool.dispose()
+  }
 }
 
 interface VerifyRun {
@@ -63,48 +69,68 @@ interface VerifyRun {
   onProgress: (done: VerifySummary) => void
 }
 
+interface Chunk {
+  inputs: VerifyInput[]
+  lines: number[]
+}
+
 /** Writes one line a row to the output, which appears whole or not at all. ERR_DATA with file:line for a bad row. */
 async function verifyFile(
-  verifier: Verifier,
-  { input, output }: VerifyFlags,
+  pool: VerifierPool,
+  { verifier, input, output }: VerifyFlags,
   { signal, onProgress }: VerifyRun,
 ): Promise<VerifySummary> {
   const started = performance.now()
   const summary: VerifySummary = { rows: 0, accepted: 0, scoreSum: 0, seconds: 0 }
   await writeFileAtomic(output, async (append) => {
-    let lines: string[] = []
-    const flush = async () => {
-      await append(Buffer.from(lines.join('')))
-      lines = []
+    let inWork: { lines: number[]; verdicts: Promise<Verdict[]> } | undefined
+    const finish = async () => {
+      if (inWork === undefined) return
+      const verdicts = await inWork.verdicts.catch((error) => Promise.reject(atLine(error, input, inWork!.lines)))
+      for (const verdict of verdicts) addTo(summary, verdict)
+      await append(Buffer.from(verdicts.map((verdict) => `${JSON.stringify(verdict)}\n`).join('')))
       onProgress(summary)
-      // A timer's turn: signals are heard between chunks, for verifying itself never waits.
-      await new Promise((resolve) => setImmediate(resolve))
-      throwIfAborted(signal)
     }
-    for await (const { row, line } of readJsonLines(input, { signal })) {
-      const verdict = verdictOf(verifier, row, `${input}:${line}`)
-      addTo(summary, verdict)
-      lines.push(`${JSON.stringify(verdict)}\n`)
-      if (lines.length >= CHUNK_ROWS) await flush()
+    for await (const { inputs, lines } of chunksOf(input, signal)) {
+      const verdicts = pool.verify(
+        inputs.map((one) => ({ verifier, input: one })),
+        signal,
+      )
+      verdicts.catch(() => {}) // reported when its turn has come
+      await finish()
+      inWork = { lines, verdicts }
     }
-    if (lines.length > 0) await flush()
+    await finish()
   })
   summary.seconds = (performance.now() - started) / 1000
   return summary
 }
 
-function verdictOf(verifier: Verifier, row: JsonObject, place: string): Verdict {
-  try {
-    return guardedVerify(verifier, inputOf(row))
-  } catch (error) {
-    if (!(error instanceof CaravanError)) throw error
-    const separator = place.lastIndexOf(':')
-    throw new CaravanError(error.code, `${place}: ${error.message}`, {
-      details: { ...error.details, file: place.slice(0, separator), line: Number(place.slice(separator + 1)) },
-      hint: error.hint,
-      cause: error,
-    })
+/** Rows, and the lines that they are on. */
+async function* chunksOf(file: string, signal: AbortSignal): AsyncGenerator<Chunk> {
+  let inputs: VerifyInput[] = []
+  let lines: number[] = []
+  for await (const { row, line } of readJsonLines(file, { signal })) {
+    inputs.push(inputOf(row))
+    lines.push(line)
+    if (inputs.length < CHUNK_ROWS) continue
+    yield { inputs, lines }
+    inputs = []
+    lines = []
   }
+  if (inputs.length > 0) yield { inputs, lines }
+}
+
+/** The error of a task as that of its line. */
+function atLine(error: unknown, file: string, lines: readonly number[]): unknown {
+  if (!(error instanceof CaravanError) || typeof error.details.task !== 'number') return error
+  const line = lines[error.details.task]!
+  const { task: _, ...details } = error.details
+  return new CaravanError(error.code, `${file}:${line}: ${(error.cause as Error).message}`, {
+    details: { ...details, file, line },
+    hint: error.hint,
+    cause: error.cause,
+  })
 }
 
 function inputOf(row: JsonObject): VerifyInput {

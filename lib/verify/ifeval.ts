@@ -5,6 +5,7 @@ import { nearestName } from '../base/errors.js'
 import { EXTRA_INSTRUCTIONS } from './ifeval_extra.js'
 import { GOOGLE_INSTRUCTIONS } from './ifeval_google.js'
 import { InstructionArguments, type InstructionCheck } from './instruction_arguments.js'
+import { knownLanguages } from './language_detect.js'
 import { parsePythonLiteral } from './python_literal.js'
 import { strip } from './python_text.js'
 import { withoutThinking } from './thinking.js'
@@ -59,6 +60,7 @@ export function lengthFault(response: string): string | undefined {
 export const ifeval: Verifier = {
   name: 'ifeval',
   summary: 'the share of instructions (IFEval and IFEvalG) that the completion follows',
+  prepare: () => void knownLanguages(),
   verify(input: VerifyInput): Verdict {
     const tasks = instructionTasks(input)
     const response = withoutThinking(input.completion)

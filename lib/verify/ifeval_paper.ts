@@ -7,7 +7,7 @@ import { nearestName } from '../base/errors.js'
 import { lengthFault } from './ifeval.js'
 import { placeholderCount } from './ifeval_google.js'
 import { InstructionArguments, type InstructionCheck } from './instruction_arguments.js'
-import { detectLanguage } from './language_detect.js'
+import { detectLanguage, knownLanguages } from './language_detect.js'
 import { parsePythonLiteral } from './python_literal.js'
 import { countOf, isPythonJson, isSpace, roundHalfEven, splitWords, strip, wordTokens } from './python_text.js'
 import { withoutThinking } from './thinking.js'
@@ -83,6 +83,7 @@ export const PAPER_FUNCTIONS: Readonly<Record<string, InstructionCheck>> = {
 export const ifevalPaper: Verifier = {
   name: 'ifeval_paper',
   summary: 'one constraint function of the Tulu 3 paper, named by func_name in the label',
+  prepare: () => void knownLanguages(),
   verify({ completion, groundTruth }: VerifyInput): Verdict {
     const label = typeof groundTruth === 'string' ? parsedLabel(groundTruth) : groundTruth
     if (typeof label !== 'object' || label === null || Array.isArray(label)) {

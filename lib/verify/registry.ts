@@ -1,4 +1,5 @@
-// All verifiers by name. A new one is a file of its own and a line here.
+// All verifiers by name. A new one is a file of its own and a line here; those of users are named by their paths
+// (verifier_module.ts).
 
 import { CaravanError, nearestName } from '../base/errors.js'
 import { gsm8k, publishedGsm8k } from './gsm8k.js'

@@ -33,6 +33,8 @@ export interface Verifier {
   readonly name: string
   /** One line for a list of verifiers. */
   readonly summary: string
+  /** Reads what the verifier needs, once, before its first verdict; it may take longer than a verdict. */
+  prepare?(): void
   /** Linear time in the completion. Throws ERR_DATA for a label or column that is not what this verifier needs. */
   verify(input: VerifyInput): Verdict
 }

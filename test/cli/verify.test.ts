@@ -66,6 +66,48 @@ describe('caravan verify', () => {
   })
 })
 
+describe('a verifier of the user', () => {
+  const text = `export const verifier = {
+    name: 'brief',
+    summary: 'accepts short answers, and hangs on what it does not like',
+    verify({ completion, groundTruth }) {
+      while (completion === 'hang') {}
+      return completion.length <= groundTruth ? { score: 1, reason: 'short' } : { score: 0, reason: 'long' }
+    },
+  }`
+
+  it('is named by its path, and cannot hang the command', async () => {
+    writeFileSync(join(folder, 'brief.mjs'), text)
+    const rows = ['ab', 'hang', 'abcd'].map((completion) => ({ completion, ground_truth: 3 }))
+    const input = writeRows(folder, 'short.jsonl', rows)
+    const words = ['verify', '--verifier', './brief.mjs', '--input', input, '--output', output, '--json']
+    const { exitCode, stdout, stderr } = await caravan(words, { directory: folder })
+    expect([exitCode, stderr]).toEqual([0, ''])
+    expect(JSON.parse(stdout)).toMatchObject({ verifier: './brief.mjs', rows: 3, accepted: 1 })
+    expect(jsonLines(readFileSync(output, 'utf8'))).toEqual([
+      { score: 1, reason: 'short' },
+      { score: 0, reason: expect.stringMatching(/brief\.mjs took more than 1000 ms$/) },
+      { score: 0, reason: 'long' },
+    ])
+  })
+
+  it('is as the documentation shows it', async () => {
+    const documentation = readFileSync(new URL('../../docs/verifiers.md', import.meta.url), 'utf8')
+    writeFileSync(join(folder, 'brief.mjs'), /```js\n(export const verifier.*?)```/s.exec(documentation)![1]!)
+    writeFileSync(join(folder, 'rows.jsonl'), `${/echo '(.*)' > rows\.jsonl/.exec(documentation)![1]!}\n`)
+    const command = /^caravan (verify --verifier .*)$/m.exec(documentation)![1]!
+    expect(await caravan(command.split(' '), { directory: folder })).toMatchObject({ exitCode: 0, stderr: '' })
+    expect(readFileSync(join(folder, 'verdicts.jsonl'), 'utf8')).toBe('{"score":1,"reason":"1 words"}\n')
+  })
+
+  it('is asked for before anything is read', async () => {
+    const { exitCode, stderr } = await run('./nowhere.js', join(folder, 'nowhere.jsonl'))
+    expect(stderr).toMatch(/nowhere\.js: there is no such file; expected a module .*\[ERR_CONFIG\]/)
+    expect(exitCode).toBe(2)
+    expect((await run('gms8k', join(folder, 'nowhere.jsonl'))).stderr).toMatch(/hint: did you mean 'gsm8k'\?/)
+  })
+})
+
 describe('bad rows', () => {
   const cases: [verifier: string, row: unknown, error: RegExp][] = [
     [
@@ -90,6 +132,12 @@ describe('bad rows', () => {
     expect(exitCode).toBe(1)
     expect(readFileSync(output, 'utf8')).toBe('before\n')
     expect(readdirSync(folder).filter((name) => name.includes('.tmp'))).toEqual([])
+  })
+
+  it('names the line of a row behind the first ones', async () => {
+    const rows = Array.from({ length: 700 }, (_, i) => ({ completion: '1', ground_truth: i < 600 ? '1' : undefined }))
+    const { stderr } = await run('gsm8k', writeRows(folder, 'bad.jsonl', rows))
+    expect(stderr).toMatch(/bad\.jsonl:601: gsm8k/)
   })
 
   it('names a file that is not there', async () => {

@@ -1,6 +1,7 @@
 // What the tests of verifiers share: golden rows, real data where it is there, and completions made to hurt.
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
+import { MAX_COMPLETION_LENGTH } from '../../lib/verify/verifier.js'
 
 /** Rows of test/golden/verifiers/<name>.json. */
 export function goldenRows(name: 'tulu3_verifiers'): { [key: string]: unknown[][] }
@@ -16,6 +17,9 @@ export function realData(path: string): string {
 
 /** Long enough for quadratic time to take seconds. */
 const LONG = 2 ** 16
+
+/** As long as any completion that is read. */
+const LONGEST = MAX_COMPLETION_LENGTH
 
 /** Completions that no verifier may choke on. */
 export const HOSTILE: [name: string, completion: string][] = [
@@ -74,5 +78,35 @@ export const HOSTILE: [name: string, completion: string][] = [
   ['Devanagari', '\u0915\u094d\u0937 '.repeat(LONG / 4)],
   ['emoji', '\u{1f600}'.repeat(LONG / 2)],
   ['nested JSON', '['.repeat(LONG / 2) + ']'.repeat(LONG / 2)],
+  ['the longest of one letter', 'a'.repeat(LONGEST)],
+  ['the longest of one digit', '9'.repeat(LONGEST)],
+  ['the longest of white space', ' '.repeat(LONGEST)],
+  ['longer than any that is read', 'a'.repeat(2 ** 20)],
+  ['a hundred thousand lines', 'a\n'.repeat(1e5)],
+  ['a hundred thousand lists', '- a\n'.repeat(LONGEST / 4)],
+  ['a hundred thousand braces', '{'.repeat(1e5) + '}'.repeat(1e5)],
+  ['a hundred thousand braces in a box', `\\boxed${'{'.repeat(1e5)}1${'}'.repeat(1e5)}`],
+  ['parentheses in a box', `\\boxed{${'('.repeat(1e5)}1${')'.repeat(1e5)}}`],
+  ['fractions of fractions', `\\boxed{${'\\frac{'.repeat(3e4)}`],
+  ['fractions in numerators', `\\boxed{${'\\frac{'.repeat(1e4)}1${'}{2}'.repeat(1e4)}}`],
+  ['a decimal without end', `\\boxed{0.${'3'.repeat(1e5)}}`],
+  ['an integer without end', `\\boxed{${'7'.repeat(1e5)}}`],
+  ['a fraction without end', `\\boxed{\\frac{${'7'.repeat(5e4)}}{${'3'.repeat(5e4)}}}`],
+  ['an exponent without end', `\\boxed{2^{${'9'.repeat(1e5)}}}`],
+  ['a product without end', `\\boxed{${'99999999\\cdot '.repeat(1e4)}9}`],
+  ['a matrix without end', `\\boxed{\\begin{pmatrix}${'1 & 2 \\\\ '.repeat(1e4)}\\end{pmatrix}}`],
+  ['a list without end', `\\boxed{${'1,'.repeat(5e4)}1}`],
+  ['minus signs in a box', `\\boxed{${'-'.repeat(1e5)}1}`],
+  ['the answer is', 'the answer is '.repeat(LONGEST / 16)],
+  ['formulas', '$x$ '.repeat(LONGEST / 4)],
+  ['bold', '**a** '.repeat(LONGEST / 8)],
+  ['full stops and capitals', 'A. B? C! '.repeat(LONGEST / 16)],
+  ['code fences', '```json\n'.repeat(LONGEST / 8)],
+  ['NULs between digits', '1\0'.repeat(LONGEST / 2)],
+  ['broken pairs', '\udc00\ud800'.repeat(LONGEST / 4)],
+  ['one word of many letters', `${'ab'.repeat(LONGEST / 4)}!`],
+  ['alternation bait', `${'(a|a)*'.repeat(1000)}${'a'.repeat(5000)}!`],
+  ['dotted words', 'a.b.c.'.repeat(LONGEST / 8)],
+  ['colons and times', '10:30 '.repeat(LONGEST / 8)],
   ['regular expression bait', `${'(a+)+'.repeat(1000)}${'a'.repeat(1000)}!`],
 ]
