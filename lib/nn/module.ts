@@ -1,7 +1,8 @@
 // A module is a class whose own fields are its parameters and sub-modules; names follow from the field names. Where the
 // values come from (a file, random numbers) is decided by whoever builds it, through a ParameterScope.
 import type { Shape } from '../base/shape.js'
-import { Tensor } from '../tensor/index.js'
+import { scatterRows } from '../ops/index.js'
+import { reshape, scope, Tensor, withoutTape } from '../tensor/index.js'
 
 /** What a parameter is for, which decides its initial values and whether it is decayed. `branch_output` is a matrix
  *  whose product is added to the residual stream. */
@@ -65,6 +66,26 @@ export abstract class Module {
   [Symbol.dispose](): void {
     this.dispose()
   }
+}
+
+/** Makes the parameters of `to`, which have the same names and shapes, bit for bit those of `from`. */
+export function copyWeights(from: Module, to: Module): void {
+  const targets = to.parameters()
+  withoutTape(() =>
+    scope(() => {
+      for (const [name, tensor] of from.parameters()) {
+        // Row by row, so that any element type is copied as it is.
+        const W = tensor.shape.at(-1)!
+        const M = tensor.count / W
+        const index = Tensor.from(
+          tensor.device,
+          Int32Array.from({ length: M }, (_, i) => i),
+          [M],
+        )
+        scatterRows(reshape(targets.get(name)!, [M, W]), reshape(tensor, [M, W]), index)
+      }
+    }),
+  )
 }
 
 function* partsOf(module: Module): Iterable<[name: string, part: Tensor | Module]> {

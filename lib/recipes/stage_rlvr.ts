@@ -6,9 +6,10 @@ import { Grpo } from '../methods/grpo.js'
 import type { LossAverage, OnlineModels, OnlineOptions } from '../methods/online_method.js'
 import { Ppo } from '../methods/ppo.js'
 import { type CausalLm, holdsRewardModel, loadModel, loadRewardModel, type RewardModel } from '../models/index.js'
-import { addInto, type KlKind, neg, type Surrogate, scatterRows } from '../ops/index.js'
+import { copyWeights } from '../nn/module.js'
+import { addInto, type KlKind, neg, type Surrogate } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
-import { reshape, scope, Tensor, withoutTape } from '../tensor/index.js'
+import { scope, withoutTape } from '../tensor/index.js'
 import { RolloutLog } from '../train/rollout_log.js'
 import { findVerifier } from '../verify/registry.js'
 import { guardedVerify } from '../verify/verifier.js'
@@ -161,24 +162,6 @@ function stopIdsOf({ tokenizer, model }: ChatText & { model: CausalLm }): number
   throw new CaravanError('ERR_TOKENIZER', 'neither the tokenizer nor the model says which token ends an answer', {
     hint: 'set eos_token in tokenizer_config.json',
   })
-}
-
-/** Row by row, so that any element type is copied as it is. */
-function copyWeights(from: CausalLm, to: CausalLm): void {
-  const targets = to.parameters()
-  withoutTape(() =>
-    scope(() => {
-      for (const [name, tensor] of from.parameters()) {
-        const [rows, columns] = tensor.shape.length === 1 ? [1, tensor.shape[0]!] : tensor.shape
-        const index = Tensor.from(
-          tensor.device,
-          Int32Array.from({ length: rows! }, (_, i) => i),
-          [rows!],
-        )
-        scatterRows(reshape(targets.get(name)!, [rows!, columns!]), reshape(tensor, [rows!, columns!]), index)
-      }
-    }),
-  )
 }
 
 const inProcess: VerdictSource = {
