@@ -14,6 +14,8 @@ export interface PreparedStage extends StageWork {
   model: CausalLm | RewardModel
   /** Further models, freed with it. */
   beside?: readonly BesideModel[]
+  /** Ends what else the stage has opened. */
+  close?: () => Promise<void>
   /** Mean number of tokens that a token of the data sees: the length that attention costs. */
   meanContext: number
   /** Saved beside the model, with the chat template that it was trained on. */

@@ -7,7 +7,7 @@ export interface Reporting<T> {
   /** Any of these ends the work early. */
   signals: readonly (AbortSignal | undefined)[]
   /** Frees a result that nobody waits for any more. */
-  discard: (value: T) => void
+  discard: (value: T) => void | Promise<void>
 }
 
 /** Runs `work` and yields what it reports, oldest first; the value of the generator is the work's result. A consumer

@@ -4,11 +4,11 @@ import { CaravanError } from '../base/errors.js'
 import { Random } from '../base/random.js'
 import { openDataset, withoutRows } from '../data/dataset.js'
 import { promptRows } from '../data/prompt_rows.js'
-import type { Message } from '../data/rows.js'
+import type { Message, RowLabel, RowPlace } from '../data/rows.js'
 import type { RolloutPrompt } from '../methods/rollout.js'
 import { encodePromptBatch } from '../text/chat_encoding.js'
-import { findVerifier } from '../verify/registry.js'
-import { guardedVerify, type VerifyInput } from '../verify/verifier.js'
+import type { VerifyInput } from '../verify/verifier.js'
+import type { VerdictSource } from './answer_judge.js'
 import type { ChatText } from './chat_data.js'
 import { pocketPrompts } from './pocket_prompts.js'
 import type { StageContext } from './prepared_stage.js'
@@ -36,7 +36,7 @@ const ORDER_STREAM = 0x9807
 
 /** The prompts of the stage's files, or the recipe's own. */
 export async function promptSource(
-  text: ChatText,
+  text: ChatText & { verdicts: VerdictSource },
   settings: RlvrSettings,
   context: StageContext,
 ): Promise<PromptSource> {
@@ -83,21 +83,24 @@ function dealt(prompts: readonly LabelledPrompt[], settings: RlvrSettings, conte
 }
 
 async function promptsOfFiles(
-  text: ChatText,
+  text: ChatText & { verdicts: VerdictSource },
   settings: RlvrSettings,
   context: StageContext,
 ): Promise<LabelledPrompt[]> {
   const { stage, signal, report } = context
   const prompts: UnencodedPrompt[] = []
+  const places: RowPlace[] = []
   for (const file of settings.data) {
     const dataset = await openDataset([file], { fields: settings.fields, form: promptRows, signal })
     for await (const { row, line } of dataset.rows()) {
       if (row.kind !== 'messages') continue
-      prompts.push(await judgeable(row, { file, line }, settings, stage))
+      prompts.push(labelledPrompt(row, { file, line }, settings, stage))
+      places.push({ file, line })
     }
     if (dataset.counts.rows === 0) throw withoutRows(dataset)
     report({ type: 'progress', stage, what: 'reading prompts', done: prompts.length })
   }
+  await checkLabels(prompts, { places, verdicts: text.verdicts, signal })
   const all = await encoded(text, prompts, signal, (done) =>
     report({ type: 'progress', stage, what: 'tokenising', done, total: prompts.length }),
   )
@@ -109,17 +112,12 @@ async function promptsOfFiles(
   return short
 }
 
-/** The row with its verifier, which has read its label once: a wrong label must not be found in the middle of a run. */
-async function judgeable(
-  {
-    messages,
-    label,
-  }: { messages: Message[]; label?: { groundTruth: unknown; verifier: string | undefined; row: object } },
-  place: { file: string; line: number },
+function labelledPrompt(
+  { messages, label }: { messages: Message[]; label?: RowLabel },
+  { file, line }: RowPlace,
   settings: RlvrSettings,
   stage: string,
-): Promise<UnencodedPrompt> {
-  const { file, line } = place
+): UnencodedPrompt {
   const verifier = label?.verifier ?? settings.verifier
   if (verifier === '') {
     throw new CaravanError('ERR_DATA', `${file}:${line}: no column says which verifier judges the answers`, {
@@ -128,19 +126,24 @@ async function judgeable(
     })
   }
   const text = messages.at(-1)!.content
-  const row = label?.row as Record<string, unknown>
-  const input = { prompt: text, groundTruth: label?.groundTruth, row }
-  try {
-    guardedVerify(findVerifier(verifier), { ...input, completion: '' })
-  } catch (error) {
-    if (!(error instanceof CaravanError)) throw error
-    throw new CaravanError(error.code, `${file}:${line}: ${error.message}`, {
-      details: { ...error.details, file, line },
+  return { messages, text, verifier, input: { prompt: text, groundTruth: label?.groundTruth, row: label?.row } }
+}
+
+/** Every verifier reads its labels once: a wrong one must not be found in the middle of a run. */
+async function checkLabels(
+  prompts: readonly UnencodedPrompt[],
+  { places, verdicts, signal }: { places: readonly RowPlace[]; verdicts: VerdictSource; signal?: AbortSignal },
+): Promise<void> {
+  const tasks = prompts.map(({ verifier, input }) => ({ verifier, input: { ...input, completion: '' } }))
+  await verdicts.verify(tasks, signal).catch((error: unknown) => {
+    const place = error instanceof CaravanError ? places[error.details.task as number] : undefined
+    if (!(error instanceof CaravanError) || !place) throw error
+    throw new CaravanError(error.code, `${place.file}:${place.line}: ${error.message}`, {
+      details: { ...error.details, ...place },
       hint: error.hint,
       cause: error,
     })
-  }
-  return { messages, text, verifier, input }
+  })
 }
 
 /** Prompts that are tokenised at once. */

@@ -112,7 +112,7 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
     return await (preparations[stage.kind] as Prepare<StageKind>)(device, settings as never, context)
   }
   // Before the first step there is nothing to save, so `stop` ends the preparation as `signal` does.
-  const ends = { signals: [signal, options.stop], discard: disposeModels }
+  const ends = { signals: [signal, options.stop], discard: closeStage }
   const prepared = yield* reporting(prepare, ends)
   const { model, models, evaluate, meanContext, beside = [] } = prepared
   let optimizer: Optimizer | undefined
@@ -152,11 +152,12 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
     return passed
   } finally {
     optimizer?.dispose()
-    disposeModels(prepared)
+    await closeStage(prepared)
   }
 }
 
-function disposeModels({ model, beside = [] }: PreparedStage): void {
+async function closeStage({ model, beside = [], close }: PreparedStage): Promise<void> {
+  await close?.()
   model.dispose()
   for (const other of beside) other.model.dispose()
 }

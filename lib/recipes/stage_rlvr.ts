@@ -10,15 +10,15 @@ import { copyWeights } from '../nn/module.js'
 import { addInto, type KlKind, neg, type Surrogate } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { scope, withoutTape } from '../tensor/index.js'
-import { RolloutLog } from '../train/rollout_log.js'
-import { findVerifier } from '../verify/registry.js'
-import { guardedVerify } from '../verify/verifier.js'
-import { AnswerJudge, type VerdictSource } from './answer_judge.js'
+import { VerifierPool } from '../verify/verifier_pool.js'
+import { AnswerJudge } from './answer_judge.js'
 import { type ChatText, checkVocabulary, openChatText } from './chat_data.js'
 import { applyLora, usesLora } from './lora_setting.js'
+import { openModelReward } from './model_reward.js'
 import { judgeRlvr } from './pocket_rlvr_judge.js'
 import { type BesideModel, type PreparedStage, type StageContext, work } from './prepared_stage.js'
 import { type LabelledPrompt, promptSource } from './prompt_data.js'
+import { RolloutLog } from './rollout_log.js'
 import { folderExists } from './run_folder.js'
 import type { RlvrSettings } from './stage.js'
 
@@ -110,12 +110,16 @@ async function prepareMethod(
   context: StageContext,
 ): Promise<PreparedStage> {
   const { model: policy, beside, tokenizer } = loaded
-  const source = await promptSource(loaded, settings, context)
-  const { verifiedReward, penaliseUnfinished, unfinishedReward } = settings
-  const judge = new AnswerJudge(tokenizer, inProcess, {
-    verifiedReward,
-    unfinishedReward: penaliseUnfinished ? unfinishedReward : undefined,
-  })
+  const { verifiedReward, penaliseUnfinished, unfinishedReward, microBatchTokens: tokens } = settings
+  const { rewardModel: folder, rewardModelWeight: weight, verifierTimeoutMs: timeoutMs } = settings
+  const rewards = { verifiedReward, unfinishedReward: penaliseUnfinished ? unfinishedReward : undefined }
+  const ofModel =
+    weight > 0
+      ? await openModelReward(policy.device, { folder, weight, tokenizer, dtype: context.dtype, tokens })
+      : undefined
+  const pool = new VerifierPool({ timeoutMs })
+  const source = await promptSource({ ...loaded, verdicts: pool }, settings, context)
+  const judge = new AnswerJudge(tokenizer, pool, rewards, ofModel?.scores)
   const named = Object.fromEntries(beside.map(({ name, model }) => [name, model]))
   const models: OnlineModels = { policy, ...named }
   const { behaviour } = models
@@ -137,6 +141,10 @@ async function prepareMethod(
   return {
     ...loaded,
     ...work(methodOf(options, settings), models),
+    async close() {
+      await pool.dispose()
+      await ofModel?.dispose()
+    },
     meanContext: (settings.maxPromptTokens + settings.maxNewTokens) / 2,
     ...(settings.data.length === 0 ? await judgeRlvr(loaded, settings, context) : {}),
   }
@@ -162,8 +170,4 @@ function stopIdsOf({ tokenizer, model }: ChatText & { model: CausalLm }): number
   throw new CaravanError('ERR_TOKENIZER', 'neither the tokenizer nor the model says which token ends an answer', {
     hint: 'set eos_token in tokenizer_config.json',
   })
-}
-
-const inProcess: VerdictSource = {
-  verify: (tasks) => Promise.resolve(tasks.map(({ verifier, input }) => guardedVerify(findVerifier(verifier), input))),
 }
