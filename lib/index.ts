@@ -9,6 +9,18 @@ export { Loader, type LoaderOptions } from './data/loader.js'
 export { openSafetensors } from './data/safetensors.js'
 export { writeSafetensors } from './data/safetensors_writer.js'
 export {
+  type EvaluateOptions,
+  type EvaluationResult,
+  evaluate,
+  evaluateTasks,
+  findTasks,
+  loadTasks,
+  type SampleRecord,
+  TASKS,
+  type Task,
+  type TaskResult,
+} from './evals/index.js'
+export {
   type BudgetForcingOptions,
   type Generated,
   type GenerateEvent,

@@ -23,7 +23,7 @@ const layers = {
   losses: engine,
   methods: [...engine, 'losses', 'models', 'generate', 'verify', 'data', 'text'],
   train: [...engine, 'methods', 'optim', 'parallel', 'data'],
-  evals: ['base', 'generate', 'verify', 'models', 'text', 'data'],
+  evals: [...engine, 'generate', 'verify', 'models', 'text', 'data'],
 }
 layers.recipes = Object.keys(layers)
 layers.cli = Object.keys(layers)

@@ -1,11 +1,12 @@
 // All commands and their options. The code of a command is imported when it runs, so that --help needs no engine.
-import { readFileSync } from 'node:fs'
 import { Command } from 'commander'
 import { addBenchCommand } from './bench_options.js'
 import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
+import { addEvalCommand } from './eval_options.js'
 import { addGenerateCommand } from './generate_options.js'
 import { addInspectCommand } from './inspect_options.js'
 import { byteSize, collectAssignment, commaList, oneOf, pairs, wholeNumber } from './option_values.js'
+import { packageVersion } from './package_version.js'
 
 /** The program; errors are thrown (CommanderError, CaravanError), never printed. */
 export function createProgram(ended: Ended): Command {
@@ -33,17 +34,13 @@ Exit codes: 0 done, 1 the run failed, 2 the command line is wrong, 130 stopped b
   addTrainCommand(program, ended)
   addGenerateCommand(program, ended)
   addScoreCommand(program, ended)
+  addEvalCommand(program, ended)
   addMergeLoraCommand(program, ended)
   addVerifyCommand(program, ended)
   addInspectCommand(program, ended)
   addDoctorCommand(program, ended)
   addBenchCommand(program, ended)
   return program
-}
-
-function packageVersion(): string {
-  const manifest = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
-  return (manifest as { version: string }).version
 }
 
 function addTrainCommand(program: Command, ended: Ended): void {
