@@ -15,7 +15,6 @@ const recipe: Recipe = {
       settings: { epochs: 2, batchSequences: 16, lr: 1e-5, evaluationShare: 0.1, checkpointEvery: 100 },
     },
   ],
-  notBuilt: [],
   dtype: 'f32',
 }
 

@@ -49,6 +49,7 @@ function addTrainCommand(program: Command, ended: Ended): void {
     .description('Run a recipe: train a model, judge it, save it.')
     .option('--recipe <name>', 'which recipe', 'tulu3')
     .option('--scale <name>', 'size of the recipe: pocket, 8b, 70b, 405b', 'pocket')
+    .option('--algorithm <name>', 'of the stage with verifiable rewards: ppo (default), grpo')
     .option('--stage <names>', 'only these stages, separated by commas', commaList('--stage'))
     .option('--model <dir>', 'start from this Hugging Face model folder')
     .option('--data <files...>', 'train on these files or folders (.jsonl, .json, .parquet)')

@@ -2,18 +2,23 @@
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CaravanError, nearestName } from '../base/errors.js'
-import { readRunRecord } from '../recipes/run_folder.js'
+import { type RunRecord, readRunRecord } from '../recipes/run_folder.js'
 import type { Recipe } from '../recipes/stage.js'
 import { tulu3 } from '../recipes/tulu3.js'
 import type { TrainFlags } from './train.js'
 
-const recipes: { [name: string]: (options: { scale: string }) => Recipe } = { tulu3 }
+interface RecipeOptions {
+  scale: string
+  algorithm?: string
+}
+
+const recipes: { [name: string]: (options: RecipeOptions) => Recipe } = { tulu3 }
 const RUNS = 'runs'
 
-/** The recipe at a scale. ERR_CONFIG with the nearest name for one that does not exist. */
-export function recipeNamed(name: string, scale: string): Recipe {
+/** The recipe at a scale, with an algorithm for its stage with rewards. ERR_CONFIG with the nearest name for one that does not exist. */
+export function recipeNamed(name: string, options: RecipeOptions): Recipe {
   const make = Object.hasOwn(recipes, name) ? recipes[name] : undefined
-  if (make) return make({ scale })
+  if (make) return make(options)
   const known = Object.keys(recipes)
   const nearest = nearestName(name, known)
   throw new CaravanError('ERR_CONFIG', `there is no recipe '${name}'; known: ${known.join(', ')}`, {
@@ -41,6 +46,7 @@ export async function resumedRun(flags: TrainFlags): Promise<TrainFlags> {
     out: directory,
     recipe: record.recipe,
     scale: record.scale,
+    algorithm: flags.algorithm ?? algorithmOf(record),
     stage: flags.stage ?? record.stages.map(({ name }) => name),
     model: flags.model ?? record.model,
     data: flags.data ?? (record.data.length > 0 ? record.data : undefined),
@@ -49,6 +55,12 @@ export async function resumedRun(flags: TrainFlags): Promise<TrainFlags> {
     seed: flags.seed ?? record.seed,
     dtype: flags.dtype ?? (record.dtype === 'f32' ? 'fp32' : record.dtype),
   }
+}
+
+/** The algorithm that a run was started with, where it has a stage with rewards. */
+function algorithmOf({ stages }: RunRecord): string | undefined {
+  const algorithm = stages.find(({ kind }) => kind === 'rlvr')?.settings.algorithm
+  return typeof algorithm === 'string' ? algorithm : undefined
 }
 
 /** The run folder under runs/ that was written to last. */

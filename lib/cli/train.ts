@@ -13,6 +13,7 @@ import { TrainView } from './train_view.js'
 export interface TrainFlags {
   recipe: string
   scale: string
+  algorithm?: string
   stage?: string[]
   model?: string
   data?: string[]
@@ -33,7 +34,7 @@ export interface TrainFlags {
 /** Runs a recipe, or shows its plan; the value is the exit code. */
 export async function train(flags: TrainFlags): Promise<number> {
   const chosen = flags.resume ? await resumedRun(flags) : flags
-  const recipe = recipeNamed(chosen.recipe, chosen.scale)
+  const recipe = recipeNamed(chosen.recipe, chosen)
   const options = runOptions(chosen, recipe)
   if (flags.dryRun) {
     const { showPlan } = await import('./train_plan.js')

@@ -16,15 +16,12 @@ export async function showPlan(recipe: Recipe, options: RunOptions, asJson: bool
 
 /** The plan as lines of text. */
 export function planLines(plan: RunPlan, terminal: Terminal): string[] {
-  const { bold, dim, yellow } = terminal.color
-  const { recipe, scale, dtype, threads, stages, notBuilt } = plan
+  const { bold, yellow } = terminal.color
+  const { recipe, scale, dtype, threads, stages } = plan
   const lines = [
     `${bold(`${recipe} ${scale}`)}  ${dtype}, ${threads} threads, ${stages.map(({ name }) => name).join(' -> ')}`,
   ]
   for (const stage of stages) lines.push('', ...stageLines(stage, terminal))
-  if (notBuilt.length > 0) {
-    lines.push('', dim(`not in this version: ${notBuilt.join(', ')}`))
-  }
   const most = Math.max(...stages.map(({ memoryBytes }) => memoryBytes))
   const seconds = stages.reduce((sum: number | null, stage) => plus(sum, stage.seconds), 0)
   const time = seconds === null ? 'time unknown' : `about ${durationText(seconds)} in all`

@@ -49,6 +49,8 @@ export class TrainView {
         return this.#stageHeader(event)
       case 'evaluation':
         return [`${this.#label('eval')} step ${grouped(event.step)}: ${metricsText(event.metrics)}`]
+      case 'comparison':
+        return this.#comparisonLines(event)
       case 'checkpoint':
         return [dim(checkpointText(event))]
       case 'saved':
@@ -124,6 +126,28 @@ export class TrainView {
       ...(before === undefined ? [] : block('before', before)),
       ...block('after', after),
     ])
+  }
+
+  #comparisonLines({ metrics, answers }: RunEvent & { type: 'comparison' }): string[] {
+    const { bold, dim } = this.terminal.color
+    const stages = Object.keys(metrics)
+    const names = [...new Set(stages.flatMap((stage) => Object.keys(metrics[stage]!)))]
+    const rows = names.map((name) => [name, ...stages.map((stage) => measureText(metrics[stage]![name] ?? null))])
+    const table = tableLines([['', ...stages.map((stage) => bold(stage))], ...rows], {
+      align: `l${'r'.repeat(stages.length)}`,
+      indent: '  ',
+    })
+    const width = Math.min(this.terminal.columns, 110) - 18
+    const said = answers.flatMap(({ prompt, byStage }) => [
+      '',
+      ...wrapText(printable(prompt), width + 14).map((line) => `  ${bold(line)}`),
+      ...Object.entries(byStage).flatMap(([stage, answer]) =>
+        wrapText(printable(answer.trim() === '' ? '(empty)' : answer.trimEnd()), width).map(
+          (line, i) => `  ${dim((i === 0 ? stage : '').padEnd(14))} ${line}`,
+        ),
+      ),
+    ])
+    return [...said, '', ...table]
   }
 
   #gateLines(gates: readonly Gate[]): string[] {

@@ -28,7 +28,10 @@ export interface ChatText {
 }
 
 /** Tokenizer and template of the stage's model folder. */
-export async function openChatText(settings: ConversationSettings, context: StageContext): Promise<ChatText> {
+export async function openChatText(
+  settings: Pick<ConversationSettings, 'model' | 'template'>,
+  context: StageContext,
+): Promise<ChatText> {
   if (settings.model === '') {
     throw new CaravanError('ERR_CONFIG', `stage ${context.stage} needs a model`, {
       hint: 'give the folder of a Hugging Face checkpoint with --model, or run the stages before it',
@@ -39,7 +42,7 @@ export async function openChatText(settings: ConversationSettings, context: Stag
 }
 
 /** The template of the settings, else the tokenizer's own, else Tulu's. */
-async function chosenTemplate(tokenizer: Tokenizer, settings: ConversationSettings): Promise<ChatTemplate> {
+async function chosenTemplate(tokenizer: Tokenizer, settings: { template: string }): Promise<ChatTemplate> {
   const { template } = settings
   if (template === '') return ChatTemplate.of(tokenizer, tokenizer.chatTemplate ?? 'tulu')
   if (builtInTemplates.has(template)) return ChatTemplate.of(tokenizer, template)

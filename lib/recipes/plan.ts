@@ -27,6 +27,7 @@ import type {
   ResolvedStage,
   RlvrSettings,
   Setting,
+  StageSettings,
 } from './stage.js'
 import { pocketShape } from './stage_pretrain.js'
 
@@ -35,7 +36,6 @@ export interface RunPlan {
   scale: string
   dtype: string
   threads: number
-  notBuilt: string[]
   stages: StagePlan[]
 }
 
@@ -70,7 +70,9 @@ export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunP
   const flopsPerSecond = await productSpeed(device)
   const stages: StagePlan[] = []
   let shape: DecoderShape | undefined
-  for (const [name, { values, origins }] of resolved) {
+  for (const [name, stage] of resolved) {
+    if (stage.kind === 'eval') continue
+    const { values, origins } = stage
     shape =
       'width' in values
         ? pocketShape(values, values.vocabularySize)
@@ -78,11 +80,11 @@ export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunP
     const work = await workOf(values, recipe)
     stages.push(stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }))
   }
-  const { name, scale, notBuilt } = recipe
-  return { recipe: name, scale, dtype, threads: device.threads, notBuilt, stages }
+  const { name, scale } = recipe
+  return { recipe: name, scale, dtype, threads: device.threads, stages }
 }
 
-function workOf(values: ResolvedStage['values'], recipe: Recipe): Work | Promise<Work> {
+function workOf(values: StageSettings, recipe: Recipe): Work | Promise<Work> {
   if ('width' in values) return pretrainWork(values)
   return 'algorithm' in values ? rlvrWork(values) : chatWork(values, recipe)
 }
@@ -95,7 +97,9 @@ interface Work {
   forwardOnly: number
 }
 
-interface StageFacts extends Pick<ResolvedStage, 'values' | 'origins'> {
+interface StageFacts {
+  values: StageSettings
+  origins: ResolvedStage['origins']
   name: string
   shape: DecoderShape
   work: Work
@@ -135,7 +139,7 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }
 }
 
 /** Longest sequence, and tokens that go through the model at once. */
-function rowSizes(values: ResolvedStage['values']): { longest: number; micro: number } {
+function rowSizes(values: StageSettings): { longest: number; micro: number } {
   const { microBatchTokens } = values
   if ('algorithm' in values) return { longest: values.maxPromptTokens + values.maxNewTokens, micro: microBatchTokens }
   const { maxTokens, packing } = values

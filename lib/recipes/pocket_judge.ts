@@ -13,17 +13,22 @@ const SAMPLES = { problems: 4, instructions: 4, chat: 2 }
 
 type Judged = ChatText & { model: CausalLm }
 
-/** Answers the sample prompts now, so that they can be shown beside those of the trained model. */
-export async function pocketSamples(stage: string, judged: Judged): Promise<NonNullable<PreparedStage['samples']>> {
+/** The ten prompts that are shown. */
+export function shownPrompts(): string[] {
   const evaluation = pocketData().evaluation()
-  const shown = [
+  return [
     ...evaluation.problems.slice(0, SAMPLES.problems),
     ...evaluation.instructions.slice(0, SAMPLES.instructions),
     ...evaluation.asked.slice(0, SAMPLES.chat),
   ].map(({ prompt }) => prompt)
-  const before = await answers(judged, shown, {})
+}
+
+/** Answers the sample prompts now, so that they can be shown beside those of the trained model. */
+export async function pocketSamples(stage: string, judged: Judged): Promise<NonNullable<PreparedStage['samples']>> {
+  const shown = shownPrompts()
+  const before = await answersTo(judged, shown)
   return async function* samples(signal) {
-    const after = await answers(judged, shown, { signal })
+    const after = await answersTo(judged, shown, { signal })
     for (const [i, prompt] of shown.entries()) {
       yield { type: 'sample', stage, prompt, before: before[i]!.answer, after: after[i]!.answer }
     }
@@ -41,7 +46,7 @@ export async function measurePocket(judged: Judged, options: AnswerOptions = {})
   const evaluation = pocketData().evaluation()
   const { problems, instructions, asked, held } = evaluation
   const prompts = [...problems, ...instructions, ...asked, ...held].map(({ prompt }) => prompt)
-  return scorePocket(evaluation, await answers(judged, prompts, options))
+  return scorePocket(evaluation, await answersTo(judged, prompts, options))
 }
 
 /** A sampled answer to every held-out problem and instruction, with its log-probabilities. */
@@ -67,7 +72,12 @@ async function generated(
   return { ids, results: await generateAll(model, requests, { signal }) }
 }
 
-async function answers(judged: Judged, prompts: readonly string[], options: AnswerOptions): Promise<PocketAnswer[]> {
+/** The model's answers to prompts, in order. */
+export async function answersTo(
+  judged: Judged,
+  prompts: readonly string[],
+  options: AnswerOptions = {},
+): Promise<PocketAnswer[]> {
   const { results } = await generated(judged, prompts, options)
   const tokens = results.map(([result]) => result!.tokens)
   const texts = await judged.tokenizer.decodeBatch(tokens, { skipSpecialTokens: true })

@@ -1,12 +1,11 @@
 // Judges the stage with verifiable rewards of the pocket run: greedy and sampled answers to the held-out set, before and
 // after, and how far the policy has gone from where it started.
 import { join } from 'node:path'
-import { meanOf } from '../losses/advantage.js'
-import { sampleLogprobs } from '../methods/policy_batch.js'
 import { type CausalLm, loadModel } from '../models/index.js'
 import type { ChatText } from './chat_data.js'
+import { divergence } from './pocket_comparison.js'
 import { pocketGates, pocketTable } from './pocket_eval.js'
-import { measurePocket, pocketSamples, sampledAnswers } from './pocket_judge.js'
+import { measurePocket, pocketSamples } from './pocket_judge.js'
 import type { PreparedStage, StageContext } from './prepared_stage.js'
 import { folderExists } from './run_folder.js'
 import type { RlvrSettings } from './stage.js'
@@ -31,7 +30,7 @@ export async function judgeRlvr(
       const before = await measurePocket({ ...loaded, model: start }, { signal })
       const after = await measurePocket(loaded, { signal })
       const sampledAfter = await sampled(loaded, signal)
-      const kl = await divergence(loaded, start, { tokens: settings.microBatchTokens, signal })
+      const kl = await divergence(loaded, start, signal)
       const metrics = { before, after, sampledBefore, sampledAfter, kl }
       const table = {
         ...Object.fromEntries(pocketTable(after)),
@@ -56,21 +55,4 @@ async function withModel<M extends { dispose(): void }, T>(model: M, use: (model
   } finally {
     model.dispose()
   }
-}
-
-/** Mean over sampled held-out answers of log policy - log start, summed over the answer. */
-async function divergence(
-  loaded: ChatText & { model: CausalLm },
-  start: CausalLm,
-  options: { tokens: number; signal?: AbortSignal },
-): Promise<number> {
-  const groups = await sampledAnswers(loaded, options.signal)
-  const under = await sampleLogprobs(start, groups, { ...options, temperature: 1 })
-  const gaps = groups
-    .flatMap(({ samples }) => samples)
-    .map((sample) => {
-      const before = under.get(sample)!
-      return sample.logprobs.reduce((sum, logprob, t) => sum + logprob - before[t]!, 0)
-    })
-  return meanOf(gaps)
 }

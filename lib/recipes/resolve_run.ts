@@ -7,6 +7,7 @@ import {
   type Recipe,
   type ResolvedStage,
   resolveStage,
+  type StageKind,
   type StageRecipe,
 } from './stage.js'
 
@@ -45,18 +46,21 @@ export function resolveRun(recipe: Recipe, options: RunOptions): Map<string, Res
     recipe.stages.map(({ name }) => name),
   )
   // Data files are for the first stage that reads any; the others are given theirs by --set.
-  const reader = chosen.find(({ kind }) => kind !== 'pretrain')
+  const reader = chosen.find(({ kind }) => readsData(kind))
   return new Map(
     chosen.map((stage) => {
       const resolved = resolveStage(stage, overrides)
       const given: Partial<ChatSettings> = {}
       if (stage === reader) Object.assign(given, { data: options.data, fields: options.fields })
       if (stage === chosen[0] && options.model) given.model = options.model
-      if (stage.kind !== 'pretrain') apply(resolved, given)
+      if (readsData(stage.kind)) apply(resolved, given)
       return [stage.name, resolved]
     }),
   )
 }
+
+/** Whether stages of this kind start from a model and read conversations. */
+const readsData = (kind: StageKind) => kind !== 'pretrain' && kind !== 'eval'
 
 function apply({ values, origins }: ResolvedStage, given: Partial<ChatSettings>): void {
   for (const [key, value] of Object.entries(given)) {
@@ -70,13 +74,7 @@ function chosenStages(recipe: Recipe, options: RunOptions): StageRecipe[] {
   const known = recipe.stages.map(({ name }) => name)
   for (const name of options.stages ?? []) {
     if (known.includes(name)) continue
-    if (recipe.notBuilt.includes(name)) {
-      throw new CaravanError(
-        'ERR_CONFIG',
-        `stage '${name}' of ${recipe.name} is not part of this version; it has: ${known.join(', ')}`,
-      )
-    }
-    const nearest = nearestName(name, [...known, ...recipe.notBuilt])
+    const nearest = nearestName(name, known)
     throw new CaravanError(
       'ERR_CONFIG',
       `${recipe.name} at scale ${recipe.scale} has no stage '${name}'; it has: ${known.join(', ')}`,
@@ -97,6 +95,6 @@ function chosenStages(recipe: Recipe, options: RunOptions): StageRecipe[] {
 
 /** The stages up to the first one on data: the files that a user gives are for that one. */
 function withOwnData({ stages }: Recipe): string[] {
-  const first = stages.findIndex(({ kind }) => kind !== 'pretrain')
+  const first = stages.findIndex(({ kind }) => readsData(kind))
   return stages.slice(0, first + 1).map(({ name }) => name)
 }

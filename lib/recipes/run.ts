@@ -20,8 +20,9 @@ import type { BesideModel, PreparedStage, StageContext } from './prepared_stage.
 import { reporting } from './progress.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
 import { folderAtomic, folderExists, openRunFolder, runRecord } from './run_folder.js'
-import type { Recipe, ResolvedStage, SettingsOf, StageKind, StageRecipe } from './stage.js'
+import type { Recipe, SettingsOf, StageRecipe, StageSettings, TrainedKind } from './stage.js'
 import { prepareDpo } from './stage_dpo.js'
+import { evaluateStages, type FinishedStage } from './stage_eval.js'
 import { preparePretrain } from './stage_pretrain.js'
 import { prepareRewardModel } from './stage_reward_model.js'
 import { prepareRlvr } from './stage_rlvr.js'
@@ -43,13 +44,21 @@ export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<
   using device = openDevice({ kind, threads, memoryBudgetBytes })
   let gatesPassed = true
   let before: string | undefined = model
-  for (const [name, { values, origins }] of resolved) {
+  for (const [name, resolvedStage] of resolved) {
     const stage = recipe.stages.find((entry) => entry.name === name)!
     const folder = join(directory, name)
+    const { origins } = resolvedStage
     if (resume && (await folderExists(folder))) {
       yield { type: 'note', stage: name, text: `${folder} is finished` }
       gatesPassed &&= await gatesPassedBefore(directory, name)
+    } else if (resolvedStage.kind === 'eval') {
+      if (options.stop?.aborted) throw stoppedBefore(name, options.stop)
+      const finished = await finishedStages(recipe, directory)
+      const context = contextOf({ recipe, stage, options: { ...options, seed, dtype } })
+      yield* evaluateStages(device, { stages: finished, settings: resolvedStage.values, context, folder })
+      continue
     } else {
+      const { values } = resolvedStage
       if (options.stop?.aborted) throw stoppedBefore(name, options.stop)
       const given = stage.from !== undefined && !resolved.has(stage.from) ? model : undefined
       const start = (await resultOf(directory, stage.from)) ?? given ?? before ?? ''
@@ -71,19 +80,30 @@ export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<
   yield { type: 'done', directory, gatesPassed, seconds: (performance.now() - started) / 1000 }
 }
 
+/** Stages of this run whose models write text. */
+async function finishedStages(recipe: Recipe, directory: string): Promise<FinishedStage[]> {
+  const finished: FinishedStage[] = []
+  for (const { name, kind } of recipe.stages) {
+    const folder = join(directory, name)
+    const writes = kind !== 'reward_model' && kind !== 'eval'
+    if (writes && (await folderExists(folder))) finished.push({ name, folder })
+  }
+  return finished
+}
+
 /** Folder of a finished stage of this run. */
 async function resultOf(directory: string, stage: string | undefined): Promise<string | undefined> {
   const folder = stage === undefined ? undefined : join(directory, stage)
   return folder !== undefined && (await folderExists(folder)) ? folder : undefined
 }
 
-type Prepare<K extends StageKind> = (
+type Prepare<K extends TrainedKind> = (
   device: Device,
   settings: SettingsOf<K>,
   context: StageContext,
 ) => Promise<PreparedStage>
 
-const preparations: { [K in StageKind]: Prepare<K> } = {
+const preparations: { [K in TrainedKind]: Prepare<K> } = {
   pretrain: preparePretrain,
   sft: prepareSft,
   dpo: prepareDpo,
@@ -94,7 +114,7 @@ const preparations: { [K in StageKind]: Prepare<K> } = {
 interface StageJob {
   recipe: Recipe
   stage: StageRecipe
-  settings: ResolvedStage['values']
+  settings: StageSettings
   origins: { [key: string]: string }
   folder: string
   device: Device
@@ -104,12 +124,10 @@ interface StageJob {
 /** Prepares, trains, judges and saves one stage; the value says whether its gates passed. */
 async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
   const { stage, settings, folder, device, options } = job
-  const { directory, seed, dtype, signal } = options
+  const { directory, signal } = options
   const prepare = async (report: StageContext['report'], ending: AbortSignal): Promise<PreparedStage> => {
-    const { builtInData = false } = job.recipe
-    const training = { signal, stop: options.stop }
-    const context = { stage: stage.name, seed, dtype, directory, builtInData, signal: ending, training, report }
-    return await (preparations[stage.kind] as Prepare<StageKind>)(device, settings as never, context)
+    const context = { ...contextOf(job), signal: ending, report }
+    return await (preparations[stage.kind as TrainedKind] as Prepare<TrainedKind>)(device, settings as never, context)
   }
   // Before the first step there is nothing to save, so `stop` ends the preparation as `signal` does.
   const ends = { signals: [signal, options.stop], discard: closeStage }
@@ -156,6 +174,12 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
   }
 }
 
+function contextOf({ recipe, stage, options }: Pick<StageJob, 'recipe' | 'stage' | 'options'>): StageContext {
+  const { directory, seed, dtype, signal, stop } = options
+  const { builtInData = false } = recipe
+  return { stage: stage.name, seed, dtype, directory, builtInData, training: { signal, stop }, report: () => {} }
+}
+
 async function closeStage({ model, beside = [], close }: PreparedStage): Promise<void> {
   await close?.()
   model.dispose()
@@ -176,7 +200,7 @@ function allParameters(own: Map<string, Tensor>, beside: readonly BesideModel[])
 function optimizerOf(
   own: Map<string, Tensor>,
   beside: readonly BesideModel[],
-  { beta1, beta2, eps, weightDecay }: ResolvedStage['values'],
+  { beta1, beta2, eps, weightDecay }: StageSettings,
 ): Optimizer {
   const options = { beta1, beta2, eps, weightDecay }
   const main = new AdamW(own, options)

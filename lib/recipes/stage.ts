@@ -206,6 +206,18 @@ export const rlvrDefaults = {
   instructionShare: 0.4,
 }
 
+/** Every model of the run on the same tasks. */
+export const evalDefaults = {
+  /** Names of tasks, or paths of task files; empty = the recipe's own measures, where it has any. */
+  tasks: [] as readonly string[],
+  /** Folder with the data of the tasks. */
+  data: '',
+  /** Rows of each task; 0 = all. */
+  limit: 0,
+  /** Most new tokens of an answer; 0 = the task's own number. */
+  maxNewTokens: 0,
+}
+
 /** Language modelling from scratch: a tokenizer, a new model, generated text. */
 export const pretrainDefaults = {
   ...trainingDefaults,
@@ -235,6 +247,7 @@ const defaultsOf = {
   dpo: dpoDefaults,
   reward_model: rewardDefaults,
   rlvr: rlvrDefaults,
+  eval: evalDefaults,
 }
 
 export type StageKind = keyof typeof defaultsOf
@@ -244,7 +257,10 @@ export type SftSettings = SettingsOf<'sft'>
 export type DpoSettings = SettingsOf<'dpo'>
 export type RewardSettings = SettingsOf<'reward_model'>
 export type RlvrSettings = SettingsOf<'rlvr'>
-export type StageSettings = SettingsOf<StageKind>
+export type EvalSettings = SettingsOf<'eval'>
+/** Stages that train a model; the others look at what is there. */
+export type TrainedKind = Exclude<StageKind, 'eval'>
+export type StageSettings = SettingsOf<TrainedKind>
 
 interface RecipeOf<K extends StageKind> {
   name: string
@@ -271,8 +287,6 @@ export interface Recipe {
   stages: StageRecipe[]
   /** Whether the recipe generates data for stages that are given none; default false. */
   builtInData?: boolean
-  /** Stages of the published recipe that this version cannot run; asking for one is an error. */
-  notBuilt: string[]
   /** Precision of the weights that are trained. */
   dtype: 'f32' | 'bf16'
   /** The model that the published recipe starts from: for its plan, when no folder is given. */

@@ -7,6 +7,10 @@ import type { DpoSettings, Recipe, RewardSettings, RlvrSettings, SftSettings } f
 export const tulu3Scales = ['pocket', '8b', '70b', '405b'] as const
 export type Tulu3Scale = (typeof tulu3Scales)[number]
 
+/** Algorithms of the stage with verifiable rewards: ppo is that of Tulu 3, grpo that of Tulu 3.1. */
+export const tulu3Algorithms = ['ppo', 'grpo'] as const
+export type Tulu3Algorithm = (typeof tulu3Algorithms)[number]
+
 /** What all published scales share in the SFT stage. */
 const publishedSft: Partial<SftSettings> = {
   epochs: 2, //                             docs/tulu3.md, SFT commands: --num_train_epochs 2
@@ -104,6 +108,107 @@ const publishedReward: Partial<RewardSettings> = {
   activationCheckpointing: true, //         --gradient_checkpointing
 }
 
+/** What the stage with verifiable rewards has in common at all published scales. */
+const publishedRlvr: Partial<RlvrSettings> = {
+  maxPromptTokens: 2048, //                 docs/tulu3.md, RLVR commands: --max_prompt_token_length 2048
+  microBatchTokens: 8192, //                per_device_train_batch_size 2 of at most 4096 tokens
+  temperature: 1, //                        --temperature 1.0
+  weightDecay: 0.01, //                     torch.optim.AdamW default, not overridden
+  beta1: 0.9, //                            torch.optim.AdamW default
+  beta2: 0.999, //                          torch.optim.AdamW default
+  eps: 1e-8, //                             torch.optim.AdamW default
+  maxNorm: 1, //                            DeepSpeed configuration
+  clipLow: 0.2, //                          --cliprange 0.2
+  clipHigh: 0.2, //                         --cliprange 0.2
+  average: 'token', //                      masked mean; over the whole minibatch, upstream over a micro-batch
+  verifiedReward: 10, //                    --verification_reward 10.0
+  penaliseUnfinished: true, //              --non_stop_penalty
+  template: 'tulu', //                      --chat_template tulu
+  activationCheckpointing: true, //         --gradient_checkpointing
+}
+
+/** PPO (open-instruct 26b732590, ppo_vllm_thread_ray_gtrl.py). */
+const publishedPpo: Partial<RlvrSettings> = {
+  ...publishedRlvr,
+  algorithm: 'ppo',
+  samplesPerPrompt: 1, //                   --number_samples_per_prompt 1
+  updateEpochs: 4, //                       --num_epochs 4, the default
+  miniBatches: 1, //                        local_mini_batch_size = local_rollout_batch_size
+  kl: 'k1', //                              --kl_estimator kl1
+  gamma: 1, //                              --gamma 1.0
+  lambda: 0.95, //                          --lam 0.95
+  clipValue: 0.2, //                        --cliprange_value 0.2
+  valueWeight: 0.1, //                      --vf_coef 0.1
+  valueHead: 'keep', //                     --reward_model_path: the 8B reward model, head included, for every scale
+  rewardAfterEnd: true, //                  the score lies on the position after the end token
+  unfinishedReward: -10, //                 --penalty_reward_value -10.0
+  schedule: 'linear', //                    --lr_scheduler_type linear
+}
+
+/** GRPO of Tulu 3.1 8B (open-instruct 745bf58d321c). */
+const publishedGrpo: Partial<RlvrSettings> = {
+  ...publishedRlvr,
+  algorithm: 'grpo',
+  lr: 5e-7, //                              --learning_rate 5e-7
+  schedule: 'constant', //                  --lr_scheduler_type constant
+  warmupRatio: 0, //                        --warm_up_steps 0
+  rollouts: 13_020, //                      --total_episodes 10000000 / 768
+  promptsPerRollout: 48, //                 4 prompts x 12 learners
+  samplesPerPrompt: 16, //                  --number_samples_per_prompt 16
+  miniBatches: 2, //                        768 answers / (32 x 12)
+  updateEpochs: 1, //                       --num_epochs 1
+  maxNewTokens: 2048, //                    --response_length 2048
+  kl: 'k3', //                              --kl_estimator kl3
+  klCoefficient: 0.01, //                   --beta 0.01
+  advantage: 'standard', //                 (score - mean) / std of the group, unbiased
+  filterZeroVariance: false, //             such groups have no advantage, but their divergence counts
+  unfinishedReward: 0, //                   --penalty_reward_value 0.0
+}
+
+const rlvrByScale: {
+  [scale in Exclude<Tulu3Scale, 'pocket'>]: { [algorithm in Tulu3Algorithm]: Partial<RlvrSettings> }
+} = {
+  '8b': {
+    ppo: {
+      ...publishedPpo,
+      lr: 3e-7, //                          docs/tulu3.md, 8B RLVR: --learning_rate 3e-7
+      warmupRatio: 0,
+      klCoefficient: 0.05, //               --beta 0.05
+      rollouts: 44_642, //                  --total_episodes 10000000 / 224; stopped early
+      promptsPerRollout: 224, //            7 learners x 32
+      maxNewTokens: 2048, //                --response_length 2048
+      checkpointEvery: 400, //              --save_freq 100 rollouts of 4 steps
+    },
+    grpo: publishedGrpo,
+  },
+  '70b': {
+    ppo: {
+      ...publishedPpo,
+      lr: 1e-7, //                          docs/tulu3.md, 70B RLVR: --learning_rate 1e-7
+      warmupRatio: 0.1, //                  --warmup_ratio 0.1
+      klCoefficient: 0.07, //               --beta 0.07
+      rollouts: 625, //                     --total_episodes 400000 / 640
+      promptsPerRollout: 640, //            40 learners x 16
+      maxNewTokens: 2048, //                --response_length 2048
+      checkpointEvery: 160, //              --save_freq 40 rollouts of 4 steps
+    },
+    grpo: publishedGrpo, //                 not published at this scale
+  },
+  '405b': {
+    ppo: {
+      ...publishedPpo,
+      lr: 1e-7, //                          docs/tulu3.md, 405B RLVR: --learning_rate 1e-7
+      warmupRatio: 0,
+      klCoefficient: 0.05, //               --beta 0.05
+      rollouts: 215, //                     --total_episodes 400000 / 1856
+      promptsPerRollout: 1856, //           232 learners x 8
+      maxNewTokens: 1024, //                --response_length 1024
+      checkpointEvery: 100, //              --save_freq 25 rollouts of 4 steps
+    },
+    grpo: publishedGrpo, //                 not published at this scale
+  },
+}
+
 /** Sizes of Llama 3.1 (Dubey et al. 2024, table 3), for plans. */
 function llama31(name: string, { D, L, H, F }: { D: number; L: number; H: number; F: number }) {
   const shape: DecoderShape = {
@@ -135,7 +240,7 @@ const models = {
 }
 
 /** The recipe at one scale. The published scales need a model folder and data files; `pocket` brings its own. */
-export function tulu3({ scale = 'pocket' }: { scale?: string } = {}): Recipe {
+export function tulu3({ scale = 'pocket', algorithm = 'ppo' }: { scale?: string; algorithm?: string } = {}): Recipe {
   const known = tulu3Scales.find((name) => name === scale)
   if (!known) {
     const nearest = nearestName(scale, tulu3Scales)
@@ -143,20 +248,30 @@ export function tulu3({ scale = 'pocket' }: { scale?: string } = {}): Recipe {
       hint: nearest && `did you mean '${nearest}'?`,
     })
   }
-  return known === 'pocket' ? pocket() : published(known)
+  const chosen = tulu3Algorithms.find((name) => name === algorithm)
+  if (!chosen) {
+    const nearest = nearestName(algorithm, tulu3Algorithms)
+    throw new CaravanError(
+      'ERR_CONFIG',
+      `recipe tulu3 has no algorithm '${algorithm}'; known: ${tulu3Algorithms.join(', ')}`,
+      { hint: nearest && `did you mean '${nearest}'?` },
+    )
+  }
+  return known === 'pocket' ? pocket(chosen) : published(known, chosen)
 }
 
-function published(scale: Exclude<Tulu3Scale, 'pocket'>): Recipe {
+function published(scale: Exclude<Tulu3Scale, 'pocket'>, algorithm: Tulu3Algorithm): Recipe {
   return {
     name: 'tulu3',
     scale,
-    description: `Tulu 3 ${scale.toUpperCase()}: supervised fine-tuning of a base model, preference tuning, a reward model`,
+    description: `Tulu 3 ${scale.toUpperCase()}: supervised fine-tuning, preference tuning, a reward model, verifiable rewards`,
     stages: [
       { name: 'sft', kind: 'sft', settings: sftByScale[scale] },
       { name: 'dpo', kind: 'dpo', settings: dpoByScale[scale] },
       { name: 'reward_model', kind: 'reward_model', settings: publishedReward, from: 'sft' },
+      { name: 'rlvr', kind: 'rlvr', settings: rlvrByScale[scale][algorithm], from: 'dpo' },
+      { name: 'eval', kind: 'eval', settings: {} },
     ],
-    notBuilt: ['rlvr'],
     model: models[scale],
     dtype: 'bf16', // accelerate bf16 mixed precision with f32 optimizer state
   }
@@ -171,33 +286,50 @@ const pocketPairs: Partial<DpoSettings & RewardSettings> = {
   checkpointEvery: 100,
 }
 
-/** 100 rollouts of 128 answers, 4 steps each. */
-const pocketRlvr: Partial<RlvrSettings> = {
-  algorithm: 'ppo',
+/** What both algorithms share at pocket scale: 100 rollouts of 128 answers. */
+const pocketRollouts: Partial<RlvrSettings> = {
   rollouts: 100,
-  promptsPerRollout: 128,
-  samplesPerPrompt: 1,
   maxNewTokens: 112,
   maxPromptTokens: 160,
   microBatchTokens: 4096,
   slots: 128,
-  miniBatches: 4,
   lr: 1e-4,
-  valueLr: 3e-4,
   warmupRatio: 0.05,
   finalLrRatio: 0.1,
   beta2: 0.95,
-  // A tenth of the published rewards, which are kinder to a new head of values; advantages are whitened all the same.
+  // A tenth of the published rewards, which are kinder to a new head of values; advantages are scaled all the same.
   verifiedReward: 1,
   unfinishedReward: -1,
-  klCoefficient: 0.005,
-  valueHead: 'zero',
-  valueWeight: 1,
+  instructionShare: 0.5,
   checkpointEvery: 100,
 }
 
+const pocketRlvr: { [algorithm in Tulu3Algorithm]: Partial<RlvrSettings> } = {
+  ppo: {
+    ...pocketRollouts,
+    algorithm: 'ppo',
+    promptsPerRollout: 128,
+    samplesPerPrompt: 1,
+    miniBatches: 4,
+    valueLr: 3e-4,
+    klCoefficient: 0.005,
+    valueHead: 'zero',
+    valueWeight: 1,
+  },
+  grpo: {
+    ...pocketRollouts,
+    algorithm: 'grpo',
+    promptsPerRollout: 16,
+    samplesPerPrompt: 8,
+    miniBatches: 2,
+    kl: 'k3',
+    klCoefficient: 0.02,
+    advantage: 'standard',
+  },
+}
+
 /** Sizes and rates found by experiment for a model of about one million parameters; not of the paper. */
-function pocket(): Recipe {
+function pocket(algorithm: Tulu3Algorithm): Recipe {
   return {
     name: 'tulu3',
     scale: 'pocket',
@@ -245,10 +377,10 @@ function pocket(): Recipe {
         settings: { ...pocketPairs, rows: 3000, lr: 3e-4, warmupRatio: 0.05, headScale: 0 },
         from: 'sft',
       },
-      { name: 'rlvr', kind: 'rlvr', settings: pocketRlvr, from: 'dpo' },
+      { name: 'rlvr', kind: 'rlvr', settings: pocketRlvr[algorithm], from: 'dpo' },
+      { name: 'eval', kind: 'eval', settings: {} },
     ],
     builtInData: true,
-    notBuilt: [],
     dtype: 'f32',
   }
 }

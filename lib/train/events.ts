@@ -10,10 +10,20 @@ export type RunEvent =
   | { type: 'checkpoint'; stage: string; step: number; directory: string; bytes: number; seconds: number }
   | { type: 'sample'; stage: string; prompt: string; before?: string; after: string }
   | { type: 'gate'; stage: string; name: string; value: number | null; bound: string; passed: boolean }
+  | ComparisonEvent
   | { type: 'saved'; stage: string; directory: string }
   | { type: 'note'; stage: string; text: string }
   | { type: 'warning'; stage: string; message: string; code?: string }
   | { type: 'done'; directory: string; gatesPassed: boolean; seconds: number }
+
+/** Models of several stages, measured on the same things. */
+export interface ComparisonEvent {
+  type: 'comparison'
+  stage: string
+  /** By stage, then by metric. */
+  metrics: Record<string, Record<string, number | null>>
+  answers: { prompt: string; byStage: Record<string, string> }[]
+}
 
 export interface StepEvent extends Step {
   type: 'step'

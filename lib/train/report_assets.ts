@@ -35,7 +35,7 @@ svg { display: block; width: 100%; height: auto; } svg.log { display: none; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 td, th { padding: 3px 18px 3px 0; text-align: left; vertical-align: top; } th { color: var(--soft);
   font-weight: 500; }
-td.number { text-align: right; } .pass { color: var(--good); font-weight: 600; } .fail { color: var(--bad);
+td.number, th.number { text-align: right; } .pass { color: var(--good); font-weight: 600; } .fail { color: var(--bad);
   font-weight: 600; }
 details { margin: 12px 0; } summary { cursor: pointer; color: var(--soft); }
 .flag { font-weight: 600; } code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; }

@@ -36,6 +36,15 @@ export interface ReportStage {
   /** What the finished stage was measured at. */
   metrics: { [name: string]: number | null }
   samples: ReportSample[]
+  comparison: ReportComparison | undefined
+}
+
+/** Models of several stages on the same things. */
+export interface ReportComparison {
+  stages: string[]
+  /** A value for each stage. */
+  rows: { name: string; values: (number | null)[] }[]
+  answers: { prompt: string; byStage: [stage: string, answer: string][] }[]
 }
 
 export interface ReportData {
@@ -54,6 +63,11 @@ export async function readReportData(directory: string): Promise<ReportData> {
   const samples = parseLines(await readText(join(directory, 'samples.jsonl'))).flatMap(asSample)
   const described = asList(recipe.stages).map((stage) => asObject(stage))
   const names = new Set([...described.map(({ name }) => text(name)), ...rows.map(({ stage }) => stage)])
+  const comparisons = new Map<string, ReportComparison>()
+  for (const { name, kind } of described) {
+    const found = kind === 'eval' ? await readJson(join(directory, text(name), 'eval.json')) : undefined
+    if (found) comparisons.set(text(name), asComparison(found))
+  }
   const stages = [...names].map((name): ReportStage => {
     const own = rows.filter(({ stage }) => stage === name)
     const { settings, origins } = described.find((stage) => stage.name === name) ?? {}
@@ -66,6 +80,7 @@ export async function readReportData(directory: string): Promise<ReportData> {
       gates: asList(result.gates).flatMap(asGate),
       metrics: numbersOf(asObject(result.metrics)),
       samples: samples.filter(({ stage }) => stage === name),
+      comparison: comparisons.get(name),
     }
   })
   return { title: `${text(recipe.recipe, 'run')} ${text(recipe.scale)}`.trim(), facts: factsOf(recipe), stages }
@@ -99,6 +114,25 @@ function asSample(value: unknown): ReportSample[] {
   const { stage, prompt, before, after } = asObject(value)
   if (typeof prompt !== 'string' || typeof after !== 'string') return []
   return [{ stage: text(stage), prompt, before: typeof before === 'string' ? before : undefined, after }]
+}
+
+function asComparison({ metrics, answers }: Json): ReportComparison {
+  const byStage = Object.entries(asObject(metrics)).map(([stage, values]) => ({
+    stage,
+    values: numbersOf(asObject(values)),
+  }))
+  const names = new Set(byStage.flatMap(({ values }) => Object.keys(values)))
+  return {
+    stages: byStage.map(({ stage }) => stage),
+    rows: [...names].map((name) => ({ name, values: byStage.map(({ values }) => values[name] ?? null) })),
+    answers: asList(answers).map((one) => {
+      const given = asObject(asObject(one).byStage)
+      return {
+        prompt: text(asObject(one).prompt),
+        byStage: Object.entries(given).map(([stage, said]) => [stage, text(said)]),
+      }
+    }),
+  }
 }
 
 function numbersOf(values: Json): { [name: string]: number | null } {

@@ -2,7 +2,14 @@
 import { createHash } from 'node:crypto'
 import type { MetricsRow } from './metrics.js'
 import { reportScript, reportStyle } from './report_assets.js'
-import type { ReportData, ReportGate, ReportSample, ReportSetting, ReportStage } from './report_data.js'
+import type {
+  ReportComparison,
+  ReportData,
+  ReportGate,
+  ReportSample,
+  ReportSetting,
+  ReportStage,
+} from './report_data.js'
 import { Html, html } from './report_html.js'
 import { plotFigure, type Series } from './report_plot.js'
 
@@ -23,6 +30,7 @@ ${data.stages.length === 0 ? html`<p>This run has not done anything yet.</p>` : 
 }
 
 function stageSection(stage: ReportStage): Html {
+  if (stage.comparison) return comparisonSection(stage.name, stage.comparison)
   return html`<section><h2>${stage.name}</h2>
 <p class="soft">${summary(stage)}</p>
 <div class="plots">${plots(stage)}</div>
@@ -31,6 +39,26 @@ ${measureTable(stage.metrics)}
 ${settingTable(stage.settings)}
 ${sampleList(stage.samples)}
 </section>`
+}
+
+/** The models of all stages side by side. */
+function comparisonSection(name: string, { stages, rows, answers }: ReportComparison): Html {
+  const cells = (values: readonly (number | null)[]) =>
+    values.map((value) => html`<td class="number">${measure(value)}</td>`)
+  return html`<section><h2>${name}</h2><p class="soft">The models of all stages on the same held-out things.</p>
+<table><tr><th></th>${stages.map((stage) => html`<th class="number">${stage}</th>`)}</tr>${rows.map(
+    ({ name: what, values }) => html`<tr><td>${what}</td>${cells(values)}</tr>`,
+  )}</table>
+${answers.length > 0 ? html`<h3>The same prompts, answered by each stage</h3>` : ''}${answers.map(
+  ({ prompt, byStage }) =>
+    html`<div class="sample"><pre class="prompt">${prompt}</pre><div class="answers">${byStage.map(([stage, said]) =>
+      answerBlock(stage, said),
+    )}</div></div>`,
+)}</section>`
+}
+
+function answerBlock(title: string, text: string): Html {
+  return html`<div><h4>${title}</h4><pre>${text === '' ? '(empty)' : text}</pre></div>`
 }
 
 function summary({ steps }: ReportStage): string {
@@ -132,11 +160,9 @@ function settingTable(settings: readonly ReportSetting[]): Html {
 
 function sampleList(samples: readonly ReportSample[]): Html {
   if (samples.length === 0) return html``
-  const answer = (title: string, text: string) =>
-    html`<div><h4>${title}</h4><pre>${text === '' ? '(empty)' : text}</pre></div>`
   return html`<h3>What the model says</h3>${samples.map(
     ({ prompt, before, after }) => html`<div class="sample"><pre class="prompt">${prompt}</pre><div class="answers">
-${before === undefined ? answer('answer', after) : [answer('before', before), answer('after', after)]}</div></div>`,
+${before === undefined ? answerBlock('answer', after) : [answerBlock('before', before), answerBlock('after', after)]}</div></div>`,
   )}`
 }
 
