@@ -12,36 +12,47 @@ import type { Measure, StageModel } from './stage_eval.js'
 /** Tokens that go through a model at once. */
 const TOKENS = 4096
 
-/** Metrics of one model and its answers to the ten prompts that all stages are asked. */
-export const comparePocket: Measure = async (stage, before, signal) => {
-  const greedy = await measurePocket(stage, { signal })
-  const sampled = await measurePocket(stage, { temperature: 1, signal })
-  const metrics = {
-    'held-out loss (nats/token)': await solutionLoss(stage, signal),
-    'problems, greedy': greedy.problems.accuracy,
-    'problems, sampled': sampled.problems.accuracy,
-    'problems: worked': greedy.problems.workedShare,
-    'instructions, greedy': greedy.instructions.accuracy,
-    'instructions, sampled': sampled.instructions.accuracy,
-    'chat, asked facts': greedy.chat.askedAccuracy,
-    'chat, held facts': greedy.chat.heldAccuracy,
-    'ended by itself': greedy.endedShare,
-    'tokens of a problem answer': greedy.problems.meanTokens,
-    'tokens of an instruction answer': greedy.instructions.meanTokens,
-    'divergence from the stage before (nats/answer)': before ? await divergence(stage, before.model, signal) : null,
-  }
-  const prompts = shownPrompts()
-  const answers = await answersTo(stage, prompts, { signal })
-  return { metrics, answers: answers.map(({ prompt, answer }) => ({ prompt, answer })) }
+interface LimitOptions {
+  /** Most prompts of each kind; default all. */
+  limit?: number
+  signal?: AbortSignal
 }
+
+/** Metrics of one model and its answers to the ten prompts that all stages are asked. */
+export const comparePocket =
+  (limit: number | undefined): Measure =>
+  async (stage, before, signal) => {
+    const greedy = await measurePocket(stage, { limit, signal })
+    const sampled = await measurePocket(stage, { limit, temperature: 1, signal })
+    const metrics = {
+      'held-out loss (nats/token)': await solutionLoss(stage, { limit, signal }),
+      'problems, greedy': greedy.problems.accuracy,
+      'problems, sampled': sampled.problems.accuracy,
+      'problems: worked': greedy.problems.workedShare,
+      'instructions, greedy': greedy.instructions.accuracy,
+      'instructions, sampled': sampled.instructions.accuracy,
+      'chat, asked facts': greedy.chat.askedAccuracy,
+      'chat, held facts': greedy.chat.heldAccuracy,
+      'ended by itself': greedy.endedShare,
+      'tokens of a problem answer': greedy.problems.meanTokens,
+      'tokens of an instruction answer': greedy.instructions.meanTokens,
+      'divergence from the stage before (nats/answer)': before
+        ? await divergence(stage, before.model, { limit, signal })
+        : null,
+    }
+    const prompts = shownPrompts()
+    const answers = await answersTo(stage, prompts, { signal })
+    return { metrics, answers: answers.map(({ prompt, answer }) => ({ prompt, answer })) }
+  }
 
 /** Mean over sampled held-out answers of log model - log other, summed over the answer. */
 export async function divergence(
   stage: Omit<StageModel, 'name'>,
   other: CausalLm,
-  signal?: AbortSignal,
+  options: LimitOptions = {},
 ): Promise<number> {
-  const groups = await sampledAnswers(stage, signal)
+  const { signal } = options
+  const groups = await sampledAnswers(stage, options)
   const under = await sampleLogprobs(other, groups, { tokens: TOKENS, temperature: 1, signal })
   const gaps = groups
     .flatMap(({ samples }) => samples)
@@ -53,10 +64,14 @@ export async function divergence(
 }
 
 /** Mean negative log-probability per token of worked right answers to the held-out problems. */
-async function solutionLoss({ model, tokenizer, template }: StageModel, signal?: AbortSignal): Promise<number> {
+async function solutionLoss(
+  { model, tokenizer, template }: StageModel,
+  { limit, signal }: LimitOptions,
+): Promise<number> {
   const conversations = pocketData()
     .evaluation()
-    .problems.map((problem, i) => [
+    .problems.slice(0, limit)
+    .map((problem, i) => [
       { role: 'user' as const, content: problem.prompt },
       { role: 'assistant' as const, content: rightSolution(problem, SOLUTION_LAYOUTS[i % SOLUTION_LAYOUTS.length]!) },
     ])

@@ -74,7 +74,7 @@ const EVALUATION_SIZES = { problems: 300, instructions: 300, asked: 100, held: 1
 const TOKENIZER_TEXTS = { documents: 12_000, instructions: 3_000, problems: 1_500, questions: 500 }
 const SFT_SHARES = { problems: 0.42, instructions: 0.45 }
 const PAIR_PROBLEM_SHARE = 0.62
-const BROKEN_SHARE = 0.25
+const BROKEN_SHARE = 0.35
 /** Draws in a row without a new prompt after which a small prompt space counts as used up. */
 const MAX_REPEATS = 2_000
 /** More numbers than drawing any one item takes. */

@@ -3,7 +3,7 @@ import { type Generated, generateAll } from '../generate/index.js'
 import type { CausalLm } from '../models/index.js'
 import { encodePromptBatch } from '../text/chat_encoding.js'
 import type { ChatText } from './chat_data.js'
-import { pocketData } from './pocket_data.js'
+import { type PocketEvaluation, pocketData } from './pocket_data.js'
 import { type PocketAnswer, type PocketMetrics, scorePocket } from './pocket_eval.js'
 import type { PreparedStage } from './prepared_stage.js'
 
@@ -38,12 +38,20 @@ export async function pocketSamples(stage: string, judged: Judged): Promise<NonN
 export interface AnswerOptions {
   /** 0 takes the most probable token, 1 samples from the model; default 0. */
   temperature?: number
+  /** Most prompts of each kind; default all of the held-out set. */
+  limit?: number
   signal?: AbortSignal
+}
+
+function heldOut(limit: number | undefined): PocketEvaluation {
+  const { problems, instructions, asked, held } = pocketData().evaluation()
+  const first = <T>(items: readonly T[]) => items.slice(0, limit)
+  return { problems: first(problems), instructions: first(instructions), asked: first(asked), held: first(held) }
 }
 
 /** Scores of the model's answers to the whole held-out set. */
 export async function measurePocket(judged: Judged, options: AnswerOptions = {}): Promise<PocketMetrics> {
-  const evaluation = pocketData().evaluation()
+  const evaluation = heldOut(options.limit)
   const { problems, instructions, asked, held } = evaluation
   const prompts = [...problems, ...instructions, ...asked, ...held].map(({ prompt }) => prompt)
   return scorePocket(evaluation, await answersTo(judged, prompts, options))
@@ -52,9 +60,9 @@ export async function measurePocket(judged: Judged, options: AnswerOptions = {})
 /** A sampled answer to every held-out problem and instruction, with its log-probabilities. */
 export async function sampledAnswers(
   judged: Judged,
-  signal?: AbortSignal,
+  { limit, signal }: Omit<AnswerOptions, 'temperature'> = {},
 ): Promise<{ prompt: Int32Array; samples: Generated[] }[]> {
-  const { problems, instructions } = pocketData().evaluation()
+  const { problems, instructions } = heldOut(limit)
   const prompts = [...problems, ...instructions].map(({ prompt }) => prompt)
   const { ids, results } = await generated(judged, prompts, { temperature: 1, signal })
   return ids.map((prompt, i) => ({ prompt, samples: results[i]! }))

@@ -30,7 +30,7 @@ export async function judgeRlvr(
       const before = await measurePocket({ ...loaded, model: start }, { signal })
       const after = await measurePocket(loaded, { signal })
       const sampledAfter = await sampled(loaded, signal)
-      const kl = await divergence(loaded, start, signal)
+      const kl = await divergence(loaded, start, { signal })
       const metrics = { before, after, sampledBefore, sampledAfter, kl }
       const table = {
         ...Object.fromEntries(pocketTable(after)),

@@ -80,7 +80,7 @@ async function measureOf(
   signal: AbortSignal,
 ): Promise<Measure | undefined> {
   const { tasks: names, data, limit, maxNewTokens } = settings
-  if (names.length === 0) return builtInData ? comparePocket : undefined
+  if (names.length === 0) return builtInData ? comparePocket(limit || undefined) : undefined
   const options = { data: data === '' ? undefined : data, limit: limit || undefined, signal }
   const tasks = await loadTasks(await findTasks(names), options)
   return async ({ model, tokenizer, template }) => ({

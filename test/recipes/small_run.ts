@@ -35,6 +35,12 @@ export const tinyPocket: Overrides = {
   'reward_model.steps': '4',
   'reward_model.batchSequences': '8',
   'reward_model.checkpointEvery': '2',
+  'rlvr.rollouts': '2',
+  'rlvr.promptsPerRollout': '8',
+  'rlvr.maxNewTokens': '12',
+  'rlvr.miniBatches': '2',
+  'rlvr.checkpointEvery': '1',
+  'eval.limit': '2',
 }
 
 export interface Outcome {
