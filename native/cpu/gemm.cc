@@ -25,6 +25,14 @@ constexpr int64_t kDirectPanels = 4;
 constexpr int64_t kStreamColumns = 1024;
 // Columns of a product of few rows that one task computes at least.
 constexpr int64_t kFewRowsColumns = 64;
+// Rows up to which B along K (weights) is streamed: one panel at a time is packed into L1 while the next one is asked
+// for, because it is used for too short a time to wait for memory in between.
+constexpr int64_t kStreamedRows = 64;
+// Units of such a panel in one pass: 8 KiB with 16 columns.
+constexpr int64_t kStreamedUnits = 128;
+constexpr int64_t kPassStep = 32;
+// Rows that are read in place meanwhile: they stay in L1.
+constexpr int64_t kStreamedRowsInPlace = 16;
 // Packed columns of B that one task keeps in L2 while its rows go by.
 constexpr int64_t kBlockBytes = (kLanes >= 16 ? 512 : 384) << 10;
 // Rows are taken in chunks, which bounds the memory of packed A and of spilled sums. B is packed again for every chunk:
@@ -34,6 +42,10 @@ constexpr int64_t kMinChunkRows = 512;
 constexpr int64_t kMaxChunkRows = 2048;
 // A task shorter than this costs more to hand out than it gains (about 20 microseconds).
 constexpr int64_t kTaskFlops = 2 << 20;
+// The same for streamed panels, in flops, where a byte of B costs as much time as some of them. (The pool is awake
+// then: such products come one after the other.)
+constexpr int64_t kStreamedTaskCost = 1 << 19;
+constexpr int64_t kStreamedByteCost = 6;
 
 inline int64_t aligned(int64_t floats) { return (floats + 15) & ~int64_t{15}; }
 
@@ -48,6 +60,7 @@ struct Plan {
   BSource b_source;  // kUnits: packed
   bool b_direct;     // whole panels of B are read in place
   bool few_rows;     // by gemm_few_rows.h: no panels of B at all
+  bool streamed;     // panel of B after panel of B, each with all its passes
   int64_t block_columns;
   int64_t row_splits;
 
@@ -58,10 +71,12 @@ struct Plan {
   }
   /** Floats from one packed panel of B to the next. */
   static int64_t panel_floats(int64_t panel_units) { return panel_units * kColumns + kPanelPadding; }
-  int64_t b_floats() const { return ceil_div(block_columns, kColumns) * panel_floats(min_of(pass_units, units)); }
+  /** Panels of B, and of the sums that belong to them, that a task has at a time. */
+  int64_t panels_at_once() const { return streamed ? 1 : ceil_div(block_columns, kColumns); }
+  int64_t b_floats() const { return panels_at_once() * panel_floats(min_of(pass_units, units)); }
   int64_t sums_floats() const {
     if (units <= pass_units) return 0;
-    return ceil_div(chunk_rows, kTileRows) * kTileRows * ceil_div(block_columns, kColumns) * kColumns;
+    return ceil_div(chunk_rows, kTileRows) * kTileRows * panels_at_once() * kColumns;
   }
   int64_t worker_floats() const {
     if (few_rows) return g.M * ceil_div(block_columns, kColumns) * kColumns;
@@ -75,13 +90,14 @@ void choose_sources(Plan& p) {
   p.pairs = kHasPairs && g.a.dtype == DType::kBF16 && g.b.dtype == DType::kBF16;
   p.units = p.pairs ? ceil_div(g.K, 2) : g.K;
   const bool odd_pair = p.pairs && g.K % 2 != 0;  // the closing zero exists in packed panels only
-  p.few_rows = g.M <= kFewRows && (g.b.column_stride == 1 || g.b.row_stride == 1);
+  p.few_rows = g.b.column_stride == 1 ? g.M <= kFewRows : g.b.row_stride == 1 && g.M <= kFewRowsAlongK;
+  p.streamed = !p.few_rows && g.M <= kStreamedRows && g.b.column_stride != 1 && g.b.row_stride == 1;
   p.b_direct = !p.few_rows && g.M <= kDirectPanels * kTileRows && g.b.column_stride == 1 && !odd_pair;
   if (p.b_direct && g.b.dtype == DType::kBF16) p.b_source = p.pairs ? BSource::kBf16Pairs : BSource::kBf16;
   // Packing A pays once it is read for enough columns, and where its rows lie so far apart that they would compete for
   // the same cache sets.
   const bool unit_rows = g.a.column_stride == 1 && (p.pairs ? !odd_pair : g.a.dtype == DType::kF32);
-  const bool read_seldom = g.M <= kTileRows || g.N <= 8 * kColumns;
+  const bool read_seldom = g.M <= kTileRows || g.N <= 8 * kColumns || (p.streamed && g.M <= kStreamedRowsInPlace);
   const bool close =
       p.units >= kMinInPlaceUnits && g.a.row_stride * static_cast<int64_t>(size_of(g.a.dtype)) <= 4 * kWholeUnits;
   if (unit_rows && p.b_source == BSource::kUnits && (read_seldom || close)) p.a_source = ASource::kRows;
@@ -89,9 +105,12 @@ void choose_sources(Plan& p) {
 
 /** Passes over K, chunks of rows. */
 void choose_cuts(Plan& p) {
-  const bool whole = p.few_rows || (p.units <= kWholeUnits && !p.b_direct);
-  const int64_t passes = whole ? 1 : ceil_div(p.units, p.b_direct ? kStreamUnits : kPassUnits);
+  const bool whole = p.few_rows || (p.units <= kWholeUnits && !p.b_direct && !p.streamed);
+  const int64_t wanted = p.b_direct ? kStreamUnits : p.streamed ? kStreamedUnits : kPassUnits;
+  const int64_t passes = whole ? 1 : ceil_div(p.units, wanted);
   p.pass_units = max_of(ceil_div(p.units, max_of(passes, 1)), 1);
+  // Whole blocks of the transpose.
+  if (p.streamed && passes > 1) p.pass_units = ceil_div(p.pass_units, kPassStep) * kPassStep;
   int64_t most_rows = passes > 1 ? kMaxChunkRows : p.g.M;
   if (p.a_source == ASource::kPanel) {
     most_rows = min_of(max_of(kChunkBytes / 4 / max_of(p.units, 1), kMinChunkRows), kMaxChunkRows);
@@ -111,6 +130,12 @@ void choose_blocks(Plan& p, int threads) {
     p.block_columns = min_of(ceil_div(columns, kColumns), column_panels) * kColumns;
     return;
   }
+  if (p.streamed) {
+    const int64_t cost = flops + kStreamedByteCost * g.N * g.K * static_cast<int64_t>(size_of(g.b.dtype));
+    const int64_t tasks = threads == 1 ? 1 : max_of(min_of(4 * threads, cost / kStreamedTaskCost), 1);
+    p.block_columns = min_of(ceil_div(column_panels, tasks) * kColumns, g.N);
+    return;
+  }
   const int64_t panel_bytes = p.pass_units * kColumns * 4;
   const int64_t most = p.b_direct ? kStreamColumns / kColumns : max_of(kBlockBytes / panel_bytes, 1);
   int64_t block_panels = min_of(most, max_of(ceil_div(column_panels, wanted), min_of(4, column_panels)));
@@ -122,7 +147,7 @@ void choose_blocks(Plan& p, int threads) {
 }
 
 Plan make_plan(const GemmArgs& g, int threads) {
-  Plan p{g, false, 0, 0, 0, ASource::kPanel, BSource::kUnits, false, false, 0, 1};
+  Plan p{g, false, 0, 0, 0, ASource::kPanel, BSource::kUnits, false, false, false, 0, 1};
   choose_sources(p);
   choose_cuts(p);
   choose_blocks(p, threads);
@@ -175,13 +200,6 @@ void pack_b_rows(const Plan& p, Units units, int64_t column, int64_t columns, fl
   });
 }
 
-inline TileFunction choose_tile(const Plan& p, BSource b_source, int height, int vectors) {
-  if constexpr (kHasPairs) {
-    if (p.pairs) return find_tile<true>(p.a_source, b_source, height, vectors);
-  }
-  return find_tile<false>(p.a_source, b_source, height, vectors);
-}
-
 /** A rectangle of C: panels of rows by columns. */
 struct Block {
   int64_t first_panel, last_panel;
@@ -196,8 +214,24 @@ struct ColumnPanel {
   int64_t column;
   int n;
   Units units;
-  float* sums;  // spilled sums of this column panel, tile after tile
+  float* sums;                  // spilled sums of this column panel, tile after tile
+  const char* ahead = nullptr;  // memory to ask for during this pass, or null
+  int64_t ahead_bytes = 0;
 };
+
+inline TileFunction choose_tile(const Plan& p, const ColumnPanel& c, int height) {
+  const int vectors = c.n > kLanes ? kTileVectors : 1;
+  if (c.ahead != nullptr && vectors == kTileVectors) {
+    if constexpr (kHasPairs) {
+      if (p.pairs) return find_tile_ahead<true>(p.a_source, height);
+    }
+    return find_tile_ahead<false>(p.a_source, height);
+  }
+  if constexpr (kHasPairs) {
+    if (p.pairs) return find_tile<true>(p.a_source, c.source, height, vectors);
+  }
+  return find_tile<false>(p.a_source, c.source, height, vectors);
+}
 
 constexpr int64_t kTileFloats = kTileRows * kColumns;
 
@@ -224,7 +258,7 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
     int64_t row = rows.row + rows.start(panel);
     if (rows.height(panel) != height) {
       height = rows.height(panel);
-      run = choose_tile(p, c.source, height, vectors);
+      run = choose_tile(p, c, height);
     }
     float* spilled = c.sums == nullptr ? tile_sums : c.sums + (panel - block.first_panel) * kTileFloats;
     TileArgs t{};
@@ -241,6 +275,11 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
     t.sums = first ? nullptr : spilled;
     t.out = last && plain ? static_cast<float*>(g.c) + row * g.c_row_stride + c.column : spilled;
     t.out_stride = last && plain ? g.c_row_stride : kColumns;
+    if (c.ahead != nullptr) {
+      const int64_t count = block.last_panel - block.first_panel;
+      t.ahead_step = c.ahead_bytes / (count * max_of(t.units, 1));
+      t.ahead = c.ahead + c.ahead_bytes / count * (panel - block.first_panel);
+    }
     // The next rows begin streams of their own, which the hardware would notice late.
     if (p.a_source == ASource::kRows) prefetch_rows(t.a + height * t.a_row_bytes, t.a_row_bytes, kTileRows, 128);
     if (last) {
@@ -277,6 +316,30 @@ ColumnPanel column_panel(const Plan& p, const Block& block, int64_t column, Unit
   c.source = BSource::kUnits;
   c.unit_stride = kColumns;
   return c;
+}
+
+/** Computes a block of C whose panels of B are streamed. Their memory is one piece after the other where the rows of
+ *  weights lie close, as they do; only what is asked for too early or too late depends on that. */
+void run_streamed(const Plan& p, const RowPanels& rows, const Block& block, float* packed_a, float* buffers) {
+  const GemmArgs& g = p.g;
+  const int64_t element = static_cast<int64_t>(size_of(g.b.dtype));
+  const int64_t panel_bytes = kColumns * g.b.column_stride * element;
+  const char* b = static_cast<const char*>(g.b.data);
+  prefetch_rows(b + block.column * g.b.column_stride * element, 0, 1,
+                min_of(kColumns, block.columns) * g.b.column_stride * element);
+  for (int64_t column = block.column; column < block.column + block.columns; column += kColumns) {
+    const int64_t columns = min_of(kColumns, block.column + block.columns - column);
+    const char* next = column + 2 * kColumns <= g.N ? b + (column + kColumns) * g.b.column_stride * element : nullptr;
+    for (int64_t pass = 0; pass == 0 || pass * p.pass_units < p.units; pass++) {
+      Units units = pass_of(p, pass);
+      ColumnPanel c = column_panel(p, {block.first_panel, block.last_panel, column, columns}, column, units, buffers);
+      if (next != nullptr && p.units > 0) {
+        c.ahead = next + panel_bytes * units.begin / p.units;
+        c.ahead_bytes = panel_bytes * units.count() / p.units;
+      }
+      run_column_panel(p, rows, block, c, packed_a);
+    }
+  }
 }
 
 /** Computes a block of C. `buffers` are the caller's own: panels of B, then spilled sums. */
@@ -332,6 +395,8 @@ void check_types(const GemmArgs& g) {
 void run_task(const Plan& p, const RowPanels& rows, const Block& block, float* packed_a, float* buffers) {
   if (p.few_rows) {
     run_few_rows(p, block.column, block.columns, packed_a, buffers);
+  } else if (p.streamed) {
+    run_streamed(p, rows, block, packed_a, buffers);
   } else {
     run_block(p, rows, block, packed_a, buffers);
   }
@@ -368,9 +433,11 @@ void run_on_pool(const GemmArgs& g, Device& device, ThreadPool& pool) {
 int64_t serial_floats(int64_t M, int64_t N, int64_t K) {
   const int64_t panels = ceil_div(N, kColumns);
   const int64_t row_panels = ceil_div(min_of(M, kMaxChunkRows), kTileRows);
-  const int64_t padding =
-      max_of(ceil_div(K, kPassUnits) * row_panels, ceil_div(K, kStreamUnits) * min_of(row_panels, kDirectPanels)) *
-      kPanelPadding;
+  const int64_t streamed_panels = min_of(row_panels, ceil_div(kStreamedRows, kTileRows));
+  const int64_t padding = max_of(max_of(ceil_div(K, kPassUnits) * row_panels,
+                                        ceil_div(K, kStreamUnits) * min_of(row_panels, kDirectPanels)),
+                                 ceil_div(K, kStreamedUnits) * streamed_panels) *
+                          kPanelPadding;
   const int64_t a = min_of(min_of(M, kMaxChunkRows) * K, max_of(kChunkBytes / 4, kMinChunkRows * K)) + padding;
   const int64_t b = min_of(panels * Plan::panel_floats(min_of(K, kWholeUnits)),
                            kBlockBytes / 4 + Plan::panel_floats(kWholeUnits) + kPanelPadding * panels);

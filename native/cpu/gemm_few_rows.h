@@ -1,4 +1,4 @@
-// Products of one to four rows (decoding): B is read once, where it lies, at the speed of memory. Columns are lanes and
+// Products of very few rows (decoding): B is read once, where it lies, at the speed of memory. Columns are lanes and
 // every element keeps its one chain over K, so the bits are those of the big product. B along K (NT) is transposed in
 // registers on its way into the sums; B along N (NN) goes by in strips of K rows with the sums in L1.
 #pragma once
@@ -8,6 +8,8 @@ namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 constexpr int kFewRows = 4;
+// Rows where B lies along K; more of them pay for a panel in L1.
+constexpr int kFewRowsAlongK = 2;
 // K rows of a strip: sequential streams that the hardware prefetchers follow, beside those of the next strip.
 constexpr int64_t kStripUnits = 4;
 
@@ -34,22 +36,46 @@ inline F32 multiply_add(F32 a, F32 b, F32 acc) {
   return kPairs ? dot_pairs(a, b, acc) : fma(a, b, acc);
 }
 
+/** kVectors vectors of columns from column j on, side by side: the chains of one would wait for each other. The memory
+ *  of the columns that follow is asked for meanwhile: rows of weights are too short for the hardware to run ahead. */
+template <bool kPairs, typename T, int kRows, int kVectors>
+inline void sum_transposed_columns(const FewRows& f, int64_t j) {
+  const T* b = static_cast<const T*>(f.b.data) + (f.column + j) * f.b.column_stride;
+  const auto rows_of = [&](int v) __attribute__((always_inline)) {
+    const int64_t left = f.columns - j - v * kLanes;
+    return RowsAlongK<T>(b + v * kLanes * f.b.column_stride, f.b.column_stride,
+                         left < kLanes ? static_cast<int>(left) : kLanes);
+  };
+  const RowsAlongK<T> lanes[2] = {rows_of(0), rows_of(kVectors - 1)};
+  const char* ahead = reinterpret_cast<const char*>(b + kVectors * kLanes * f.b.column_stride);
+  F32 acc[kRows][kVectors];
+  for (int r = 0; r < kRows; r++) {
+    for (int v = 0; v < kVectors; v++) acc[r][v] = zero();
+  }
+  for (int64_t k = 0; k < f.K; k += kBlockElements<T>) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; v++) {
+#pragma GCC unroll 16
+      for (int line = 0; line < kLanes * kLanes * 4 / 64; line++, ahead += 64) __builtin_prefetch(ahead);
+      transposed_block<kPairs>(lanes[v], k, f.K, kPairs ? k / 2 : k,
+                               [&](int64_t unit, F32 column) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+                                 for (int r = 0; r < kRows; r++) {
+                                   acc[r][v] = multiply_add<kPairs>(f.a.at(r, unit), column, acc[r][v]);
+                                 }
+                               });
+    }
+  }
+  for (int r = 0; r < kRows; r++) {
+    for (int v = 0; v < kVectors; v++) store(f.sums + r * f.stride + j + v * kLanes, acc[r][v]);
+  }
+}
+
 template <bool kPairs, typename T, int kRows>
 void sum_transposed(const FewRows& f) {
-  const T* b = static_cast<const T*>(f.b.data) + f.column * f.b.column_stride;
-  for (int64_t j = 0; j < f.columns; j += kLanes) {
-    int count = static_cast<int>(f.columns - j < kLanes ? f.columns - j : kLanes);
-    F32 acc[kRows];
-    for (int r = 0; r < kRows; r++) acc[r] = zero();
-    for_transposed_units<kPairs>(b + j * f.b.column_stride, f.b.column_stride, count, Units{0, f.units, f.K},
-                                 [&](int64_t unit, F32 lanes) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-                                   for (int r = 0; r < kRows; r++) {
-                                     acc[r] = multiply_add<kPairs>(f.a.at(r, unit), lanes, acc[r]);
-                                   }
-                                 });
-    for (int r = 0; r < kRows; r++) store(f.sums + r * f.stride + j, acc[r]);
-  }
+  int64_t j = 0;
+  for (; j + kLanes < f.columns; j += 2 * kLanes) sum_transposed_columns<kPairs, T, kRows, 2>(f, j);
+  if (j < f.columns) sum_transposed_columns<kPairs, T, kRows, 1>(f, j);
 }
 
 template <bool kPairs, typename T, int kRows, int kVectors>
@@ -107,16 +133,8 @@ inline void sum_few_rows(const FewRows& f, int64_t rows) {
         return sum_strips<kPairs, T, 4>(f);
     }
   }
-  switch (rows) {
-    case 1:
-      return sum_transposed<kPairs, T, 1>(f);
-    case 2:
-      return sum_transposed<kPairs, T, 2>(f);
-    case 3:
-      return sum_transposed<kPairs, T, 3>(f);
-    default:
-      return sum_transposed<kPairs, T, 4>(f);
-  }
+  if (rows == 1) return sum_transposed<kPairs, T, 1>(f);
+  sum_transposed<kPairs, T, 2>(f);
 }
 
 }  // namespace

@@ -57,37 +57,55 @@ inline F32 load_words(const T* p, int64_t elements) {
   return load(words);
 }
 
+/** kLanes rows that are contiguous in K, `stride` elements apart; rows past `count` are row count - 1 again. */
+template <typename T>
+struct RowsAlongK {
+  const T* row[kLanes];
+  RowsAlongK(const T* rows, int64_t stride, int count) {
+    for (int r = 0; r < kLanes; r++) row[r] = rows + (r < count ? r : count - 1) * stride;
+  }
+};
+
+/** Elements of K in one block of kLanes words. */
+template <typename T>
+inline constexpr int64_t kBlockElements = kLanes * 4 / static_cast<int64_t>(sizeof(T));
+
+/** emit(unit, vector) for the units of the block of K that starts at element k and ends before `end`: lane r holds the
+ *  unit of row r. The first is number `unit`. */
+template <bool kPairs, typename T, typename Emit>
+inline void transposed_block(const RowsAlongK<T>& rows, int64_t k, int64_t end, int64_t unit, const Emit& emit) {
+  constexpr int64_t kPerWord = 4 / sizeof(T);
+  Floats v[kLanes];
+  const int64_t left = end - k;
+  const bool whole = left >= kBlockElements<T>;
+  if (whole) {
+    load_transposed([&](int r) { return reinterpret_cast<const float*>(rows.row[r] + k); }, v);
+  } else {
+    for (int r = 0; r < kLanes; r++) v[r] = (Floats)load_words(rows.row[r] + k, left).v;
+    transpose(v);
+  }
+#pragma GCC unroll 16
+  for (int w = 0; w < kLanes; w++) {
+    F32 word = {v[w]};
+    if constexpr (kPairs || kPerWord == 1) {
+      if (whole || w * kPerWord < left) emit(unit + w, word);
+    } else {
+      if (whole || 2 * w < left) emit(unit + 2 * w, widen_first(word));
+      if (whole || 2 * w + 1 < left) emit(unit + 2 * w + 1, widen_second(word));
+    }
+  }
+}
+
 /** emit(offset from units.begin, vector) for each unit in order: lane r holds the unit of row min(r, count - 1), rows
  *  lying `stride` elements apart and contiguous in K. */
 template <bool kPairs, typename T, typename Emit>
 inline void for_transposed_units(const T* rows, int64_t stride, int count, Units units, const Emit& emit) {
-  constexpr int64_t kPerWord = 4 / sizeof(T);
-  constexpr int64_t kStep = kLanes * kPerWord;
   constexpr int64_t kPerUnit = kPairs ? 2 : 1;
-  const T* row[kLanes];
-  for (int r = 0; r < kLanes; r++) row[r] = rows + (r < count ? r : count - 1) * stride;
-  int64_t end = units.end * kPerUnit < units.K ? units.end * kPerUnit : units.K;
-  for (int64_t k = units.begin * kPerUnit, unit = 0; k < end; k += kStep, unit += kStep / kPerUnit) {
-    Floats v[kLanes];
-    bool whole = end - k >= kStep;
-    if (whole) {
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; r++) v[r] = (Floats)load(reinterpret_cast<const float*>(row[r] + k)).v;
-    } else {
-      for (int r = 0; r < kLanes; r++) v[r] = (Floats)load_words(row[r] + k, end - k).v;
-    }
-    transpose(v);
-    int64_t left = end - k;
-#pragma GCC unroll 16
-    for (int w = 0; w < kLanes; w++) {
-      F32 word = {v[w]};
-      if constexpr (kPairs || kPerWord == 1) {
-        if (whole || w * kPerWord < left) emit(unit + w, word);
-      } else {
-        if (whole || 2 * w < left) emit(unit + 2 * w, widen_first(word));
-        if (whole || 2 * w + 1 < left) emit(unit + 2 * w + 1, widen_second(word));
-      }
-    }
+  const RowsAlongK<T> lanes(rows, stride, count);
+  const int64_t end = units.end * kPerUnit < units.K ? units.end * kPerUnit : units.K;
+  const int64_t begin = units.begin * kPerUnit;
+  for (int64_t k = begin; k < end; k += kBlockElements<T>) {
+    transposed_block<kPairs>(lanes, k, end, (k - begin) / kPerUnit, emit);
   }
 }
 

@@ -20,6 +20,9 @@ struct TileArgs {
   const float* sums;      // continue from these (row stride kColumns); null: from zero
   float* out;
   int64_t out_stride;
+  // kAhead only: memory to be asked for while the tile works, so many bytes for each unit.
+  const char* ahead;
+  int64_t ahead_step;
 };
 
 template <BSource kB>
@@ -34,7 +37,7 @@ inline F32 load_b(const void* b, int64_t unit, int64_t stride, int vector) {
   }
 }
 
-template <bool kPairs, ASource kA, BSource kB, int kRows, int kVectors>
+template <bool kPairs, ASource kA, BSource kB, bool kAhead, int kRows, int kVectors>
 void tile(const TileArgs& t) {
   F32 acc[kRows][kVectors];
 #pragma GCC unroll 16
@@ -50,8 +53,14 @@ void tile(const TileArgs& t) {
   const char* a = t.a;
   const void* b = t.b;
   const int64_t units = t.units;
+  const char* ahead = t.ahead;
+  const int64_t ahead_step = t.ahead_step;
 #pragma GCC unroll 4
   for (int64_t unit = 0; unit < units; unit++) {
+    if constexpr (kAhead) {
+      __builtin_prefetch(ahead);
+      ahead += ahead_step;
+    }
     F32 column[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v++) column[v] = load_b<kB>(b, unit, b_stride, v);
@@ -74,20 +83,20 @@ void tile(const TileArgs& t) {
 
 using TileFunction = void (*)(const TileArgs&);
 
-template <bool kPairs, ASource kA, BSource kB, int kVectors, int kRows = kTileRows>
+template <bool kPairs, ASource kA, BSource kB, bool kAhead, int kVectors, int kRows = kTileRows>
 inline TileFunction tile_of_rows(int rows) {
   if constexpr (kRows == 0) {
     return nullptr;
   } else {
-    if (rows == kRows) return tile<kPairs, kA, kB, kRows, kVectors>;
-    return tile_of_rows<kPairs, kA, kB, kVectors, kRows - 1>(rows);
+    if (rows == kRows) return tile<kPairs, kA, kB, kAhead, kRows, kVectors>;
+    return tile_of_rows<kPairs, kA, kB, kAhead, kVectors, kRows - 1>(rows);
   }
 }
 
 template <bool kPairs, ASource kA, BSource kB>
 inline TileFunction tile_of_size(int rows, int vectors) {
-  if (kTileVectors > 1 && vectors == 1) return tile_of_rows<kPairs, kA, kB, 1>(rows);
-  return tile_of_rows<kPairs, kA, kB, kTileVectors>(rows);
+  if (kTileVectors > 1 && vectors == 1) return tile_of_rows<kPairs, kA, kB, false, 1>(rows);
+  return tile_of_rows<kPairs, kA, kB, false, kTileVectors>(rows);
 }
 
 /** The tile for a panel of `rows` rows and `vectors` vectors of columns. */
@@ -97,6 +106,13 @@ inline TileFunction find_tile(ASource a, BSource b, int rows, int vectors) {
   if (b != BSource::kUnits) return tile_of_size<kPairs, ASource::kPanel, kInPlace>(rows, vectors);
   if (a == ASource::kRows) return tile_of_size<kPairs, ASource::kRows, BSource::kUnits>(rows, vectors);
   return tile_of_size<kPairs, ASource::kPanel, BSource::kUnits>(rows, vectors);
+}
+
+/** The tile for a whole packed panel of columns that asks for memory as it goes. */
+template <bool kPairs>
+inline TileFunction find_tile_ahead(ASource a, int rows) {
+  if (a == ASource::kRows) return tile_of_rows<kPairs, ASource::kRows, BSource::kUnits, true, kTileVectors>(rows);
+  return tile_of_rows<kPairs, ASource::kPanel, BSource::kUnits, true, kTileVectors>(rows);
 }
 
 // ---- from finished sums to C ----------------------------------------------------------------------------------------

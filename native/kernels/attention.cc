@@ -100,9 +100,17 @@ struct Tile {
   int64_t rows(const Shapes& s) const { return positions * s.group; }
 };
 
-/** One strip of query rows [row, row + rows) against the packed block that starts at key `block`. */
-void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, int64_t row, int64_t rows, int64_t block,
-                  int64_t keys) {
+/** Values of a block: rows of s.width elements. */
+template <typename V>
+struct Values {
+  const V* data;
+  int64_t stride;
+};
+
+/** One strip of query rows [row, row + rows) against the block that starts at key `block`, its keys packed. */
+template <typename V>
+void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const Values<V>& values, int64_t row,
+                  int64_t rows, int64_t block, int64_t keys) {
   const int64_t first_position = tile.position + row / s.group;
   const int64_t last_position = tile.position + (row + rows - 1) / s.group;
   const Columns strip = {columns_of(tile.segment, s.window, first_position, block, keys).first,
@@ -124,9 +132,9 @@ void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, int64_t
     }
   }
   const int64_t skip = strip.first - begin;
-  product({w.scores + skip, kBlockKeys, 1, w.values + strip.first * s.width, s.width, w.o + row * s.width, s.width,
-           strip.end - strip.first, Start::kRescale, keep},
-          rows, s.width);
+  product_of(ProductOf<V>{w.scores + skip, kBlockKeys, 1, values.data + strip.first * values.stride, values.stride,
+                          w.o + row * s.width, s.width, strip.end - strip.first, Start::kRescale, keep},
+             rows, s.width);
 }
 
 template <typename T>
@@ -157,6 +165,17 @@ void store_outputs(const Shapes& s, const Tile& tile, const Workspace& w, T* o, 
 }
 
 template <typename T, typename Keys>
+void prefetch_first_block(const Args& a, const Keys& all_keys, const Shapes& s, const Tile& tile) {
+  const Segment& segment = tile.segment;
+  const int64_t block = segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
+  const int64_t keys = smaller(kBlockKeys, segment.end_key(tile.position + tile.positions - 1) - block);
+  if (keys <= 0) return;
+  const int64_t offset = (all_keys.first_row(segment, block) * s.K + tile.kv_head) * s.C;
+  prefetch_block(a.in[1].as<T>() + offset, s.K * s.C, keys, s.C);
+  prefetch_block(a.in[2].as<T>() + offset, s.K * s.C, keys, s.C);
+}
+
+template <typename T, typename Keys>
 void attend_tile(const Args& a, const Keys& all_keys, const Shapes& s, const Tile& tile, const Workspace& w) {
   const Segment& segment = tile.segment;
   load_queries(s, tile, w, a.in[0].as<T>());
@@ -166,18 +185,23 @@ void attend_tile(const Args& a, const Keys& all_keys, const Shapes& s, const Til
   for (int64_t block = first; block < end; block += kBlockKeys) {
     const int64_t keys = smaller(kBlockKeys, end - block);
     const int64_t offset = (all_keys.first_row(segment, block) * s.K + tile.kv_head) * s.C;
-    if (rows <= kStripRows && block + keys < end) {
+    const bool one_strip = rows <= kStripRows;
+    if (one_strip && block + keys < end) {
       const int64_t next = (all_keys.first_row(segment, block + kBlockKeys) * s.K + tile.kv_head) * s.C;
       const int64_t next_keys = smaller(kBlockKeys, end - block - keys);
       prefetch_block(a.in[1].as<T>() + next, s.K * s.C, next_keys, s.C);
       prefetch_block(a.in[2].as<T>() + next, s.K * s.C, next_keys, s.C);
     }
     transpose_block(a.in[1].as<T>() + offset, s.K * s.C, keys, s.C, w.keys);
-    for (int64_t j = 0; j < keys; j++) {
-      widen_row(a.in[2].as<T>() + offset + j * s.K * s.C, s.C, 1.0f, w.values + j * s.width);
+    const T* values = a.in[2].as<T>() + offset;
+    // Values that one strip reads once are not worth a copy.
+    if (one_strip && s.C == s.width) {
+      attend_strip(s, tile, w, Values<T>{values, s.K * s.C}, 0, rows, block, keys);
+      continue;
     }
+    for (int64_t j = 0; j < keys; j++) widen_row(values + j * s.K * s.C, s.C, 1.0f, w.values + j * s.width);
     for (int64_t row = 0; row < rows; row += kStripRows) {
-      attend_strip(s, tile, w, row, smaller(kStripRows, rows - row), block, keys);
+      attend_strip(s, tile, w, Values<float>{w.values, s.width}, row, smaller(kStripRows, rows - row), block, keys);
     }
   }
   store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
@@ -219,17 +243,27 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
   const int64_t floats = Workspace::layout(most_rows, s.width, nullptr, nullptr);
   ThreadPool& pool = pool_of(a);
   Scratch work_memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
-  parallel_for(pool, tasks, [&](int64_t task, int worker) {
+  const auto tile_of = [&](int64_t task) {
     const int64_t index = segment_of_task(task_ends, count, task);
     const Segment segment = all_keys.at(index);
     const int64_t positions = tile_positions(segment.queries, s.group);
     // The last tile of a segment sees most keys: longest tasks first.
     const int64_t from_end = task_ends[index] - 1 - task;
     const int64_t position = from_end / s.K * positions;
+    return Tile{segment, from_end % s.K, position, smaller(positions, segment.queries - position)};
+  };
+  // Small tiles go by in runs, in which the memory of the next one is asked for: the hardware would not, as the rows of
+  // one head lie apart.
+  const bool small = most_rows <= kStripRows;
+  const int64_t run = small ? larger(1, tasks / (4 * pool.threads())) : 1;
+  parallel_ranges(pool, tasks, run, [&](int64_t begin, int64_t end, int worker) {
     Workspace w;
     Workspace::layout(most_rows, s.width, work_memory.as<float>() + floats * worker, &w);
-    attend_tile<T>(a, all_keys, s, {segment, from_end % s.K, position, smaller(positions, segment.queries - position)},
-                   w);
+    for (int64_t task = begin; task < end; task++) {
+      if (small && task == begin) prefetch_first_block<T>(a, all_keys, s, tile_of(task));
+      if (small && task + 1 < end) prefetch_first_block<T>(a, all_keys, s, tile_of(task + 1));
+      attend_tile<T>(a, all_keys, s, tile_of(task), w);
+    }
   });
 }
 

@@ -158,15 +158,18 @@ static inline void transpose_block(const T* from, int64_t row_stride, int64_t ke
       packed::Floats rows[kLanes];
       const int valid = static_cast<int>(smaller(kLanes, C - c));
       const T* corner = from + j * row_stride + c;
-      if (valid == kLanes && j + kLanes <= keys) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; r++) rows[r] = (packed::Floats)load(corner + r * row_stride).v;
+      if (sizeof(T) == 4 && valid == kLanes && j + kLanes <= keys) {
+        packed::load_transposed([&](int r) { return reinterpret_cast<const float*>(corner + r * row_stride); }, rows);
       } else {
+        const bool whole = valid == kLanes && j + kLanes <= keys;
         for (int r = 0; r < kLanes; r++) {
-          rows[r] = (packed::Floats)(j + r < keys ? load_first(corner + r * row_stride, valid) : zero()).v;
+          rows[r] = (packed::Floats)(whole          ? load(corner + r * row_stride)
+                                     : j + r < keys ? load_first(corner + r * row_stride, valid)
+                                                    : zero())
+                        .v;
         }
+        packed::transpose(rows);
       }
-      packed::transpose(rows);
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; r++) store(to + (c + r) * kBlockKeys + j, F32{rows[r]});
     }
@@ -188,10 +191,11 @@ static inline void prefetch_block(const T* from, int64_t row_stride, int64_t key
 enum class Start { kZero, kContinue, kRescale };
 
 /** out[r][j] = start + sum over k of a[r][k] b[k][j]; the start is 0, out[r][j], or keep[r] * out[r][j]. */
-struct Product {
+template <typename B>
+struct ProductOf {
   const float* a;
   int64_t a_row_stride, a_k_stride;
-  const float* b;
+  const B* b;
   int64_t b_k_stride;
   float* out;
   int64_t out_stride;
@@ -199,14 +203,15 @@ struct Product {
   Start start = Start::kZero;
   const float* keep = nullptr;
 };
+using Product = ProductOf<float>;
 
-template <int kRows, int kVectors>
-static void product_tile(const Product& p, int64_t column) {
+template <int kRows, int kVectors, typename B>
+static void product_tile(const ProductOf<B>& p, int64_t column) {
   constexpr int64_t kLanes = F32::kLanes;
   F32 sum[kRows][kVectors];
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; r++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) {
       if (p.start == Start::kZero) {
         sum[r][v] = zero();
@@ -217,44 +222,57 @@ static void product_tile(const Product& p, int64_t column) {
     }
   }
   const float* a = p.a;
-  const float* b = p.b + column;
+  const B* b = p.b + column;
   const int64_t a_row = p.a_row_stride, a_k = p.a_k_stride, b_k = p.b_k_stride;
   for (int64_t k = 0; k < p.K; k++, a += a_k, b += b_k) {
     F32 lanes[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) lanes[v] = load(b + v * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; r++) {
       const F32 factor = set1(a[r * a_row]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kVectors; v++) sum[r][v] = fma(factor, lanes[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 12
   for (int r = 0; r < kRows; r++) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) store(p.out + r * p.out_stride + column + v * kLanes, sum[r][v]);
   }
 }
 
-/** The columns [0, columns) of a product of kRows rows; `columns` is a multiple of kLanes. One or two rows take four
- *  vectors at a time: two chains alone would wait for the latency of the multiply-add. */
-template <int kRows>
-static void product_rows(const Product& p, int64_t columns) {
-  constexpr int kVectors = kRows <= 2 ? 4 : (CARAVAN_ISA_LEVEL == 1 ? 1 : 2);
-  constexpr int64_t kWide = kVectors * F32::kLanes;
+/** The columns [0, columns) of a product of kRows rows; `columns` is a multiple of kLanes. One or two rows take many
+ *  vectors at a time: few chains alone would wait for the latency of the multiply-add. */
+template <int kRows, typename B>
+static void product_rows(const ProductOf<B>& p, int64_t columns) {
+  constexpr int64_t kLanes = F32::kLanes;
+  constexpr int kVectors = kRows == 1 ? 8 : kRows == 2 ? 4 : CARAVAN_ISA_LEVEL == 1 ? 1 : 2;
   int64_t column = 0;
-  for (; column + kWide <= columns; column += kWide) product_tile<kRows, kVectors>(p, column);
-  for (; column < columns; column += F32::kLanes) product_tile<kRows, 1>(p, column);
+  for (; column + kVectors * kLanes <= columns; column += kVectors * kLanes) product_tile<kRows, kVectors>(p, column);
+  if constexpr (kRows == 1) {
+    if (column + 4 * kLanes <= columns) {
+      product_tile<kRows, 4>(p, column);
+      column += 4 * kLanes;
+    }
+  }
+  if constexpr (kRows <= 2) {
+    const int64_t left = (columns - column) / kLanes;
+    if (left == 3) return product_tile<kRows, 3>(p, column);
+    if (left == 2) return product_tile<kRows, 2>(p, column);
+  }
+  for (; column < columns; column += kLanes) product_tile<kRows, 1>(p, column);
 }
 
-template <int kRows = kStripRows>
-static inline void product(const Product& p, int64_t rows, int64_t columns) {
+template <typename B, int kRows = kStripRows>
+static inline void product_of(const ProductOf<B>& p, int64_t rows, int64_t columns) {
   if constexpr (kRows > 0) {
     if (rows == kRows) return product_rows<kRows>(p, columns);
-    return product<kRows - 1>(p, rows, columns);
+    return product_of<B, kRows - 1>(p, rows, columns);
   }
 }
+
+static inline void product(const Product& p, int64_t rows, int64_t columns) { product_of(p, rows, columns); }
 
 }  // namespace attention_detail
 }  // namespace caravan::CARAVAN_ISA

@@ -130,19 +130,6 @@ void keep_top_k(const float* z, float* weights, int64_t count, double k, double*
   }
 }
 
-double sum_of(const float* weights, int64_t count) {
-  double total = 0;
-  for (int64_t i = 0; i < count; i += kPartColumns) {
-    const float* part = weights + i;
-    F32 sum = zero();
-    for_lanes(
-        smaller(kPartColumns, count - i), [&](int64_t j) { sum = sum + load(part + j); },
-        [&](int64_t j, int n) { sum = sum + load_first(part + j, n); });
-    total += reduce_sum(sum);
-  }
-  return total;
-}
-
 /** Removes, from the smallest up, what together has at most 1 - p of the weight. */
 void keep_top_p(float* weights, int64_t count, double p, double* mass) {
   double total = 0;
@@ -179,31 +166,61 @@ struct Drawn {
   double total;  // 0: there is no distribution to draw from
 };
 
-int64_t index_of_largest(const float* z, int64_t count) {
-  int64_t best = 0;
-  for (int64_t i = 1; i < count; i++) {
-    if (z[i] > z[best]) best = i;
-  }
-  return best;
+float largest(const float* z, int64_t count) {
+  F32 top = set1(kMinusInfinity);
+  for_lanes(
+      count, [&](int64_t i) { top = max(load(z + i), top); },
+      [&](int64_t i, int n) { top = max(load_logits(z + i, n), top); });
+  return reduce_max(top);
 }
 
-/** weights = e^((z - peak) / temperature). */
-void weigh(const float* z, float* weights, int64_t count, float peak, double temperature) {
+/** The first that equals `value`, which is among them. */
+int64_t index_of(const float* z, int64_t count, float value) {
+  int64_t i = 0;
+  while (i + 1 < count && z[i] != value) i++;
+  return i;
+}
+
+/** part_sums[p] = sum of value(i) over the vectors of part p, value(i) being what is stored at `weights`. */
+template <typename Value>
+void sum_parts(int64_t count, double* part_sums, const Value& value) {
+  for (int64_t begin = 0; begin < count; begin += kPartColumns) {
+    F32 sum = zero();
+    for_lanes(
+        smaller(kPartColumns, count - begin), [&](int64_t i) { sum = sum + value(begin + i, F32::kLanes); },
+        [&](int64_t i, int n) { sum = sum + value(begin + i, n); });
+    *part_sums++ = static_cast<double>(reduce_sum(sum));
+  }
+}
+
+/** weights = e^((z - peak) / temperature), and their sums by parts. */
+void weigh(const float* z, int64_t count, float peak, double temperature, float* weights, double* part_sums) {
   const F32 shift = set1(peak), divisor = set1(static_cast<float>(temperature));
-  for_lanes(
-      count, [&](int64_t i) { store(weights + i, exp((load(z + i) - shift) / divisor)); },
-      [&](int64_t i, int n) { store_first(weights + i, exp((load_logits(z + i, n) - shift) / divisor), n); });
+  const bool divides = static_cast<float>(temperature) != 1.0f;
+  sum_parts(count, part_sums, [&](int64_t i, int n) {
+    const bool whole = n == F32::kLanes;
+    F32 x = (whole ? load(z + i) : load_logits(z + i, n)) - shift;
+    if (divides) x = x / divisor;
+    const F32 weight = exp(x);
+    if (whole) {
+      store(weights + i, weight);
+    } else {
+      store_first(weights + i, weight, n);
+    }
+    return weight;
+  });
 }
 
 /** The first token whose cumulated weight exceeds u times the total. */
-Drawn draw(const float* weights, int64_t count, double u) {
-  const double total = sum_of(weights, count);
+Drawn draw(const float* weights, int64_t count, const double* part_sums, double u) {
+  double total = 0;
+  for (int64_t part = 0; part * kPartColumns < count; part++) total += part_sums[part];
   const double wanted = u * total;
   double so_far = 0;
   int64_t token = 0;
   for (int64_t begin = 0; begin < count; begin += kPartColumns) {
     const int64_t end = smaller(count, begin + kPartColumns);
-    const double part = sum_of(weights + begin, end - begin);
+    const double part = part_sums[begin / kPartColumns];
     if (part <= 0) continue;
     double inside = so_far;
     so_far += part;
@@ -225,9 +242,10 @@ Drawn draw(const float* weights, int64_t count, double u) {
 
 /** The memory of one thread. */
 struct Workspace {
-  float* z;        // [V]
-  float* weights;  // [V]
-  double* mass;    // [kBuckets]
+  float* z;           // [V]
+  float* weights;     // [V]
+  double* mass;       // [kBuckets]
+  double* part_sums;  // one for kPartColumns weights
 };
 
 void penalise(float* z, const float* logits, const Seen& seen, double penalty) {
@@ -238,25 +256,32 @@ void penalise(float* z, const float* logits, const Seen& seen, double penalty) {
   }
 }
 
-Drawn choose(const float* logits, int64_t V, const Settings& s, const Seen& seen, const int32_t* key,
+/** `peak` is the largest logit. */
+Drawn choose(const float* logits, float peak, int64_t V, const Settings& s, const Seen& seen, const int32_t* key,
              const Workspace& w) {
   const float* z = logits;
   if (s.penalty != 1 && seen.count > 0) {
     __builtin_memcpy(w.z, logits, static_cast<size_t>(V) * sizeof(float));
     penalise(w.z, logits, seen, s.penalty);
     z = w.z;
+    peak = largest(z, V);
   }
-  const int64_t best = index_of_largest(z, V);
   if (s.temperature == 0) {
+    const int64_t best = index_of(z, V, peak);
     __builtin_memset(w.weights, 0, static_cast<size_t>(V) * sizeof(float));
     w.weights[best] = 1.0f;
     return {best, 1.0};
   }
-  weigh(z, w.weights, V, z[best], s.temperature);
-  if (s.top_k >= 1 && s.top_k < static_cast<double>(V)) keep_top_k(z, w.weights, V, s.top_k, w.mass);
+  weigh(z, V, peak, s.temperature, w.weights, w.part_sums);
+  const bool top_k = s.top_k >= 1 && s.top_k < static_cast<double>(V);
+  if (top_k) keep_top_k(z, w.weights, V, s.top_k, w.mass);
   if (s.top_p < 1) keep_top_p(w.weights, V, s.top_p, w.mass);
   if (s.min_p > 0) keep_min_p(w.weights, V, s.min_p);
-  return draw(w.weights, V, uniform(key));
+  if (top_k || s.top_p < 1 || s.min_p > 0) {
+    sum_parts(V, w.part_sums,
+              [&](int64_t i, int n) { return n == F32::kLanes ? load(w.weights + i) : load_first(w.weights + i, n); });
+  }
+  return draw(w.weights, V, w.part_sums, uniform(key));
 }
 
 void run_row(const Args& a, int64_t row, float* logits, const Workspace& w) {
@@ -273,7 +298,7 @@ void run_row(const Args& a, int64_t row, float* logits, const Workspace& w) {
     return;
   }
   const Drawn drawn =
-      choose(logits, V, settings_of(a.in[2], row), seen_by(a, row, V), a.in[3].as<int32_t>() + row * 4, w);
+      choose(logits, summary.max, V, settings_of(a.in[2], row), seen_by(a, row, V), a.in[3].as<int32_t>() + row * 4, w);
   *token = static_cast<int32_t>(drawn.token);
   *logp = (logits[drawn.token] - summary.max) - logf(summary.sum);
   *drawn_logp = static_cast<float>(::log(static_cast<double>(w.weights[drawn.token]) / drawn.total));
@@ -302,14 +327,16 @@ void sample(const Args& a) {
   const int64_t most_rows = larger(1, smaller(N, kChunkBytes / 4 / stride));
   Scratch tile_memory(a.device, static_cast<size_t>(most_rows * stride) * sizeof(float));
   Scratch row_memory(a.device, static_cast<size_t>(pool.threads() * 2 * stride) * sizeof(float));
-  Scratch mass_memory(a.device, static_cast<size_t>(pool.threads() * kBuckets) * sizeof(double));
+  const int64_t doubles = kBuckets + ceil_div(V, kPartColumns);
+  Scratch sums_memory(a.device, static_cast<size_t>(pool.threads() * doubles) * sizeof(double));
   float* tile = tile_memory.as<float>();
   for (int64_t row = 0; row < N; row += most_rows) {
     const int64_t rows = smaller(most_rows, N - row);
     logits_product(hidden.as<T>() + row * D, head.as<T>(), rows, V, D, tile, stride, a);
     parallel_for(pool, rows, [&](int64_t r, int worker) {
       float* own = row_memory.as<float>() + worker * 2 * stride;
-      run_row(a, row + r, tile + r * stride, {own, own + stride, mass_memory.as<double>() + worker * kBuckets});
+      double* sums = sums_memory.as<double>() + worker * doubles;
+      run_row(a, row + r, tile + r * stride, {own, own + stride, sums, sums + kBuckets});
     });
   }
 }
