@@ -1,6 +1,6 @@
 // The command line as a child process, whose events the test reads as they come, and which it may kill at any of them.
 import { type ChildProcess, spawn } from 'node:child_process'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { lossRows, tinyPocket } from '../recipes/small_run.js'
@@ -48,7 +48,7 @@ export function train(
         '--scale',
         'pocket',
         '--stage',
-        'base,sft,dpo,reward_model',
+        'base,sft,dpo,reward_model,rlvr,eval',
         '--threads',
         '2',
         '--json',
@@ -91,6 +91,14 @@ export function train(
   })
 }
 
+/** Lines of the rollout log in an order of their own: groups are written as they finish, each once. */
+function rolloutLines(folder: string): string[] {
+  return readdirSync(folder).flatMap((name) => {
+    const lines = readFileSync(join(folder, name), 'utf8').split('\n')
+    return lines.filter((line) => line.endsWith('"}')).sort()
+  })
+}
+
 /** What two runs must have in common to count as the same. */
 export async function resultOf(directory: string) {
   const hash = (stage: string) => sha256(readFileSync(join(directory, stage, 'model.safetensors')))
@@ -99,6 +107,10 @@ export async function resultOf(directory: string) {
     sft: hash('sft'),
     dpo: hash('dpo'),
     rewardModel: hash('reward_model'),
+    rlvr: hash('rlvr'),
+    values: hash(join('rlvr', 'value')),
+    rollouts: rolloutLines(join(directory, 'rollouts', 'rlvr')),
+    eval: readFileSync(join(directory, 'eval', 'eval.json'), 'utf8'),
     rows: await lossRows(directory),
     samples: readFileSync(join(directory, 'samples.jsonl'), 'utf8'),
   }

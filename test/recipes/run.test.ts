@@ -38,7 +38,8 @@ afterAll(async () => {
   expect(await leakedTensors()).toBe(0)
 })
 
-const stages = ['base', 'sft', 'dpo', 'reward_model'] as const
+const trained = ['base', 'sft', 'dpo', 'reward_model', 'rlvr'] as const
+const stages = [...trained, 'eval'] as const
 
 describe('the pocket recipe', () => {
   it('chains its stages, and leaves a run folder that says everything', async () => {
@@ -50,6 +51,7 @@ describe('the pocket recipe', () => {
       ['sft', 6],
       ['dpo', 4],
       ['reward_model', 4],
+      ['rlvr', 4],
     ])
     expect(eventsOf(events, 'saved').map(({ directory: folder }) => folder)).toEqual(
       stages.map((stage) => join(directory, stage)),
@@ -64,7 +66,12 @@ describe('the pocket recipe', () => {
     expect([base.settings.width, base.origins.width]).toEqual([32, 'flag'])
     expect([base.settings.lr, base.origins.lr]).toEqual([3e-3, 'recipe'])
     expect([base.settings.beta1, base.origins.beta1]).toEqual([0.9, 'default'])
-    expect((await lossRows(directory)).length).toBe(20)
+    expect((await lossRows(directory)).length).toBe(24)
+    expect(existsSync(join(directory, 'rlvr', 'value', 'model.safetensors'))).toBe(true)
+    const [comparison] = eventsOf(events, 'comparison')
+    expect(Object.keys(comparison!.metrics)).toEqual(['base', 'sft', 'dpo', 'rlvr'])
+    expect(Object.keys(comparison!.answers[9]!.byStage)).toEqual(['base', 'sft', 'dpo', 'rlvr'])
+    expect(readFileSync(join(directory, 'report.html'), 'utf8')).toContain('answered by each stage')
     await expectSavedModels(directory)
   })
 
@@ -86,8 +93,9 @@ describe('the pocket recipe', () => {
       ['sft', 3],
       ['dpo', undefined],
       ['reward_model', undefined],
+      ['rlvr', undefined],
     ])
-    for (const stage of stages) {
+    for (const stage of trained) {
       expect(hashOfFile(directory, stage, 'model.safetensors'), stage).toBe(
         hashOfFile(whole, stage, 'model.safetensors'),
       )
