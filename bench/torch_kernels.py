@@ -3,12 +3,14 @@
 
 usage: torch_kernels.py --threads N --dtype {fp32|bf16}
 
-The first line out says {"version"}. A request is {"op", "sample", "budget"} with the sample of the op table; the answer is
-{"seconds"}, of one call, or {} where PyTorch has no such op. Data is made once for each op and sample.
+The first line out says {"version", "onednn"}. A request is {"library", "op", "sample", "budget"} with the sample of the op
+table; the answer is {"seconds"}, of one call, or {} where the library ("torch", or "onednn" for matrix products) has no such
+op. Data is made once for each op and sample.
 """
 import argparse
 import json
 import math
+import re
 import sys
 import time
 
@@ -136,6 +138,21 @@ def squared_sum(sample):
     return lambda: torch.linalg.vector_norm(g)
 
 
+def onednn_product(rows, inner, outputs):
+    """A product by oneDNN's inner product, with the weight in the layout that it likes best, as frameworks cache it."""
+    def make(sample):
+        shapes = {"N": math.prod(lead(sample)), "D": sample["D"], "F": sample["F"]}
+        x, w = random(shapes[rows], shapes[inner]), random(shapes[outputs], shapes[inner])
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, shapes[rows])
+        return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+    return make
+
+
+ONEDNN_MAKERS = {
+    "linear": onednn_product("N", "D", "F"),
+    "linear_backward_input": onednn_product("N", "F", "D"),
+    "linear_backward_weight": onednn_product("F", "N", "D"),
+}
 MAKERS = {
     "add": binary(torch.add), "sub": binary(torch.sub), "mul": binary(torch.mul), "div": binary(torch.div),
     "maximum": binary(torch.maximum), "greater": binary(torch.gt),
@@ -149,17 +166,32 @@ MAKERS = {
 made = {}
 
 
+def maker_of(request):
+    return (ONEDNN_MAKERS if request["library"] == "onednn" else MAKERS).get(request["op"])
+
+
+def onednn_version():
+    found = re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
+    return found.group(1) if found and torch.backends.mkldnn.is_available() else None
+
+
 def timed(request):
-    key = json.dumps([request["op"], request["sample"]], sort_keys=True)
+    subject = json.dumps([request["op"], request["sample"]], sort_keys=True)
+    key = request["library"] + subject
     if key not in made:
-        made.clear()  # one op at a time in memory
-        maker = MAKERS.get(request["op"])
-        made[key] = [maker(request["sample"]) if maker else None, 0]
+        if not any(other.endswith(subject) for other in made):
+            made.clear()  # one op at a time in memory
+        maker = maker_of(request)
+        try:
+            made[key] = [maker(request["sample"]) if maker else None, 0]
+            if made[key][0]:
+                made[key][0]()
+        except RuntimeError:  # no such kernel for this type on this processor
+            made[key] = [None, 0]
     call, repeats = made[key]
     if call is None:
         return {}
     if repeats == 0:
-        call()
         start = time.perf_counter()
         call()
         repeats = made[key][1] = max(1, min(2000, math.ceil(request["budget"] / max(time.perf_counter() - start, 1e-7))))
@@ -169,6 +201,6 @@ def timed(request):
     return {"seconds": (time.perf_counter() - start) / repeats}
 
 
-print(json.dumps({"version": torch.__version__}), flush=True)
+print(json.dumps({"version": torch.__version__, "onednn": onednn_version()}), flush=True)
 for line in sys.stdin:
     print(json.dumps(timed(json.loads(line))), flush=True)

@@ -15,7 +15,10 @@ export interface BenchCall {
   run: () => unknown
   /** The tensors that the call reads, by name; the caller disposes them. */
   inputs: Map<string, Tensor>
+  /** Read and written. */
   bytes: number
+  /** Of them, those that are written. */
+  written: number
   /** Undefined where the op does not say. */
   flops: number | undefined
 }
@@ -34,7 +37,7 @@ export function benchCall(op: Op, sample: Sample, { device, dtype }: { device: D
   const given = op.definition.data?.(sample, random) as { [name: string]: Float64Array | Int32Array } | undefined
   const inputs = new Map<string, Tensor>()
   let stream = 0
-  let bytes = 0
+  let [bytes, written] = [0, 0]
   for (const argument of op.parsed.inputs) {
     if (argument.optional && !sample[`with_${argument.name}`]) continue
     const shape = shapeOf(argument, sample)
@@ -45,19 +48,23 @@ export function benchCall(op: Op, sample: Sample, { device, dtype }: { device: D
       : randomTensor(device, type, { shape, stream: ++stream })
     inputs.set(argument.name, tensor)
     if (!readInPart.has(`${op.definition.name}.${argument.name}`)) bytes += tensor.bytes * (argument.inPlace ? 2 : 1)
+    if (argument.inPlace) written += tensor.bytes
   }
   const attributes: { [name: string]: number } = {}
   for (const name of op.parsed.attributes) attributes[name] = Number(sample[name])
+  const call = { ...Object.fromEntries(inputs), ...attributes }
+  const shapes = op.definition.shapes?.(call as never) as { [name: string]: Shape } | undefined
   const hasPartlyRead = op.parsed.inputs.some(({ name }) => readInPart.has(`${op.definition.name}.${name}`))
   for (const output of op.parsed.outputs) {
     if (output.optional && !sample[`with_${output.name}`]) continue
-    const shape = output.dims ? shapeOf(output, sample) : (sample.shapes?.[output.name] ?? largestShape(inputs))
+    const shape = output.dims ? shapeOf(output, sample) : (shapes?.[output.name] ?? largestShape(inputs))
     const type = output.dtype === undefined || output.dtype === 'dtype' ? dtype : output.dtype
-    bytes += countOf(shape) * dtypeBytes[type] * (hasPartlyRead ? 2 : 1)
+    const size = countOf(shape) * dtypeBytes[type]
+    bytes += size * (hasPartlyRead ? 2 : 1)
+    written += size
   }
-  const call = { ...Object.fromEntries(inputs), ...attributes }
   const flops = op.definition.flops?.({ ...sizesOf(sample), rows: countOf(leadOf(sample)) })
-  return { run: () => op(call as never), inputs, bytes, flops }
+  return { run: () => op(call as never), inputs, bytes, written, flops }
 }
 
 function leadOf(sample: Sample): number[] {

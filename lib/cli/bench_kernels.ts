@@ -1,76 +1,66 @@
-// `caravan bench kernels`: every op of the table that has a benchmark sample, as time, GB/s and GFLOP/s and as shares
-// of what this machine was measured to do in the same run. PyTorch, where there is one, takes its turns in between.
+// `caravan bench kernels`: every op of the table that has a benchmark sample, as time, GB/s and GFLOP/s, as shares of
+// what this machine was measured to do in the same run, and beside the least time that is possible at those speeds.
+// Other libraries, where they are installed, take their turns in between.
 import { CaravanError, nearestName } from '../base/errors.js'
 import { openDevice } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { declaredOps, type Op, type Sample } from '../tensor/index.js'
-import { type BenchCall, benchCall, sampleText, takesDtype } from './bench_call.js'
+import { benchCall, sampleText, takesDtype } from './bench_call.js'
+import { afterwards, benchMachine, type KernelFile, type KernelResult, writeBenchFile } from './bench_file.js'
+import { attentionFlops, floorOf, type Roofs } from './bench_floor.js'
+import { kernelLines } from './bench_kernel_lines.js'
+import { measureRoofs } from './bench_roofs.js'
+import { type Spread, spreadOf } from './bench_spread.js'
 import { type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
-import { percentText, shortNumber } from './format.js'
-import { machineLine, measurePeak, type Peak } from './machine.js'
 import { ProgressLine } from './progress_line.js'
-import { tableLines } from './table.js'
+import { type Rival, startRivals } from './rival.js'
 import { Terminal } from './terminal.js'
-import { median, repeatsFor, secondsPerCall } from './timing.js'
-import { TorchKernels } from './torch_kernels.js'
+import { repeatsFor, secondsPerCall } from './timing.js'
 
 export interface BenchKernelFlags {
   dtype: DtypeFlag
   threads?: number
   samples: number
   peer: boolean
-  json?: boolean
-}
-
-export interface KernelResult {
-  op: string
-  sample: string
-  dtype: DtypeFlag
-  /** Of one call. */
-  medianSeconds: number
-  bestSeconds: number
-  gbps: number
-  gflops: number | undefined
-  /** Of the peak that limits it more. */
-  shareOfPeak: number
-  torchSeconds?: number
+  /** true: lines of JSON in place of the table; a path: the file that gets the measurements. */
+  json?: boolean | string
 }
 
 /** How long one measurement takes: long beside a wait, short beside a change of load. */
 const MEASUREMENT_SECONDS = 0.03
-/** Slow kernels get fewer measurements than asked for, once this long has been spent on them. */
+/** Slow kernels, and slow rivals, get fewer measurements than asked for, once this long has been spent on them; those
+ *  of many seconds two. */
 const KERNEL_SECONDS = 1.5
 const FEWEST_SAMPLES = 3
+const FAR_SLOWER = 10
 
 /** Measures kernels and prints them; the value is the exit code. */
 export async function benchKernels(name: string | undefined, flags: BenchKernelFlags): Promise<number> {
   const terminal = new Terminal(process.stdout)
-  const progress = new ProgressLine(terminal)
   const dtype = engineDtype(flags.dtype)!
+  if (typeof flags.json === 'string' && declaredOps().has(flags.json)) {
+    throw new CaravanError('ERR_USAGE', `--json was given the file name '${flags.json}', which is the name of an op`, {
+      hint: `write the op first: bench kernels ${flags.json} --json [file]`,
+    })
+  }
   const rows = benchRows(name, dtype)
   using device = openDevice({ threads: flags.threads })
-  const peak = await measurePeak(device, dtype)
-  const torch = flags.peer ? await TorchKernels.start({ threads: device.threads, dtype: flags.dtype }) : undefined
+  const options = { threads: device.threads, dtype: flags.dtype }
+  const { rivals, notes } = flags.peer ? await startRivals(options) : { rivals: [], notes: [] }
   try {
-    const notes = torch && 'absent' in torch ? torch.absent : undefined
-    const rival = torch && !('absent' in torch) ? torch : undefined
-    const head = { machine: machineLine(device), peak, torch: rival?.version }
-    if (flags.json) terminal.line(JSON.stringify({ type: 'machine', ...head, note: notes }))
-    const results: KernelResult[] = []
-    for (const { op, sample } of rows) {
-      const parts = ['measuring', op.definition.name, sampleText(sample)]
-      if (terminal.interactive && !flags.json)
-        progress.show({ id: 'kernels', done: results.length, total: rows.length, parts })
-      const result = await measure(op, sample, { device, flags, peak, rival })
-      results.push(result)
-      if (flags.json) terminal.line(JSON.stringify({ type: 'kernel', ...result }))
-    }
-    progress.clear()
-    if (!flags.json) for (const line of resultLines(results, { ...head, note: notes }, terminal)) terminal.line(line)
+    const machine = benchMachine(device)
+    const roofs = await measureRoofs(device, dtype, rivals)
+    const named = rivals.map(({ name: rival, version }) => ({ name: rival, version }))
+    const head = { kind: 'kernels', machine, dtype: flags.dtype, roofs, rivals: named, notes } as const
+    if (flags.json === true) terminal.line(JSON.stringify({ type: 'machine', ...head }))
+    const kernels = await measureAll(rows, { device, flags, roofs, rivals }, terminal)
+    const file: KernelFile = { ...head, machine: afterwards(machine), kernels }
+    if (flags.json !== true) for (const line of kernelLines(file, terminal)) terminal.line(line)
+    if (typeof flags.json === 'string') await writeBenchFile(flags.json, file)
     return exitCodes.done
   } finally {
-    if (torch && !('absent' in torch)) torch.close()
+    for (const rival of rivals) rival.close()
   }
 }
 
@@ -78,7 +68,8 @@ export async function benchKernels(name: string | undefined, flags: BenchKernelF
 function benchRows(name: string | undefined, dtype: 'f32' | 'bf16'): { op: Op; sample: Sample }[] {
   const ops = declaredOps()
   if (name !== undefined && !ops.has(name)) {
-    const nearest = nearestName(name, ['step', 'kernels', ...ops.keys()])
+    const commands = ['step', 'generate', 'kernels', 'compare', 'growth', 'startup', 'page']
+    const nearest = nearestName(name, [...commands, ...ops.keys()])
     throw new CaravanError('ERR_USAGE', `there is no op '${name}'`, {
       hint: nearest ? `did you mean ${nearest}?` : 'docs/ops.md lists the ops',
     })
@@ -93,98 +84,118 @@ function benchRows(name: string | undefined, dtype: 'f32' | 'bf16'): { op: Op; s
 
 interface Measuring {
   device: Device
-  flags: BenchKernelFlags
-  peak: Peak
-  rival: TorchKernels | undefined
+  flags: Pick<BenchKernelFlags, 'dtype' | 'samples'>
+  rivals: readonly Rival[]
 }
 
-async function measure(op: Op, sample: Sample, { device, flags, peak, rival }: Measuring): Promise<KernelResult> {
+async function measureAll(
+  rows: readonly { op: Op; sample: Sample }[],
+  measuring: Measuring & { roofs: Roofs; flags: BenchKernelFlags },
+  terminal: Terminal,
+): Promise<KernelResult[]> {
+  const asLines = measuring.flags.json === true
+  const progress = new ProgressLine(terminal)
+  const results: KernelResult[] = []
+  for (const { op, sample } of rows) {
+    const parts = ['measuring', op.definition.name, sampleText(sample)]
+    if (terminal.interactive && !asLines)
+      progress.show({ id: 'kernels', done: results.length, total: rows.length, parts })
+    const measured = await measureCall(op, sample, measuring)
+    const result = kernelResult(
+      { op: op.definition.name, sample, dtype: measuring.flags.dtype },
+      measured,
+      measuring.roofs,
+    )
+    results.push(result)
+    if (asLines) terminal.line(JSON.stringify({ type: 'kernel', ...result }))
+  }
+  progress.clear()
+  return results
+}
+
+/** What was measured of one op at one sample. */
+export interface Measured {
+  spread: Spread
+  rivals: { [name: string]: Spread }
+  bytes: number
+  written: number
+  flops: number | undefined
+  /** Most tensor memory in use during a call, arguments included. */
+  peakBytes: number
+}
+
+/** Times `op` at `sample`, ours and the rivals' in turns. */
+export async function measureCall(op: Op, sample: Sample, { device, flags, rivals }: Measuring): Promise<Measured> {
   const call = benchCall(op, sample, { device, dtype: engineDtype(flags.dtype)! })
+  const name = op.definition.name
   try {
     const repeats = await repeatsFor(device, call.run, MEASUREMENT_SECONDS)
-    const times: number[] = []
-    const torchTimes: number[] = []
-    let spent = 0
-    while (times.length < flags.samples && (times.length < FEWEST_SAMPLES || spent < KERNEL_SECONDS)) {
-      times.push(await secondsPerCall(device, call.run, repeats))
-      spent += times.at(-1)! * repeats
-      const theirs = await rival?.seconds(op.definition.name, sample, MEASUREMENT_SECONDS)
-      if (theirs !== undefined) torchTimes.push(theirs)
-    }
-    return kernelResult({ op, sample, flags, call, times, torchTimes, peak })
+    device.resetPeak()
+    const contenders: Contender[] = [
+      { name: '', seconds: () => secondsPerCall(device, call.run, repeats) },
+      ...rivals.map((rival) => ({ name: rival.name, seconds: () => rival.seconds(name, sample, MEASUREMENT_SECONDS) })),
+    ]
+    const { '': spread, ...others } = await inTurns(contenders, flags.samples)
+    const flops = call.flops ?? attentionFlops(name, sample)
+    const { bytes, written } = call
+    return { spread: spread!, rivals: others, bytes, written, flops, peakBytes: device.stats().peakBytes }
   } finally {
     for (const tensor of call.inputs.values()) tensor.dispose()
   }
 }
 
-interface Measured {
-  op: Op
-  sample: Sample
-  flags: BenchKernelFlags
-  call: BenchCall
-  times: number[]
-  torchTimes: number[]
-  peak: Peak
+interface Contender {
+  name: string
+  seconds: () => Promise<number | undefined>
 }
 
-function kernelResult({ op, sample, flags, call, times, torchTimes, peak }: Measured): KernelResult {
-  const seconds = median(times)
-  const gbps = call.bytes / seconds / 1e9
-  const gflops = call.flops === undefined ? undefined : call.flops / seconds / 1e9
+/** Lets all measure in turns, each until it has `samples` readings, or three and its time is up. */
+async function inTurns(contenders: readonly Contender[], samples: number): Promise<{ [name: string]: Spread }> {
+  const runners = contenders.map((contender) => ({ ...contender, times: [] as number[], spent: 0, ended: false }))
+  while (runners.some(({ ended }) => !ended)) {
+    for (const runner of runners) {
+      if (runner.ended) continue
+      const started = performance.now()
+      const seconds = await runner.seconds()
+      runner.spent += (performance.now() - started) / 1000
+      if (seconds !== undefined) runner.times.push(seconds)
+      const fewest = runner.spent > 4 * KERNEL_SECONDS ? 2 : FEWEST_SAMPLES
+      const enough = runner.times.length >= fewest && runner.spent > KERNEL_SECONDS
+      // One that is far slower than we are has said enough with one reading.
+      const ours = runners[0]!.times[0] ?? 0
+      const isFarSlower = seconds !== undefined && seconds > FAR_SLOWER * ours && runner.spent > KERNEL_SECONDS / 2
+      runner.ended = seconds === undefined || runner.times.length >= samples || enough || isFarSlower
+    }
+  }
+  return Object.fromEntries(
+    runners.filter(({ times }) => times.length > 0).map(({ name, times }) => [name, spreadOf(times)]),
+  )
+}
+
+/** Rates and floor of a measured call. */
+export function kernelResult(
+  { op, sample, dtype }: { op: string; sample: Sample; dtype: DtypeFlag },
+  { spread, rivals, bytes, written, flops }: Omit<Measured, 'peakBytes'>,
+  roofs: Roofs,
+): KernelResult {
+  const seconds = spread.medianSeconds
+  const gbps = bytes / seconds / 1e9
+  const gflops = flops === undefined ? undefined : flops / seconds / 1e9
+  const floor = floorOf({ bytes, written, flops }, roofs)
   return {
-    op: op.definition.name,
+    op,
     sample: sampleText(sample),
-    dtype: flags.dtype,
-    medianSeconds: seconds,
-    bestSeconds: Math.min(...times),
+    dtype,
+    ...spread,
+    bytes,
+    written,
+    flops,
     gbps,
     gflops,
-    shareOfPeak: Math.max(gbps / peak.gbps, (gflops ?? 0) / peak.gflops),
-    torchSeconds: torchTimes.length > 0 ? median(torchTimes) : undefined,
+    shareOfPeak: Math.max(gbps / roofs.gbps, (gflops ?? 0) / roofs.gflops),
+    floorSeconds: floor.seconds,
+    bound: floor.bound,
+    shareOfFloor: floor.seconds / seconds,
+    rivals,
   }
-}
-
-interface Head {
-  machine: string
-  peak: Peak
-  torch: string | undefined
-  note: string | undefined
-}
-
-function resultLines(results: readonly KernelResult[], head: Head, terminal: Terminal): string[] {
-  const { bold, dim } = terminal.color
-  const titles = [
-    'kernel',
-    'sizes',
-    'us',
-    'best us',
-    'GB/s',
-    'GFLOP/s',
-    'of peak',
-    head.torch ? 'torch us' : '',
-    head.torch ? 'x' : '',
-  ]
-  const rows = results.map((result) => [
-    bold(result.op),
-    dim(result.sample),
-    microseconds(result.medianSeconds),
-    microseconds(result.bestSeconds),
-    shortNumber(result.gbps),
-    result.gflops === undefined ? '' : shortNumber(result.gflops),
-    percentText(result.shareOfPeak),
-    result.torchSeconds === undefined ? '' : microseconds(result.torchSeconds),
-    result.torchSeconds === undefined ? '' : shortNumber(result.torchSeconds / result.medianSeconds),
-  ])
-  const { gflops, gbps } = head.peak
-  return [
-    dim(head.machine),
-    dim(`peak, measured: ${shortNumber(gflops)} GFLOP/s (product), ${shortNumber(gbps)} GB/s (copy)`),
-    ...(head.torch ? [dim(`torch ${head.torch}, in turns with ours; x: its time / ours`)] : []),
-    ...(head.note ? [dim(head.note)] : []),
-    ...tableLines([titles.map((title) => dim(title)), ...rows], { align: 'llrrrrrrr' }),
-  ]
-}
-
-function microseconds(seconds: number): string {
-  return shortNumber(seconds * 1e6)
 }

@@ -1,18 +1,22 @@
 // The options of `caravan bench`.
 import type { Command } from 'commander'
 import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
-import { oneOf, wholeNumber, wholeNumbers } from './option_values.js'
+import { decimal, oneOf, wholeNumber, wholeNumbers } from './option_values.js'
 
 export function addBenchCommand(program: Command, ended: Ended): void {
   const bench = program
     .command('bench')
-    .description('Measure kernels, whole training steps or generation, beside PyTorch where there is one.')
+    .description(
+      'Measure kernels, whole training steps, generation, growth or the start, beside other libraries where they are.',
+    )
     .addHelpText(
       'after',
       `
 Examples:
   $ caravan bench kernels                 every kernel of the op table
   $ caravan bench kernels rms_norm        one of them
+  $ caravan bench kernels --json now.json && caravan bench compare before.json now.json --fail-above 1.10
+  $ caravan bench growth --json growth.json && caravan bench page now.json growth.json --output bench.html
   $ caravan bench step --model small --dtype bf16 --json
   $ caravan bench step --method dpo --model small --peer
   $ caravan bench generate --model small --batch 1,8
@@ -22,11 +26,15 @@ Examples:
     .command('kernels [name]', { isDefault: true })
     .description('time, GB/s and GFLOP/s of the kernels, as shares of the measured peak of this machine')
     .option('--samples <n>', 'measurements of each; the median counts', wholeNumber('--samples', 1), 9)
-    .option('--no-peer', 'do not look for PyTorch')
+    .option('--no-peer', 'do not look for other libraries')
     .addOption(dtypeOption().default('fp32'))
     .addOption(threadsOption())
-    .addOption(jsonOption('print as JSON, one line a kernel'))
+    .option(
+      '--json [file]',
+      'print as JSON, one line a kernel; or write one document to this file, for compare and page',
+    )
     .action(async (name, flags) => ended(await (await import('./bench_kernels.js')).benchKernels(name, flags)))
+  addReadingCommands(bench, ended)
   bench
     .command('step')
     .description('one step of a training method: forward, backward, clipping, AdamW')
@@ -53,4 +61,42 @@ Examples:
     .addOption(threadsOption())
     .addOption(jsonOption('print as JSON, one line a batch size'))
     .action(async (flags) => ended(await (await import('./bench_generate.js')).benchGenerate(flags)))
+  addGrowthCommands(bench, ended)
+}
+
+function addReadingCommands(bench: Command, ended: Ended): void {
+  bench
+    .command('compare <before> <after>')
+    .description('two files of bench kernels: ratios, and which differences are more than noise')
+    .option(
+      '--fail-above <ratio>',
+      'exit with 1 when a kernel got slower by more',
+      decimal('--fail-above', { least: 1, most: 1000 }),
+    )
+    .option('--force', 'compare files of different machines, too')
+    .addOption(jsonOption('print one line of JSON'))
+    .action(async (a, b, flags) => ended(await (await import('./bench_compare.js')).benchCompare(a, b, flags)))
+  bench
+    .command('page <files...>')
+    .description('files of bench kernels, growth and startup as one page: roofline, floors, rivals, growth')
+    .requiredOption('--output <file>', 'the page, one HTML file that needs nothing else')
+    .action(async (files, flags) => ended(await (await import('./bench_page.js')).benchPage(files, flags)))
+}
+
+function addGrowthCommands(bench: Command, ended: Ended): void {
+  bench
+    .command('growth')
+    .description('time and memory against length, vocabulary, depth and threads')
+    .option('--seconds <n>', 'about how long it may take; larger sizes are left out', wholeNumber('--seconds', 1), 60)
+    .option('--no-peer', 'do not look for other libraries')
+    .addOption(dtypeOption().default('fp32'))
+    .addOption(threadsOption())
+    .option('--json [file]', 'print as JSON; or write the document to this file, for page')
+    .action(async (flags) => ended(await (await import('./bench_growth.js')).benchGrowth(flags)))
+  bench
+    .command('startup')
+    .description('time and memory of importing the package, size of the addon, time to the first training step')
+    .option('--samples <n>', 'processes of each; the median counts', wholeNumber('--samples', 1), 5)
+    .option('--json [file]', 'print as JSON; or write the document to this file, for page')
+    .action(async (flags) => ended(await (await import('./bench_startup.js')).benchStartup(flags)))
 }

@@ -86,8 +86,28 @@ async function withDevice<T>(flags: BenchStepFlags, body: (device: Device) => T 
 }
 
 async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepFlags): Promise<StepResult> {
+  const { seconds, peakBytes, loss, parameters } = await timedSteps(device, shape, flags)
+  const stepSeconds = median(seconds)
+  const tokensPerSecond = (shape.B * shape.T) / stepSeconds
+  return {
+    tokensPerSecond,
+    gflops: (6 * parameters * tokensPerSecond) / 1e9,
+    peakMiB: process.resourceUsage().maxRSS / 1024,
+    deviceMiB: peakBytes / 2 ** 20,
+    stepSeconds,
+    loss,
+  }
+}
+
+/** Trains a new model of `shape` on `device`: seconds of each measured step, highest tensor memory, last loss, and the
+ *  number of parameters. `totalSteps` counts the unmeasured ones, too. */
+export async function timedSteps(
+  device: Device,
+  shape: BenchShape,
+  flags: Pick<BenchStepFlags, 'method' | 'dtype' | 'steps' | 'cachedReference'> & { totalSteps?: number },
+): Promise<{ seconds: number[]; peakBytes: number; loss: number; parameters: number }> {
   const dtype = engineDtype(flags.dtype)
-  const steps = (flags.steps ?? shape.steps) + WARM_UP_STEPS
+  const steps = flags.totalSteps ?? (flags.steps ?? shape.steps) + WARM_UP_STEPS
   using model = newModel(device, shape.config, { seed: 0, dtype })
   const parameters = model.parameters()
   const optimizer = new AdamW(parameters, { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 })
@@ -117,16 +137,7 @@ async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepF
     optimizer.dispose()
   }
   const count = [...parameters.values()].reduce((sum, tensor) => sum + tensor.count, 0)
-  const stepSeconds = median(seconds)
-  const tokensPerSecond = (shape.B * shape.T) / stepSeconds
-  return {
-    tokensPerSecond,
-    gflops: (6 * count * tokensPerSecond) / 1e9,
-    peakMiB: process.resourceUsage().maxRSS / 1024,
-    deviceMiB: peakBytes / 2 ** 20,
-    stepSeconds,
-    loss,
-  }
+  return { seconds, peakBytes, loss, parameters: count }
 }
 
 function best<T extends StepResult>(results: readonly T[]): T {

@@ -81,7 +81,7 @@ async function engineFindings(threads?: number): Promise<Diagnosis['engine']> {
 }
 
 /** The .node file that the process has loaded. */
-function addonPath(): string {
+export function addonPath(): string {
   const loaded = Object.keys(createRequire(import.meta.url).cache).find((path) => path.endsWith('caravan.node'))
   return loaded ?? process.env.CARAVAN_ADDON ?? 'unknown'
 }

@@ -1,9 +1,11 @@
 // PyTorch's kernels as rivals: one Python process that answers requests, a line of JSON each, so that both sides take
-// turns under the same load. An op that PyTorch does not have is answered with nothing.
+// turns under the same load. An op that PyTorch does not have is answered with nothing. The oneDNN inside PyTorch is a
+// rival of its own for matrix products, which PyTorch itself gives to another library.
 import { type ChildProcessByStdio, spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import type { Readable, Writable } from 'node:stream'
 import type { Sample } from '../tensor/index.js'
+import type { AbsentRival, Rival, RivalOptions } from './rival.js'
 import { benchScript, pythonCommand } from './torch_peer.js'
 
 type Peer = ChildProcessByStdio<Writable, Readable, null>
@@ -30,27 +32,29 @@ export class TorchKernels {
   }
 
   version = ''
+  oneDnn: string | undefined
 
-  /** Starts the process; `absent` says why there is none. */
-  static async start(options: { threads: number; dtype: string }): Promise<TorchKernels | { absent: string }> {
+  /** Starts the process; undefined when it has no PyTorch. */
+  static async start(options: RivalOptions): Promise<TorchKernels | undefined> {
     const script = benchScript('torch_kernels.py')
     const words = [script, '--threads', String(options.threads), '--dtype', options.dtype]
     const child = spawn(pythonCommand(), words, { stdio: ['pipe', 'pipe', 'ignore'] })
     const peer = new TorchKernels(child)
     const first = await peer.#line()
-    const hello = first === undefined ? undefined : (JSON.parse(first) as { version?: string })
+    const hello = first === undefined ? undefined : (JSON.parse(first) as { version?: string; onednn?: string })
     if (hello?.version) {
       peer.version = hello.version
+      peer.oneDnn = hello.onednn
       return peer
     }
     peer.close()
-    return { absent: `no PyTorch beside it: ${pythonCommand()} has none (CARAVAN_PYTHON names another interpreter)` }
+    return undefined
   }
 
-  /** Seconds for one call, measured over about `budget` seconds; undefined where PyTorch has no such op. */
-  async seconds(op: string, sample: Sample, budget: number): Promise<number | undefined> {
+  /** Seconds for one call, measured over about `budget` seconds; undefined where the library has no such op. */
+  async seconds(library: 'torch' | 'onednn', op: string, sample: Sample, budget: number): Promise<number | undefined> {
     if (this.#ended) return undefined
-    this.child.stdin.write(`${JSON.stringify({ op, sample, budget })}\n`)
+    this.child.stdin.write(`${JSON.stringify({ library, op, sample, budget })}\n`)
     const line = await this.#line()
     return line === undefined ? undefined : ((JSON.parse(line) as { seconds?: number }).seconds ?? undefined)
   }
@@ -65,4 +69,21 @@ export class TorchKernels {
     if (this.#ended) return Promise.resolve(undefined)
     return new Promise((resolve) => this.#waiting.push(resolve))
   }
+}
+
+/** PyTorch, and oneDNN where that PyTorch has it. */
+export async function startTorch(options: RivalOptions): Promise<(Rival | AbsentRival)[]> {
+  const process = await TorchKernels.start(options)
+  if (!process) {
+    const hint = 'CARAVAN_PYTHON names another interpreter'
+    return [{ absent: `no PyTorch beside it: ${pythonCommand()} has none (${hint})` }]
+  }
+  const as = (library: 'torch' | 'onednn', version: string): Rival => ({
+    name: library,
+    version,
+    seconds: (op, sample, budget) => process.seconds(library, op, sample, budget),
+    close: () => process.close(),
+  })
+  const oneDnn = process.oneDnn === undefined ? [] : [as('onednn', process.oneDnn)]
+  return [as('torch', process.version), ...oneDnn]
 }

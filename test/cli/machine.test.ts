@@ -107,7 +107,9 @@ describe('bench kernels', () => {
     const { stdout, exitCode } = await caravan(words, { environment: noPython })
     expect(exitCode).toBe(0)
     const [machine, kernel] = jsonLines(stdout)
-    expect(machine).toMatchObject({ type: 'machine', note: expect.stringMatching(/no PyTorch beside it/) })
+    const notes = (machine as { notes: string[] }).notes
+    expect(machine).toMatchObject({ type: 'machine' })
+    expect(notes[0]).toMatch(/no PyTorch beside it/)
     expect(kernel).toMatchObject({ type: 'kernel', op: 'rope' })
     const { gbps, medianSeconds, bestSeconds } = kernel as { [key: string]: number }
     // x and y [4096,16,64] and the table [4096,64], f32.
@@ -121,13 +123,19 @@ describe('bench kernels', () => {
     const bytesOf = (name: string, sample: object) => {
       const call = benchCall(declaredOps().get(name)!, sample as never, { device, dtype: 'f32' })
       for (const tensor of call.inputs.values()) tensor.dispose()
-      return { bytes: call.bytes, flops: call.flops }
+      return { bytes: call.bytes, written: call.written, flops: call.flops }
     }
-    expect(bytesOf('linear', { lead: [2], D: 3, F: 5 })).toEqual({ bytes: 4 * (6 + 15 + 10), flops: 2 * 2 * 3 * 5 })
+    expect(bytesOf('linear', { lead: [2], D: 3, F: 5 })).toEqual({
+      bytes: 4 * (6 + 15 + 10),
+      written: 4 * 10,
+      flops: 2 * 2 * 3 * 5,
+    })
     // Of the table, only the rows asked for are read.
     expect(bytesOf('embedding', { N: 2, V: 1000, D: 3 }).bytes).toBe(4 * (2 + 6 + 6))
+    // A reduction writes its result, not a tensor of the size of its input.
+    expect(bytesOf('sum', { shapes: { x: [8, 5] }, axis: 1 })).toMatchObject({ bytes: 4 * (40 + 8), written: 4 * 8 })
     // Updated in place: read and written.
-    expect(bytesOf('add_into', { shapes: { y: [10], x: [10] } }).bytes).toBe(4 * 30)
+    expect(bytesOf('add_into', { shapes: { y: [10], x: [10] } })).toMatchObject({ bytes: 4 * 30, written: 4 * 10 })
   })
 
   it('takes the middle value', () => {
