@@ -39,7 +39,7 @@ const cases: UsageCase[] = [
   { words: ['train', '--recipe', 'tulu'], error: /there is no recipe 'tulu'; known: tulu3/, hint: /'tulu3'/ },
   { words: ['train', '--scale', '8B'], error: /no scale '8B'; known: pocket, 8b/, hint: /'8b'/ },
   { words: ['train', '--stage', 'stf'], error: /has no stage 'stf'/, hint: /'sft'/ },
-  { words: ['train', '--stage', 'rlvr'], error: /stage 'rlvr' of tulu3 is not part of this version/ },
+  { words: ['train', '--algorithm', 'grp'], error: /no algorithm 'grp'; known: ppo, grpo/, hint: /'grpo'/ },
   { words: ['train', '--stage', 'sft,'], error: /--stage must be names separated by commas; got "sft,"/ },
   { words: ['train', '--set', 'sft.lrr=1'], error: /stage sft has no setting 'lrr'/, hint: /'lr'/ },
   { words: ['train', '--set', 'lr'], error: /--set must be written stage\.setting=value/ },

@@ -140,7 +140,7 @@ const published = {
 describe('tulu3', () => {
   it.each(Object.entries(published))('%s has the published SFT numbers', (scale, numbers) => {
     const recipe = tulu3({ scale })
-    expect(recipe.stages.map(({ name }) => name)).toEqual(['sft', 'dpo', 'reward_model'])
+    expect(recipe.stages.map(({ name }) => name)).toEqual(['sft', 'dpo', 'reward_model', 'rlvr', 'eval'])
     expect(recipe.dtype).toBe('bf16')
     const { values, origins } = resolveStage(recipe.stages[0]!, {}) as {
       values: SftSettings
@@ -203,6 +203,50 @@ describe('tulu3', () => {
         headScale: 1,
       })
     }
+  })
+
+  it.each([
+    ['8b', { lr: 3e-7, warmupRatio: 0, klCoefficient: 0.05, promptsPerRollout: 224, maxNewTokens: 2048 }],
+    ['70b', { lr: 1e-7, warmupRatio: 0.1, klCoefficient: 0.07, promptsPerRollout: 640, maxNewTokens: 2048 }],
+    ['405b', { lr: 1e-7, warmupRatio: 0, klCoefficient: 0.05, promptsPerRollout: 1856, maxNewTokens: 1024 }],
+  ])('%s has the published PPO numbers', (scale, numbers) => {
+    const stage = tulu3({ scale }).stages.find(({ name }) => name === 'rlvr')!
+    expect(stage.from).toBe('dpo')
+    expect(resolveStage(stage, {}).values).toMatchObject({
+      ...numbers,
+      algorithm: 'ppo',
+      samplesPerPrompt: 1,
+      updateEpochs: 4,
+      gamma: 1,
+      lambda: 0.95,
+      clipLow: 0.2,
+      clipHigh: 0.2,
+      clipValue: 0.2,
+      valueWeight: 0.1,
+      verifiedReward: 10,
+      unfinishedReward: -10,
+      kl: 'k1',
+      weightDecay: 0.01,
+      temperature: 1,
+      rewardAfterEnd: true,
+    })
+  })
+
+  it('8b has the GRPO numbers of Tulu 3.1', () => {
+    const stage = tulu3({ scale: '8b', algorithm: 'grpo' }).stages.find(({ name }) => name === 'rlvr')!
+    expect(resolveStage(stage, {}).values).toMatchObject({
+      algorithm: 'grpo',
+      lr: 5e-7,
+      schedule: 'constant',
+      klCoefficient: 0.01,
+      kl: 'k3',
+      samplesPerPrompt: 16,
+      promptsPerRollout: 48,
+      miniBatches: 2,
+      updateEpochs: 1,
+      unfinishedReward: 0,
+      advantage: 'standard',
+    })
   })
 
   it('pocket brings its own base model, in f32', () => {
