@@ -1,6 +1,7 @@
 // Rollouts in their order. By default each is made by the policy that then trains on it. With a behaviour model each is
 // made while the one before is trained on, by a copy of the policy from before that training: one rollout off-policy,
 // whatever the timing.
+import { setMaxListeners } from 'node:events'
 import { throwIfAborted } from '../base/errors.js'
 import type { CausalLm } from '../models/index.js'
 import { type PolicyGroup, sampleLogprobs } from './policy_batch.js'
@@ -37,7 +38,10 @@ export class RolloutSource<P extends RolloutPrompt> {
     private readonly count: number,
   ) {
     const signals = [this.#ending.signal, ...(options.signal ? [options.signal] : [])]
-    this.#options = { ...options, signal: AbortSignal.any(signals) }
+    const signal = AbortSignal.any(signals)
+    // Groups are judged beside each other, and each listens.
+    setMaxListeners(0, signal)
+    this.#options = { ...options, signal }
   }
 
   /** Rollout `number`. `begun`: training on it has begun in an earlier process, so all of it must be in the store. */

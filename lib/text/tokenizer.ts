@@ -3,8 +3,9 @@
 // the file is validated first (tokenizer_file.ts) and so is every argument.
 import { createHash } from 'node:crypto'
 import { readFile, stat, writeFile } from 'node:fs/promises'
+import { createRequire } from 'node:module'
 import { join } from 'node:path'
-import tokenizers from 'tokenizers'
+import type tokenizers from 'tokenizers'
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import { makeFolder } from '../base/make_folder.js'
 import { offsetsFromLengths, tokenByteLengths } from './byte_offsets.js'
@@ -18,6 +19,8 @@ export const TOKENIZER_FILES = [
   'special_tokens_map.json',
   'chat_template.jinja',
 ] as const
+
+const require = createRequire(import.meta.url)
 
 // One call of the native encoder: enough texts to use every core, few enough that copying the result takes < 20 ms.
 const CHUNK_TEXTS = 256
@@ -248,7 +251,9 @@ function jsonBytes(value: string | object, name: string): Buffer {
 
 function createNative(file: TokenizerFile, source: string): tokenizers.Tokenizer {
   try {
-    const native = tokenizers.Tokenizer.fromString(JSON.stringify(file.json))
+    // Loaded with the first tokenizer: 10 MiB and 40 ms that a program without one need not pay.
+    const library = require('tokenizers') as typeof tokenizers
+    const native = library.Tokenizer.fromString(JSON.stringify(file.json))
     for (const [token, id] of file.addedIds) {
       if (native.tokenToId(token) === id) continue
       throw new Error(
