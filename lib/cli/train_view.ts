@@ -172,11 +172,13 @@ export class TrainView {
 function stepParts(event: StepEvent): string[] {
   const { stage, step, totalSteps, loss, lr, metrics, tokensPerSecond, gflops, peakMiB, secondsLeft } = event
   const accuracy = metrics['rewards/accuracy']
+  const verified = metrics['objective/verified']
   return [
     stage,
     `${grouped(step)}/${grouped(totalSteps)}`,
     `loss ${measureText(loss)}`,
     ...(accuracy === undefined ? [] : [`accuracy ${measureText(accuracy)}`]),
+    ...(verified === undefined ? [] : [`verified ${measureText(verified)}`]),
     `lr ${measureText(lr)}`,
     `${countText(Math.round(tokensPerSecond))} tokens/s`,
     `${countText(Math.round(gflops))} GFLOP/s`,

@@ -44,6 +44,7 @@ details { margin: 12px 0; } summary { cursor: pointer; color: var(--soft); }
 .sample pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; } .sample .prompt { margin-bottom: 10px;
   font-weight: 600; }
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 14px; }
+.answers.many { grid-template-columns: repeat(auto-fit, minmax(min(100%, 200px), 1fr)); }
 .answers h4 { margin: 0 0 2px; font-size: 12px; font-weight: 500; color: var(--soft); }
 `
 

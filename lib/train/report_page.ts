@@ -34,6 +34,7 @@ function stageSection(stage: ReportStage): Html {
   return html`<section><h2>${stage.name}</h2>
 <p class="soft">${summary(stage)}</p>
 <div class="plots">${plots(stage)}</div>
+${constantLine(stage.steps)}
 ${gateTable(stage.gates)}
 ${measureTable(stage.metrics)}
 ${settingTable(stage.settings)}
@@ -51,8 +52,8 @@ function comparisonSection(name: string, { stages, rows, answers }: ReportCompar
   )}</table>
 ${answers.length > 0 ? html`<h3>The same prompts, answered by each stage</h3>` : ''}${answers.map(
   ({ prompt, byStage }) =>
-    html`<div class="sample"><pre class="prompt">${prompt}</pre><div class="answers">${byStage.map(([stage, said]) =>
-      answerBlock(stage, said),
+    html`<div class="sample"><pre class="prompt">${prompt}</pre><div class="answers many">${byStage.map(
+      ([stage, said]) => answerBlock(stage, said),
     )}</div></div>`,
 )}</section>`
 }
@@ -99,9 +100,37 @@ function plots({ steps, evaluations }: ReportStage): Html[] {
   ]
 }
 
-/** What the method logs as `family/member`. The two sides of a pair share a plot, everything else has its own. */
-function methodPlots(steps: readonly MetricsRow[]): Html[] {
+/** Families that are shown before others: what training is for comes first. */
+const FAMILIES = ['objective', 'rewards', 'policy', 'value', 'rollout', 'time']
+
+/** Names of what the method logs as `family/member`, with those that never change apart. */
+function methodNames(steps: readonly MetricsRow[]): { changing: string[]; constant: string[] } {
   const names = [...new Set(steps.flatMap((row) => Object.keys(row).filter((key) => key.includes('/'))))]
+  const rank = (name: string) => {
+    const place = FAMILIES.indexOf(name.split('/')[0]!)
+    return place < 0 ? FAMILIES.length : place
+  }
+  const ordered = names.sort((a, b) => rank(a) - rank(b))
+  const isConstant = (name: string) => new Set(pointsOf(steps, name).map(([, value]) => value)).size <= 1
+  const single = steps.length < 2
+  return {
+    changing: ordered.filter((name) => single || !isConstant(name)),
+    constant: ordered.filter((name) => !single && isConstant(name)),
+  }
+}
+
+/** What stayed the same in all steps, in one line. */
+function constantLine(steps: readonly MetricsRow[]): Html {
+  const parts = methodNames(steps).constant.flatMap((name) => {
+    const [first] = pointsOf(steps, name)
+    return first ? [`${name} ${measure(first[1])}`] : []
+  })
+  return parts.length === 0 ? html`` : html`<p class="soft">In every step: ${parts.join(' · ')}</p>`
+}
+
+/** The two sides of a pair share a plot, everything else has its own. */
+function methodPlots(steps: readonly MetricsRow[]): Html[] {
+  const names = methodNames(steps).changing
   const plots = new Map<string, string[]>()
   for (const name of names) {
     const [family, member] = name.split('/') as [string, string]
