@@ -61,7 +61,28 @@ Examples:
     .addOption(threadsOption())
     .addOption(jsonOption('print as JSON, one line a batch size'))
     .action(async (flags) => ended(await (await import('./bench_generate.js')).benchGenerate(flags)))
+  addRewardCommands(bench, ended)
   addGrowthCommands(bench, ended)
+}
+
+function addRewardCommands(bench: Command, ended: Ended): void {
+  bench
+    .command('rl')
+    .description('a step of reinforcement learning, and where its time goes')
+    .option('--algorithm <name>', 'ppo or grpo', oneOf('--algorithm', ['ppo', 'grpo'] as const), 'grpo')
+    .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
+    .option('--answers <n>', 'answers of a rollout, a multiple of 32', wholeNumber('--answers', 32), 128)
+    .addOption(dtypeOption().default('fp32'))
+    .addOption(threadsOption())
+    .addOption(jsonOption('print one line of JSON'))
+    .action(async (flags) => ended(await (await import('./bench_rl.js')).benchRl(flags)))
+  bench
+    .command('verify')
+    .description('verifiers: completions a second, called directly and through the pool of processes')
+    .option('--completions <n>', 'completions of a call', wholeNumber('--completions', 1), 2000)
+    .option('--rounds <n>', 'measured calls of each, after one that is not', wholeNumber('--rounds', 1), 5)
+    .addOption(jsonOption('print as JSON, one line a verifier'))
+    .action(async (flags) => ended(await (await import('./bench_verify.js')).benchVerify(flags)))
 }
 
 function addReadingCommands(bench: Command, ended: Ended): void {

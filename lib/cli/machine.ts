@@ -31,6 +31,11 @@ export function loadText(): string {
     .join(' ')
 }
 
+/** One line that says where a number was measured that no device made. */
+export function machineName(): string {
+  return `${processorName()}, ${cpus().length} threads, ${bytesText(totalmem())}, load ${loadText()}`
+}
+
 /** One line that says where a number was measured. */
 export function machineLine(device: Device): string {
   const cores = `${device.threads} of ${cpus().length} threads`

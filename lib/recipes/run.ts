@@ -27,6 +27,7 @@ import { preparePretrain } from './stage_pretrain.js'
 import { prepareRewardModel } from './stage_reward_model.js'
 import { prepareRlvr } from './stage_rlvr.js'
 import { prepareSft } from './stage_sft.js'
+import { withTasks } from './task_hook.js'
 
 export { planRun, type RunPlan, type StagePlan } from './plan.js'
 export type { RunOptions } from './resolve_run.js'
@@ -132,9 +133,10 @@ async function* runOne(job: StageJob): AsyncGenerator<RunEvent, boolean> {
   // Before the first step there is nothing to save, so `stop` ends the preparation as `signal` does.
   const ends = { signals: [signal, options.stop], discard: closeStage }
   const prepared = yield* reporting(prepare, ends)
-  const { model, models, evaluate, meanContext, beside = [] } = prepared
+  const { model, models, meanContext, beside = [] } = prepared
   let optimizer: Optimizer | undefined
   try {
+    const evaluate = await withTasks(prepared, settings, signal)
     const trained = await trainedPart(model, prepared.method, { settings, meanContext })
     const { method, flopsPerToken } = trained
     const parameters = allParameters(trained.parameters, beside)

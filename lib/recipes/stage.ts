@@ -78,6 +78,11 @@ const conversationDefaults = {
   fields: {} as { readonly [key: string]: string },
   /** Chat template: tulu, pocket, a file, or empty = the tokenizer's own. */
   template: '',
+  /** Evaluation tasks (names, or paths of task files) that are part of every evaluation, the folder of their data, and
+   *  how many rows of each; 0 = all. */
+  evalTasks: [] as readonly string[],
+  evalData: '',
+  evalLimit: 0,
   ...loraDefaults,
 }
 

@@ -252,3 +252,44 @@ describe.skipIf(!existsSync(chromiumPath))('the page in a browser (skipped where
     }
   }, 240_000)
 })
+
+describe('bench rl', () => {
+  it.each(['ppo', 'grpo'])(
+    'says where the time of a %s step goes',
+    async (algorithm) => {
+      const words = ['bench', 'rl', '--algorithm', algorithm, '--answers', '32', '--threads', '2', '--json']
+      const { stdout, exitCode, stderr } = await caravan(words)
+      expect(exitCode, stderr).toBe(0)
+      const [result] = jsonLines(stdout)
+      const { generate, score, train, answersPerSecond } = result as Record<string, number>
+      for (const part of [generate, score, train]) expect(part).toBeGreaterThan(0)
+      expect(answersPerSecond).toBeCloseTo(32 / (generate! + score! + train!), 5)
+      expect(result).toMatchObject({ algorithm, answers: 32, answerTokens: 32 * 64, model: 'tiny' })
+    },
+    120_000,
+  )
+
+  it('refuses answers that do not fill groups and minibatches', async () => {
+    const { stderr, exitCode } = await caravan(['bench', 'rl', '--answers', '40'])
+    expect(exitCode).toBe(2)
+    expect(stderr).toContain('--answers must be a multiple of 32; got 40')
+  })
+})
+
+describe('bench verify', () => {
+  it('measures verifiers directly and through the pool', async () => {
+    const { stdout, exitCode, stderr } = await caravan([
+      'bench',
+      'verify',
+      '--completions',
+      '50',
+      '--rounds',
+      '1',
+      '--json',
+    ])
+    expect(exitCode, stderr).toBe(0)
+    const rows = jsonLines(stdout) as { verifier: string; direct: number; pool: number }[]
+    expect(rows.map(({ verifier }) => verifier)).toContain('ifeval')
+    for (const { direct, pool } of rows) expect(Math.min(direct, pool)).toBeGreaterThan(0)
+  }, 60_000)
+})
