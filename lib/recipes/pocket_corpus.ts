@@ -42,8 +42,6 @@ export const SURFACE_FORMS: readonly SurfaceForm[] = [
 const DOCUMENT_KINDS: readonly DocumentKind[] = ['description', 'story', 'drill']
 const DOCUMENT_WEIGHTS = [0.28, 0.47, 0.25]
 const SURFACE_FORM_SHARE = 0.75
-/** Capitals most of all: a name in capitals is other tokens, so each has to be seen in them. */
-const SURFACE_FORM_WEIGHTS = SURFACE_FORMS.map((form) => (form === 'caps' ? 3 : 1))
 const FILLER_BY_KEYWORD_SHARE = 0.7
 /** More numbers than any document draws. */
 const DRAWS_PER_DOCUMENT = 4096
@@ -67,13 +65,12 @@ export function baseDocument(world: PocketWorld, index: number, options: Documen
   }
 }
 
-/** Two to four facts of one entity, held ones too; 75 % of the descriptions carry one of the nine surface forms,
- *  capitals three times as often as any other. */
+/** Two to four facts of one entity, held ones too; 75 % of the descriptions carry one of the nine surface forms. */
 export function drawDescription(random: Random, world: PocketWorld): string {
   const entity = random.choice(world.entities)
   const facts = random.shuffle(world.factsByEntity.get(entity)!).slice(0, random.integer(2, 5))
   const sentences = facts.map((fact) => random.choice(fact.statements))
-  const form = random.chance(SURFACE_FORM_SHARE) ? SURFACE_FORMS[random.weighted(SURFACE_FORM_WEIGHTS)] : undefined
+  const form = random.chance(SURFACE_FORM_SHARE) ? random.choice(SURFACE_FORMS) : undefined
   if (form === 'filler') sentences.push(drawFiller(random))
   return dress(sentences, drawStyle(random, form, entity), world.properNames)
 }

@@ -352,6 +352,38 @@ describe('grpo', () => {
     expect(masked!.steps[0]!.gradientNorm).not.toBeCloseTo(all!.steps[0]!.gradientNorm, 3)
   })
 
+  it.each(['token', 'sequence', 'constant'] as const)('averages by %s', async (average) => {
+    const groups: { rewards: number[]; lengths: number[] }[] = []
+    const judge: Judge<RolloutPrompt> = {
+      async judge(prompt, answers) {
+        const judged = await lowTokens.judge(prompt, answers)
+        groups.push({
+          rewards: judged.map(({ reward }) => reward),
+          lengths: answers.map(({ tokens }) => tokens.length),
+        })
+        return judged
+      },
+    }
+    const stopIds = [0, 1, 2, 3, 4, 5]
+    const { steps } = await trained({
+      algorithm: 'grpo',
+      options: { judge, average, stopIds, rollouts: 1, miniBatches: 1, lossKlCoefficient: 0, advantage: 'mean' },
+    })
+    // On-policy every ratio is 1: the objective is what a token counts times its advantage.
+    let [sum, tokens, answers] = [0, 0, 0]
+    for (const { rewards, lengths } of groups) {
+      const mean = rewards.reduce((total, reward) => total + reward, 0) / rewards.length
+      for (const [i, reward] of rewards.entries()) {
+        sum -= (reward - mean) * (average === 'sequence' ? 1 : lengths[i]!)
+        tokens += lengths[i]!
+        answers++
+      }
+    }
+    expect(new Set(groups.flatMap(({ lengths }) => lengths)).size).toBeGreaterThan(3)
+    const count = { token: tokens, sequence: answers, constant: answers * grpo.maxNewTokens }[average]
+    expect(metric(steps, 'policy/loss')[0]).toBeCloseTo(sum / count, 5)
+  })
+
   it('refuses single answers, which cannot be compared', () => {
     expect(() => new Grpo({ ...grpo, samplesPerPrompt: 1 })).toThrowError(
       expect.objectContaining({ code: 'ERR_CONFIG', message: expect.stringContaining('at least 2') }),
@@ -372,6 +404,24 @@ describe('ppo', () => {
     const explained = metric(steps, 'value/explained_variance')
     expect(explained[0]).toBeLessThan(0.05)
     expect(explained.at(-1)).toBeGreaterThan(0.5)
+  })
+
+  it('whitens advantages, so that the size of rewards does not matter', async () => {
+    const scaled = (factor: number): Judge<RolloutPrompt> => ({
+      judge: async (prompt, answers) =>
+        (await lowTokens.judge(prompt, answers)).map((one) => ({ ...one, reward: factor * one.reward })),
+    })
+    const norms = async (whitenAdvantages: boolean) => {
+      const options = { whitenAdvantages, rollouts: 1, miniBatches: 1, rewardKlCoefficient: 0 }
+      const runs = await Promise.all(
+        [1, 100].map((factor) => trained({ algorithm: 'ppo', options: { ...options, judge: scaled(factor) } })),
+      )
+      return runs.map(({ steps }) => steps[0]!.gradientNorm)
+    }
+    const [small, large] = await norms(true)
+    expect(large! / small!).toBeCloseTo(1, 4)
+    const [plain, hundredfold] = await norms(false)
+    expect(hundredfold! / plain!).toBeCloseTo(100, 1)
   })
 
   it('may lay the reward on the state after the end', async () => {
