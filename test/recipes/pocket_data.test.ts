@@ -55,13 +55,13 @@ describe('sftRows', () => {
     near(others.filter((row) => row.meta.hasty).length / others.length, 0.1, others.length)
   })
 
-  it('breaks one constraint in a quarter of the instruction answers and says which', () => {
+  it('breaks one constraint in 35 % of the instruction answers and says which', () => {
     const instructions = ofKind('instruction')
     const brokenKinds = (row: RowOf<'instruction'>) =>
       verifyInstruction(answerOf(row), row.meta.truth).constraints.flatMap(({ kind, passed }) => (passed ? [] : [kind]))
     const mislabelled = instructions.filter((row) => brokenKinds(row).join() !== (row.meta.broken ?? ''))
     expect(mislabelled).toEqual([])
-    near(instructions.filter((row) => row.meta.broken !== null).length / 4050, 0.25, 4050)
+    near(instructions.filter((row) => row.meta.broken !== null).length / 4050, 0.35, 4050)
   })
 
   it('asks each asked fact equally often and no held fact, half the time with a greeting', () => {
