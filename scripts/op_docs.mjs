@@ -42,7 +42,7 @@ function declarations() {
 function kernels() {
   const found = new Map()
   for (const file of sourceFiles(root, ['native/kernels'], ['.cc', '.cu'])) {
-    for (const [, op, device] of readSource(root, file).matchAll(/CARAVAN_KERNEL\((\w+), (\w+),/g)) {
+    for (const [, op, device] of readSource(root, file).matchAll(/CARAVAN_KERNEL\(\s*(\w+), (\w+),/g)) {
       found.set(op, [...(found.get(op) ?? []), `[${device}](../${file})`])
     }
   }

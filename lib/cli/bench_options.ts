@@ -35,6 +35,12 @@ Examples:
     )
     .action(async (name, flags) => ended(await (await import('./bench_kernels.js')).benchKernels(name, flags)))
   addReadingCommands(bench, ended)
+  addStepCommands(bench, ended)
+  addRewardCommands(bench, ended)
+  addGrowthCommands(bench, ended)
+}
+
+function addStepCommands(bench: Command, ended: Ended): void {
   bench
     .command('step')
     .description('one step of a training method: forward, backward, clipping, AdamW')
@@ -61,8 +67,6 @@ Examples:
     .addOption(threadsOption())
     .addOption(jsonOption('print as JSON, one line a batch size'))
     .action(async (flags) => ended(await (await import('./bench_generate.js')).benchGenerate(flags)))
-  addRewardCommands(bench, ended)
-  addGrowthCommands(bench, ended)
 }
 
 function addRewardCommands(bench: Command, ended: Ended): void {

@@ -15,7 +15,8 @@ interface RecipeOptions {
 const recipes: { [name: string]: (options: RecipeOptions) => Recipe } = { tulu3 }
 const RUNS = 'runs'
 
-/** The recipe at a scale, with an algorithm for its stage with rewards. ERR_CONFIG with the nearest name for one that does not exist. */
+/** The recipe at a scale, with an algorithm for its stage with rewards. ERR_CONFIG with the nearest name for one that
+ *  does not exist. */
 export function recipeNamed(name: string, options: RecipeOptions): Recipe {
   const make = Object.hasOwn(recipes, name) ? recipes[name] : undefined
   if (make) return make(options)

@@ -62,7 +62,7 @@ export function groupAdvantages(groups: readonly (readonly number[])[], kind: Gr
   })
 }
 
-/** (x - mean) / sqrt(variance + 1e-8) over all of `parts` together, variance unbiased (open-instruct, masked_whiten). */
+/** (x - mean) / sqrt(variance + 1e-8) over all of `parts` together, unbiased variance (open-instruct masked_whiten). */
 export function whiten(parts: readonly Float64Array[]): Float64Array[] {
   const all = parts.reduce((count, part) => count + part.length, 0)
   let sum = 0

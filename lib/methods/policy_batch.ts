@@ -46,7 +46,7 @@ export function rowTokensOf({ prompt, samples }: PolicyGroup<WithTokens>): numbe
   return samples.reduce((sum, { tokens }) => sum + 1 + tokens.length, prompt.length - 1)
 }
 
-/** Lays `groups` into rows of at most `tokens` tokens; a group that does not fit is divided, and its prompt repeated. */
+/** Lays `groups` into rows of at most `tokens` tokens; one that does not fit is divided, and its prompt repeated. */
 export function* policyRows<S extends WithTokens>(
   groups: readonly PolicyGroup<S>[],
   tokens: number,

@@ -1,6 +1,6 @@
 // PPO as Tulu 3 trains with verifiable rewards (open-instruct 26b732590, ppo_vllm_thread_ray_gtrl.py): the divergence
-// from the reference is a penalty on every token's reward, a value model estimates returns, advantages are GAE, whitened
-// over the whole rollout (upstream: over a rank's share of it).
+// from the reference is a penalty on every token's reward, a value model estimates returns, advantages are GAE,
+// whitened over the whole rollout (upstream: over a rank's share of it).
 import { CaravanError } from '../base/errors.js'
 import { deviationOf, gae, klEstimate, whiten } from '../losses/advantage.js'
 import { valueLoss } from '../losses/policy.js'

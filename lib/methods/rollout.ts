@@ -1,6 +1,6 @@
-// Rollouts: what the policy answered, and what the answers are worth. A rollout is a fixed set of prompts with G answers
-// each; what it holds depends on the weights, the seed and its number alone, so groups that an earlier process has
-// finished can be taken from its log.
+// Rollouts: what the policy answered, and what the answers are worth. A rollout is a fixed set of prompts with G
+// answers each; what it holds depends on the weights, the seed and its number alone, so groups that an earlier process
+// has finished can be taken from its log.
 import { CaravanError } from '../base/errors.js'
 import { philox } from '../base/random.js'
 import { type Generated, generate } from '../generate/index.js'

@@ -146,7 +146,7 @@ function rowSizes(values: StageSettings): { longest: number; micro: number } {
   return { longest: maxTokens, micro: packing === 'none' ? maxTokens : microBatchTokens }
 }
 
-/** Bytes of what a stage with rollouts holds beside the policy. The models take their turns, so activations count once. */
+/** Bytes of what a stage with rollouts holds beside the policy. Models take turns, so activations count once. */
 function modelsBeside(
   shape: DecoderShape,
   { algorithm, kl, asyncRollouts, slots, maxPromptTokens, maxNewTokens }: RlvrSettings,

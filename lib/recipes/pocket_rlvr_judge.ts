@@ -1,5 +1,5 @@
-// Judges the stage with verifiable rewards of the pocket run: greedy and sampled answers to the held-out set, before and
-// after, and how far the policy has gone from where it started.
+// Judges the stage with verifiable rewards of the pocket run: greedy and sampled answers to the held-out set, before
+// and after, and how far the policy has gone from where it started.
 import { join } from 'node:path'
 import { type CausalLm, loadModel } from '../models/index.js'
 import type { ChatText } from './chat_data.js'

@@ -190,9 +190,14 @@ function settingTable(settings: readonly ReportSetting[]): Html {
 function sampleList(samples: readonly ReportSample[]): Html {
   if (samples.length === 0) return html``
   return html`<h3>What the model says</h3>${samples.map(
-    ({ prompt, before, after }) => html`<div class="sample"><pre class="prompt">${prompt}</pre><div class="answers">
-${before === undefined ? answerBlock('answer', after) : [answerBlock('before', before), answerBlock('after', after)]}</div></div>`,
+    (sample) => html`<div class="sample"><pre class="prompt">${sample.prompt}</pre><div class="answers">
+${answerBlocks(sample)}</div></div>`,
   )}`
+}
+
+function answerBlocks({ before, after }: ReportSample) {
+  if (before === undefined) return answerBlock('answer', after)
+  return [answerBlock('before', before), answerBlock('after', after)]
 }
 
 /** heldOutLoss -> held out loss. */

@@ -7,16 +7,20 @@ import { isDeepStrictEqual } from 'node:util'
 import type { Command } from 'commander'
 import { describe, expect, it } from 'vitest'
 import { createProgram } from '../../lib/cli/program.js'
+import { groupAdvantageKinds } from '../../lib/losses/advantage.js'
 import { ktoMetrics } from '../../lib/losses/kto.js'
 import { preferenceLosses } from '../../lib/losses/preference.js'
 import { rewardMetrics } from '../../lib/losses/reward.js'
-import { preferenceMetrics } from '../../lib/ops/index.js'
+import { lossAverages } from '../../lib/methods/online_method.js'
+import { klKinds, policyMetrics, preferenceMetrics, surrogates, valueMetrics } from '../../lib/ops/index.js'
 import { loraDefaults } from '../../lib/recipes/lora_setting.js'
 import {
   dpoDefaults,
+  evalDefaults,
   pretrainDefaults,
   resolveStage,
   rewardDefaults,
+  rlvrDefaults,
   type Settings,
   sftDefaults,
   trainingDefaults,
@@ -112,8 +116,10 @@ function common(a: Settings, b: Settings): Settings {
   return Object.fromEntries(Object.entries(a).filter(([key, value]) => key in b && isDeepStrictEqual(b[key], value)))
 }
 
-const onData = without(common(common(sftDefaults, dpoDefaults), rewardDefaults), trainingDefaults, loraDefaults)
-const onPairs = without(common(dpoDefaults, rewardDefaults), trainingDefaults, loraDefaults, onData)
+const ofAll = common(trainingDefaults, rlvrDefaults)
+const onAnswers = without(common(common(sftDefaults, dpoDefaults), rewardDefaults), trainingDefaults, loraDefaults)
+const onData = common(onAnswers, rlvrDefaults)
+const onPairs = without(common(dpoDefaults, rewardDefaults), trainingDefaults, loraDefaults, onAnswers)
 
 /** What the tables of published numbers say of one scale. An empty cell repeats the one to its left. */
 function publishedNumbers(text: string, scale: string): Map<string, string> {
@@ -134,12 +140,16 @@ describe('docs/recipes.md', () => {
   const text = textOf('docs/recipes.md')
 
   it.each([
-    ['### All stages', trainingDefaults],
+    ['### All stages', ofAll],
+    ['### Stages on fixed data', without(trainingDefaults, ofAll)],
     ['### Stages on data', onData],
-    ['### sft', without(sftDefaults, trainingDefaults, loraDefaults, onData)],
+    ['### Stages on answers', without(onAnswers, onData)],
+    ['### sft', without(sftDefaults, trainingDefaults, loraDefaults, onAnswers)],
     ['### Stages on pairs', onPairs],
-    ['### dpo', without(dpoDefaults, trainingDefaults, loraDefaults, onData, onPairs)],
-    ['### reward_model', without(rewardDefaults, trainingDefaults, loraDefaults, onData, onPairs)],
+    ['### dpo', without(dpoDefaults, trainingDefaults, loraDefaults, onAnswers, onPairs)],
+    ['### reward_model', without(rewardDefaults, trainingDefaults, loraDefaults, onAnswers, onPairs)],
+    ['### rlvr', without(rlvrDefaults, ofAll, loraDefaults, onData)],
+    ['### eval', evalDefaults],
     ['### lora', loraDefaults],
     ['### base (pretrain)', without(pretrainDefaults, trainingDefaults)],
   ] as [string, Settings][])('lists the settings of %s with their defaults', (heading, defaults) => {
@@ -152,9 +162,11 @@ describe('docs/recipes.md', () => {
     ['#### Supervised fine-tuning', 'sft'],
     ['#### Preference tuning', 'dpo'],
     ['#### Reward model', 'reward_model'],
-  ])('has the published numbers: %s', (heading, name) => {
+    ['#### Verifiable rewards: PPO', 'rlvr', 'ppo'],
+    ['#### Verifiable rewards: GRPO', 'rlvr', 'grpo'],
+  ])('has the published numbers: %s', (heading, name, algorithm?: string) => {
     for (const scale of ['8b', '70b', '405b']) {
-      const stage = tulu3({ scale }).stages.find((candidate) => candidate.name === name)!
+      const stage = tulu3({ scale, algorithm }).stages.find((candidate) => candidate.name === name)!
       const settings: Settings = resolveStage(stage, {}).values
       const written = publishedNumbers(section(text, heading), scale)
       for (const [key, value] of written) {
@@ -187,6 +199,40 @@ describe('docs/preference.md', () => {
     const rows = tableRows(section(text, heading)).slice(1)
     const logged = rows.flatMap(([cell]) => codeWords(cell!)).filter((name) => !name.startsWith('eval/'))
     expect(logged).toEqual([...names])
+  })
+})
+
+describe('docs/rl.md', () => {
+  const text = textOf('docs/rl.md')
+
+  it.each([
+    ['## Loss of the policy', [...surrogates, ...klKinds.filter((kind) => kind !== 'none'), 'none', ...lossAverages]],
+    ['## GRPO', groupAdvantageKinds],
+  ] as [string, readonly string[]][])('explains every word of the settings: %s', (heading, words) => {
+    const explained = tableRows(section(text, heading)).flatMap(([cell]) => codeWords(cell!))
+    expect(explained.filter((word) => words.includes(word))).toEqual([...words])
+  })
+
+  it('lists what is logged', () => {
+    const sources = ['online_method', 'rollout_facts', 'ppo', 'grpo'].map((name) => textOf(`lib/methods/${name}.ts`))
+    const facts = sources.flatMap((source) => source.match(/(?<=')(?:objective|rollout|value|time)\/\w+(?=')/g) ?? [])
+    const logged = tableRows(section(text, '## Metrics')).flatMap(([cell]) => codeWords(cell!))
+    // The norm of the value model is named by the optimizer.
+    expect(logged.sort()).toEqual([...facts, ...policyMetrics, ...valueMetrics, 'value/gradNorm'].sort())
+  })
+
+  it('lists the columns of prompts in the order in which they are tried', () => {
+    const source = textOf('lib/data/prompt_rows.ts')
+    const tried = quotedWords(/const PROMPTS = \[([^\]]+)\]/.exec(source)![1]!)
+    const labels = quotedWords(/const LABELS: FieldName\[\] = \[([^\]]+)\]/.exec(source)![1]!)
+    const rows = tableRows(section(text, '## Prompts')).map(([cell]) => codeWords(cell!))
+    expect(rows.flat().filter((word) => tried.includes(word))).toEqual(tried)
+    expect(
+      rows
+        .flat()
+        .filter((word) => labels.includes(word))
+        .sort(),
+    ).toEqual(labels.sort())
   })
 })
 
