@@ -31,9 +31,12 @@ export {
   generateWithBudget,
 } from './generate/index.js'
 export { Dpo } from './methods/dpo.js'
+export { Grpo } from './methods/grpo.js'
 export { Kto } from './methods/kto.js'
 export type { Batch, Method } from './methods/method.js'
+export { Ppo } from './methods/ppo.js'
 export { RewardTraining } from './methods/reward_model.js'
+export type { Judge, RolloutPrompt, RolloutStore } from './methods/rollout.js'
 export { Sft } from './methods/sft.js'
 export {
   addAdapter,

@@ -31,7 +31,7 @@ export const promptRows: RowForm = {
       throw fields.fault(`\`${fields.column(names[0]!)}\` must end with the user, whom the answer is for`, names[0])
     }
     const groundTruth = fields.value('ground_truth') ?? fields.value('answer')
-    return [{ kind: 'messages', messages, label: { groundTruth, verifier: verifierOf(fields), row } }]
+    return [{ kind: 'messages', messages, label: { groundTruth, verifier: verifierOf(fields, groundTruth), row } }]
   },
 }
 
@@ -44,8 +44,14 @@ function conversation(fields: Fields, field: FieldName): Message[] {
   return system === '' ? messages : [{ role: 'system', content: system }, ...messages]
 }
 
-/** `verifier`, or `dataset` in lower case, as open-instruct dispatches. */
-function verifierOf(fields: Fields): string | undefined {
+/** `verifier`, or `dataset` in lower case, as open-instruct dispatches. Its `ifeval` is that of the paper where the label
+ *  names one of the paper's functions. */
+function verifierOf(fields: Fields, groundTruth: unknown): string | undefined {
   if (fields.has('verifier')) return fields.text('verifier')
-  return fields.has('dataset') ? fields.text('dataset').toLowerCase() : undefined
+  if (!fields.has('dataset')) return undefined
+  const name = fields.text('dataset').toLowerCase()
+  const isOfPaper = /['"]func_name['"]/.test(
+    typeof groundTruth === 'string' ? groundTruth : JSON.stringify(groundTruth ?? ''),
+  )
+  return name === 'ifeval' && isOfPaper ? 'ifeval_paper' : name
 }

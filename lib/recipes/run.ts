@@ -270,6 +270,10 @@ const uncritical = new Set([
   'evaluateEvery',
   'microBatchTokens',
   'activationCheckpointing',
+  'evalTasks',
+  'evalData',
+  'evalLimit',
+  'keepRollouts',
 ])
 
 /**

@@ -22,7 +22,14 @@ export interface RunRecord {
 }
 
 /** Settings that may differ between a run and its continuation: they do not change the result. */
-const harmless = new Set(['checkpointEvery', 'keepCheckpoints', 'evaluateEvery'])
+const harmless = new Set(
+  ['checkpointEvery', 'keepCheckpoints', 'evaluateEvery'].concat([
+    'evalTasks',
+    'evalData',
+    'evalLimit',
+    'keepRollouts',
+  ]),
+)
 
 export function runRecord(
   recipe: Recipe,

@@ -81,6 +81,9 @@ function checkSettings(settings: RlvrSettings, stage: string): void {
   if (settings.asyncRollouts && usesLora(settings)) {
     wrong('asyncRollouts copies all weights, which an adapter is not', 'leave out one of asyncRollouts and lora.rank')
   }
+  if (settings.asyncRollouts && settings.keepRollouts === 1) {
+    wrong('keepRollouts must be 0 or at least 2 with asyncRollouts, which begins a rollout before the last one is done')
+  }
   if (settings.rewardModelWeight > 0 && settings.rewardModel === '') {
     wrong('rewardModelWeight needs a model', `give its folder with --set ${stage}.rewardModel=DIR`)
   }

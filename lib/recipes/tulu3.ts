@@ -142,6 +142,7 @@ const publishedPpo: Partial<RlvrSettings> = {
   valueHead: 'keep', //                     --reward_model_path: the 8B reward model, head included, for every scale
   rewardAfterEnd: true, //                  the score lies on the position after the end token
   unfinishedReward: -10, //                 --penalty_reward_value -10.0
+  asyncRollouts: true, //                   --async_mode, the default: answers are one rollout old
   schedule: 'linear', //                    --lr_scheduler_type linear
 }
 
@@ -163,6 +164,8 @@ const publishedGrpo: Partial<RlvrSettings> = {
   advantage: 'standard', //                 (score - mean) / std of the group, unbiased
   filterZeroVariance: false, //             such groups have no advantage, but their divergence counts
   unfinishedReward: 0, //                   --penalty_reward_value 0.0
+  asyncRollouts: true, //                   --async_mode, the default
+  checkpointEvery: 80, //                   --save_freq 40 rollouts of 2 steps
 }
 
 const rlvrByScale: {

@@ -24,6 +24,13 @@ it('reads GSM8K and IFEval as they are published', () => {
   expect(convert(ifeval)).toMatchObject({ label: { groundTruth: undefined, row: ifeval } })
 })
 
+it('tells the instructions of the paper from those of IFEval by the label', () => {
+  const row = { prompt: 'Write.', dataset: 'ifeval' }
+  const paper = JSON.stringify({ func_name: 'validate_lowercase' })
+  expect(convert({ ...row, ground_truth: paper })).toMatchObject({ label: { verifier: 'ifeval_paper' } })
+  expect(convert({ ...row, ground_truth: '[{"instruction_id": []}]' })).toMatchObject({ label: { verifier: 'ifeval' } })
+})
+
 it('takes other columns by a field map, and a verifier by name', () => {
   const row = { task: 'Say x.', wanted: 'x', verifier: 'string_match' }
   expect(convert(row, { prompt: 'task', ground_truth: 'wanted' })).toMatchObject({
