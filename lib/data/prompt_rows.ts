@@ -44,8 +44,8 @@ function conversation(fields: Fields, field: FieldName): Message[] {
   return system === '' ? messages : [{ role: 'system', content: system }, ...messages]
 }
 
-/** `verifier`, or `dataset` in lower case, as open-instruct dispatches. Its `ifeval` is that of the paper where the label
- *  names one of the paper's functions. */
+/** `verifier`, or `dataset` in lower case, as open-instruct dispatches. Its `ifeval` is that of the paper where the
+ *  label names one of the paper's functions. */
 function verifierOf(fields: Fields, groundTruth: unknown): string | undefined {
   if (fields.has('verifier')) return fields.text('verifier')
   if (!fields.has('dataset')) return undefined
