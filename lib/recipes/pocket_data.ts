@@ -59,7 +59,7 @@ export interface PocketData {
   instructions(set: PromptSet, start?: number): Iterable<PocketInstruction>
   /** `count` SFT rows in random order: 42 % problems, 45 % instructions, 13 % chat. */
   sftRows(count?: number): PocketRow[]
-  /** `count` composed preference pairs in random order: 85 % problems, the rest instructions. More of them begin with
+  /** `count` composed preference pairs in random order: 62 % problems, the rest instructions. More of them begin with
    *  the same ones. */
   pairs(count: number): PocketPair[]
   /**
@@ -73,7 +73,7 @@ const EVALUATION_SEED = 999
 const EVALUATION_SIZES = { problems: 300, instructions: 300, asked: 100, held: 100 }
 const TOKENIZER_TEXTS = { documents: 12_000, instructions: 3_000, problems: 1_500, questions: 500 }
 const SFT_SHARES = { problems: 0.42, instructions: 0.45 }
-const PAIR_PROBLEM_SHARE = 0.85
+const PAIR_PROBLEM_SHARE = 0.62
 const BROKEN_SHARE = 0.35
 /** Draws in a row without a new prompt after which a small prompt space counts as used up. */
 const MAX_REPEATS = 2_000

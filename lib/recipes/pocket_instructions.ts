@@ -110,11 +110,11 @@ function drawConstraint(random: Random, kind: ConstraintKind): InstructionConstr
     case 'start':
       return { kind, phrase: random.choice(START_PHRASES) }
     case 'bullets':
-      return { kind, count: random.integer(2, 4) }
+      return { kind, count: random.integer(2, 5) }
     case 'kw':
-      return { kind, word: random.choice(KEYWORDS), count: random.integer(1, 3) }
+      return { kind, word: random.choice(KEYWORDS), count: random.integer(1, 4) }
     case 'nsent':
-      return { kind, count: random.integer(1, 4) }
+      return { kind, count: random.integer(1, 5) }
     case 'avoid':
       return { kind, word: random.choice(AVOIDED_WORDS) }
     default:

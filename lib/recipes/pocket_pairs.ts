@@ -27,23 +27,14 @@ export function problemPair(random: Random, problem: PocketProblem): PocketPair 
   return { prompt: problem.prompt, chosen: rightSolution(problem, layout), rejected, kind: 'problem' }
 }
 
-/** Broken answers from which the one is taken whose length is nearest to that of the chosen answer. */
-const BROKEN_DRAFTS = 6
-
-/** An answer that keeps every constraint against one that breaks one, about as long, since most constraints make an
- *  answer longer and a policy would learn that; undefined where the composer finds none. */
+/** An answer that keeps every constraint against one that breaks one; undefined where the composer finds none. */
 export function instructionPair(
   random: Random,
   world: PocketWorld,
   { prompt, truth }: PocketInstruction,
 ): PocketPair | undefined {
   const chosen = composeAnswer(random, world, truth)
-  if (chosen === undefined) return undefined
-  const drafts = Array.from({ length: BROKEN_DRAFTS }, () => composeBroken(random, world, truth)?.text ?? '')
-  const distance = (draft: string) => Math.abs(draft.length - chosen.length)
-  const [rejected] = drafts
-    .filter((draft) => draft !== '' && draft !== chosen)
-    .sort((a, b) => distance(a) - distance(b))
-  if (rejected === undefined) return undefined
+  const rejected = composeBroken(random, world, truth)?.text
+  if (chosen === undefined || rejected === undefined || chosen === rejected) return undefined
   return { prompt, chosen, rejected, kind: 'instruction' }
 }

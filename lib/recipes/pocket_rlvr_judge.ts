@@ -23,20 +23,23 @@ export async function judgeRlvr(
       const { device } = loaded.model
       const { dtype } = context
       const sft = join(context.directory, 'sft')
-      const sampledBefore = (await folderExists(sft))
+      const sampledSft = (await folderExists(sft))
         ? await withModel(await loadModel(device, sft, { dtype }), (model) => sampled({ ...loaded, model }, signal))
         : undefined
       using start = await loadModel(device, settings.model, { dtype })
       const before = await measurePocket({ ...loaded, model: start }, { signal })
       const after = await measurePocket(loaded, { signal })
+      const sampledBefore = await sampled({ ...loaded, model: start }, signal)
       const sampledAfter = await sampled(loaded, signal)
       const kl = await divergence(loaded, start, { signal })
-      const metrics = { before, after, sampledBefore, sampledAfter, kl }
+      const metrics = { before, after, sampledSft, sampledBefore, sampledAfter, kl }
       const table = {
         ...Object.fromEntries(pocketTable(after)),
         'problems, sampled': sampledAfter.problems.accuracy,
-        'problems, sampled, sft': sampledBefore?.problems.accuracy ?? null,
+        'problems, sampled, sft': sampledSft?.problems.accuracy ?? null,
+        'problems, sampled, before': sampledBefore.problems.accuracy,
         'instructions, sampled': sampledAfter.instructions.accuracy,
+        'instructions, sampled, before': sampledBefore.instructions.accuracy,
         'problems, before': before.problems.accuracy,
         'instructions, before': before.instructions.accuracy,
         'divergence from the start (nats per answer)': kl,
