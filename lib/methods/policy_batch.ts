@@ -78,7 +78,9 @@ function layOut<S extends WithTokens>(groups: readonly PolicyGroup<S>[]): Policy
   for (const { prompt, samples: own } of groups) {
     layout.addPrompt(prompt.subarray(0, -1))
     for (const sample of own) {
-      const ids = Int32Array.of(prompt.at(-1)!, ...sample.tokens)
+      const ids = new Int32Array(1 + sample.tokens.length)
+      ids[0] = prompt.at(-1)!
+      ids.set(sample.tokens, 1)
       layout.addAnswer(ids, new Uint8Array(ids.length).fill(1))
     }
   }
@@ -119,8 +121,7 @@ export interface PassOptions {
   signal?: AbortSignal
 }
 
-/** Runs `forward` without gradients over all rows of `groups` and hands each sample its part of the result, which
- *  begins at `beginOf` the sample and has the length that `lengthOf` gives. */
+/** Runs `forward` without gradients over all rows of `groups` and gives `take` what came out for each. */
 async function eachSample<S extends WithTokens>(
   groups: readonly PolicyGroup<S>[],
   forward: (micro: PolicyMicro<S>) => Tensor,

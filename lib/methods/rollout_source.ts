@@ -29,7 +29,8 @@ export interface Sampled<P extends RolloutPrompt> extends Rollout<P> {
 export class RolloutSource<P extends RolloutPrompt> {
   readonly #ending = new AbortController()
   readonly #options: SourceOptions<P>
-  #pending: { number: number; rollout: Promise<Sampled<P>> } | undefined
+  /** The one that is made beside training. */
+  #pending: Promise<Sampled<P>> | undefined
 
   /** `count`: rollouts in all; none after them is begun. */
   constructor(
@@ -49,7 +50,7 @@ export class RolloutSource<P extends RolloutPrompt> {
     const { behaviour, policy } = this.models
     if (!behaviour) return await this.#collect(policy, number, begun)
     if (number === 0 && !begun) this.#options.refresh()
-    const rollout = await (this.#pending?.rollout ?? this.#collect(behaviour, number, begun))
+    const rollout = await (this.#pending ?? this.#collect(behaviour, number, begun))
     // A checkpoint within a rollout holds the copy that the next one is made with.
     if (!begun) this.#options.refresh()
     this.#begin(behaviour, number + 1)
@@ -59,7 +60,7 @@ export class RolloutSource<P extends RolloutPrompt> {
   /** Ends what is under way. */
   async close(): Promise<void> {
     this.#ending.abort()
-    await this.#pending?.rollout.catch(() => {})
+    await this.#pending?.catch(() => {})
   }
 
   #begin(behaviour: CausalLm, number: number): void {
@@ -67,9 +68,8 @@ export class RolloutSource<P extends RolloutPrompt> {
       this.#pending = undefined
       return
     }
-    const rollout = this.#collect(behaviour, number, false)
-    rollout.catch(() => {}) // awaited when its turn comes, or by close
-    this.#pending = { number, rollout }
+    this.#pending = this.#collect(behaviour, number, false)
+    this.#pending.catch(() => {}) // awaited when its turn comes, or by close
   }
 
   async #collect(sampler: CausalLm, number: number, begun: boolean): Promise<Sampled<P>> {
