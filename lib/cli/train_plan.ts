@@ -24,7 +24,10 @@ export function planLines(plan: RunPlan, terminal: Terminal): string[] {
   for (const stage of stages) lines.push('', ...stageLines(stage, terminal))
   const most = Math.max(...stages.map(({ memoryBytes }) => memoryBytes))
   const seconds = stages.reduce((sum: number | null, stage) => plus(sum, stage.seconds), 0)
-  const time = seconds === null ? 'time unknown' : `about ${durationText(seconds)} in all`
+  const time =
+    seconds === null
+      ? 'time unknown'
+      : `${stages.some(({ atMost }) => atMost) ? 'at most' : 'about'} ${durationText(seconds)} in all`
   lines.push('', `${bold('in all')}  ${time}, at most ${bytesText(most)} of memory at once`)
   const notes = stages.flatMap(({ name, notes }) => notes.map((note) => `${yellow('note')} ${name}: ${note}`))
   return [...lines, ...notes]
@@ -43,7 +46,7 @@ function stageLines(stage: StagePlan, terminal: Terminal): string[] {
     ['steps', stage.steps === null ? unknown : grouped(stage.steps)],
     ['tokens', stage.tokens === null ? unknown : countText(stage.tokens)],
     ['work', stage.flops === null ? unknown : `${countText(stage.flops)}FLOP`.replace(/(\d)FLOP/, '$1 FLOP')],
-    ['time', stage.seconds === null ? unknown : `about ${durationText(stage.seconds)}`],
+    ['time', stage.seconds === null ? unknown : `${stage.atMost ? 'at most' : 'about'} ${durationText(stage.seconds)}`],
     ['memory', bytesText(stage.memoryBytes)],
     ...stage.memory.map(({ name, bytes }) => [dim(`  ${name}`), dim(bytesText(bytes))]),
   ]

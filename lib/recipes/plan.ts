@@ -55,6 +55,8 @@ export interface StagePlan {
   memoryBytes: number
   /** Estimated from a product measured on this machine; null when the work is unknown. */
   seconds: number | null
+  /** Whether tokens, work and time are upper limits: how long rows and answers are is not known before. */
+  atMost: boolean
   notes: string[]
 }
 
@@ -134,6 +136,7 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }
     memory: Object.entries({ ...parts, ...beside }).map(([part, bytes]) => ({ name: part, bytes })),
     memoryBytes: total,
     seconds: flops === null ? null : flops / (flopsPerSecond * STEP_EFFICIENCY),
+    atMost: !('width' in values),
     notes,
   }
 }
