@@ -302,8 +302,8 @@ function rewardGates({ all, problem, instruction }: PairShares): Gate[] {
   ]
 }
 
-/** A share of 300 answers has a standard error of about .03, and half of what instructions gain shows in sampling alone:
- *  greedy answers were often right before. */
+/** Bounds leave room for the standard error of 300 answers, .03: three seeds gained .14 to .21 on problems, .07 to .11 on
+ *  instructions. */
 function rlvrGates({ before, after, sampledSft, sampledBefore, sampledAfter, kl }: RlvrMetrics): Gate[] {
   const gain = (now: Share, then: Share) => (now === null || then === null ? null : now - then)
   const ofProblems = (now: PocketMetrics, then: PocketMetrics) => gain(now.problems.accuracy, then.problems.accuracy)
@@ -315,7 +315,7 @@ function rlvrGates({ before, after, sampledSft, sampledBefore, sampledAfter, kl 
       : problems.meanTokens + instructions.meanTokens
   const [now, then] = [length(after), length(before)]
   return [
-    atLeast('problem accuracy, gained', ofProblems(after, before), 0.15),
+    atLeast('problem accuracy, gained', ofProblems(after, before), 0.12),
     ...(sampledSft
       ? [atLeast('problem accuracy sampled, gained on SFT', ofProblems(sampledAfter, sampledSft), 0.2)]
       : []),
