@@ -302,8 +302,8 @@ function rewardGates({ all, problem, instruction }: PairShares): Gate[] {
   ]
 }
 
-/** Bounds leave room for the standard error of 300 answers, .03: three seeds gained .14 to .21 on problems, .07 to .11 on
- *  instructions. */
+/** Bounds leave room for the standard error of 300 answers, .03: three seeds gained .14 to .21 on problems, .07 to .11
+ *  on instructions. */
 function rlvrGates({ before, after, sampledSft, sampledBefore, sampledAfter, kl }: RlvrMetrics): Gate[] {
   const gain = (now: Share, then: Share) => (now === null || then === null ? null : now - then)
   const ofProblems = (now: PocketMetrics, then: PocketMetrics) => gain(now.problems.accuracy, then.problems.accuracy)
