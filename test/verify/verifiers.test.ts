@@ -53,6 +53,29 @@ const ROWS: Record<string, Omit<VerifyInput, 'completion'>[]> = {
   format: [{}],
   max_length: [{ groundTruth: 100 }],
   up_to_max_length: [{ groundTruth: 100 }],
+  problem_answer: [{ groundTruth: 42 }],
+  instruction_constraints: [
+    {
+      groundTruth: {
+        entity: 'Mara',
+        distinctSentences: true,
+        constraints: [
+          { kind: 'caps' },
+          { kind: 'lower' },
+          { kind: 'nocomma' },
+          { kind: 'end', phrase: 'That is all.' },
+          { kind: 'start', phrase: 'In short' },
+          { kind: 'bullets', count: 3 },
+          { kind: 'kw', word: 'bridge', count: 2 },
+          { kind: 'quote' },
+          { kind: 'nsent', count: 2 },
+          { kind: 'avoid', word: 'has' },
+          { kind: 'title' },
+          { kind: 'ps' },
+        ],
+      },
+    },
+  ],
 }
 
 function row(id: string, kwargs: object): { row: Record<string, unknown> } {
@@ -260,5 +283,25 @@ describe('docs/verifiers.md', () => {
 
   it('names every instruction', () => {
     expect(INSTRUCTION_IDS.filter((id) => !text.includes(`\`${id}\``))).toEqual([])
+  })
+})
+
+describe('the verifiers of the pocket run, by name', () => {
+  const verdict = (name: string, completion: string, groundTruth: unknown) =>
+    findVerifier(name).verify({ completion, groundTruth }).score
+
+  it('problem_answer wants the integer on the last line', () => {
+    expect(verdict('problem_answer', '40+2=42\n#### 42', 42)).toBe(1)
+    expect(verdict('problem_answer', '40+2=42', 42)).toBe(0)
+    expect(() => verdict('problem_answer', '', '42')).toThrow(/`ground_truth` must be an integer/)
+  })
+
+  it('instruction_constraints wants the entity and every constraint', () => {
+    const truth = { entity: 'Mara', constraints: [{ kind: 'nocomma' }] }
+    expect(verdict('instruction_constraints', 'Mara is a baker here.', truth)).toBe(1)
+    expect(verdict('instruction_constraints', 'Mara, a baker, lives here.', truth)).toBe(0)
+    expect(() => verdict('instruction_constraints', '', { entity: 'Mara' })).toThrow(
+      /an entity and a list of constraints/,
+    )
   })
 })
