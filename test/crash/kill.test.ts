@@ -33,13 +33,29 @@ function leftovers(directory: string): string[] {
 
 const isSave = ({ type, step }: CommandEvent) => type === 'step' && step! % 3 === 0
 
-/** Lets a process live until a moment drawn from `random`: some events on and up to 60 ms, or the start of a save. */
+/** Longest wait for what a save leaves while it is under way. */
+const SAVE_MS = 200
+
+/** Calls `then` when a save is seen to be under way, or when none has been for a while. */
+function withinSave(directory: string, then: () => void): void {
+  const until = performance.now() + SAVE_MS
+  const look = () => {
+    if (leftovers(directory).length > 0 || performance.now() > until) then()
+    else setImmediate(look)
+  }
+  look()
+}
+
+/** Lets a process live until a moment drawn from `random`: some events on and up to 60 ms, or a save under way. */
 async function shortLife(directory: string, random: Random): Promise<Ended> {
   const atSave = random.chance(0.5)
   const wanted = atSave ? random.integer(1, 4) : random.integer(0, 16)
-  const delay = random.integer(0, atSave ? 30 : 60)
+  const delay = random.integer(0, 60)
   let seen = 0
-  const kill = (child: { kill: (signal: 'SIGKILL') => void }) => setTimeout(() => child.kill('SIGKILL'), delay)
+  const kill = (child: { kill: (signal: 'SIGKILL') => void }) => {
+    if (atSave) withinSave(directory, () => child.kill('SIGKILL'))
+    else setTimeout(() => child.kill('SIGKILL'), delay)
+  }
   return await train(directory, (event, { child }) => {
     if ((!atSave || isSave(event)) && seen++ === wanted) kill(child)
   })
