@@ -103,7 +103,7 @@ export function policyLogprobs(
  *  also of the state after its last one. */
 export function stateValues(
   model: RewardModel,
-  { rows, samples }: PolicyMicro<WithTokens & { values?: ArrayLike<number> }>,
+  { rows, samples }: PolicyMicro<WithTokens>,
   { after, checkpoint = false }: { after: (sample: number) => boolean; checkpoint?: boolean },
 ): Tensor {
   const at = samples.flatMap(({ tokens }, s) => {

@@ -86,8 +86,6 @@ export interface RolloutOptions<P extends RolloutPrompt> {
 export interface Rollout<P extends RolloutPrompt> {
   groups: RolloutGroup<P>[]
   numbers: Record<string, Float32Array> | undefined
-  /** Groups that came from the store. */
-  restored: number
   seconds: number
 }
 
@@ -130,7 +128,6 @@ export async function collectRollout<P extends RolloutPrompt>(
       answers: stored.groups.get(index) ?? made.get(index)!,
     })),
     numbers: stored.numbers,
-    restored: prompts.length - missing.length,
     seconds: (performance.now() - started) / 1000,
   }
 }

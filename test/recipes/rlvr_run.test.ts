@@ -1,6 +1,6 @@
 // The stage with verifiable rewards on files of one's own: prompts, verifiers by column and by module, reward models,
 // what is refused before anything is generated, and what a stop during generation leaves behind.
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
@@ -139,6 +139,21 @@ it('asks every prompt once in a pass, in an order of its own for each', async ()
   expect(passes[0]).not.toEqual(passes[1])
 })
 
+it('gives an answer that did not end the penalty in place of its verdict', async () => {
+  const settings = { algorithm: 'grpo', rollouts: 1, penaliseUnfinished: true, unfinishedReward: -7, maxNewTokens: 2 }
+  expect((await trained({ settings })).error).toBeUndefined()
+  const log = readFileSync(join(directory, 'rollouts', 'rlvr', 'rollout-000001.jsonl'), 'utf8')
+  const lines = log
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as { answers?: Record<string, unknown>[] })
+  const cut = lines.flatMap(({ answers = [] }) => answers).filter((answer) => answer.finish_reason === 'length')
+  expect(cut.length).toBeGreaterThan(2)
+  for (const { reward, score, reason } of cut) {
+    expect({ reward, score, reason }).toEqual({ reward: -7, score: 0, reason: 'the answer did not end' })
+  }
+})
+
 it('adds the opinion of a reward model', async () => {
   const reward = join(root, 'reward')
   const pairs = Array.from({ length: 8 }, (_, i) => ({ prompt: `Say ${i}.`, chosen: `${i}`, rejected: 'No.' }))
@@ -274,5 +289,4 @@ it('trains an adapter in place of the weights', async () => {
   expect(error).toBeUndefined()
   for (const row of rows) expect(row['rollout/logprob_diff_max']).toBe(0)
   expect(readdirSync(join(directory, 'rlvr', 'adapter'))).toContain('adapter_model.safetensors')
-  mkdirSync(join(root, 'seen'), { recursive: true })
 })
