@@ -388,6 +388,12 @@ describe('grpo', () => {
     expect(metric(steps, 'policy/loss')[0]).toBeCloseTo(sum / count, 5)
   })
 
+  it('draws other answers to the same prompts in every rollout', async () => {
+    const options = { prompts: () => prompts(0), rollouts: 3, miniBatches: 1 }
+    const { steps } = await trained({ algorithm: 'grpo', options, stage: { lr: 0 } })
+    expect(new Set(rewards(steps)).size).toBe(3)
+  })
+
   it('refuses single answers, which cannot be compared', () => {
     expect(() => new Grpo({ ...grpo, samplesPerPrompt: 1 })).toThrowError(
       expect.objectContaining({ code: 'ERR_CONFIG', message: expect.stringContaining('at least 2') }),
