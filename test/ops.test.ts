@@ -4,6 +4,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { type DType, dtypeOf } from '../lib/base/dtype.js'
 import { compareTables, openDevice } from '../lib/ops/index.js'
 import { declaredOps, leaks, type Op, runReference, type Sample, scope } from '../lib/tensor/index.js'
+import { deviceUnderTest } from './ops/device_under_test.js'
 import { type Oracle, oracles } from './ops/oracles.js'
 import {
   argumentsOn,
@@ -23,7 +24,7 @@ import {
 import { oddSamples } from './ops/sample_sizes.js'
 import { expectRounded, expectWithinNaive } from './ops/tolerance.js'
 
-const device = openDevice({ threads: 2 })
+const device = openDevice(deviceUnderTest)
 const ops = [...declaredOps().values()]
 const nameOf = (op: Op) => op.definition.name
 

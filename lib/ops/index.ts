@@ -1,6 +1,6 @@
 // THE TABLE: importing this file declares every op. `openDevice` compares it with the kernels of the addon.
 import { CaravanError } from '../base/errors.js'
-import { Device, type DeviceOptions, loadAddon } from '../runtime/index.js'
+import { cudaBackend, Device, type DeviceOptions, loadAddon } from '../runtime/index.js'
 import { declaredOps } from '../tensor/index.js'
 
 export * from './attention.js'
@@ -19,14 +19,15 @@ export * from './reduce.js'
 export * from './rope.js'
 export * from './sampling.js'
 
-let handshaken = false
+const handshaken = new Set<string>()
 
 /**
  * Opens a device after checking once that kernels and op table agree. Errors: ERR_NATIVE_LOAD, ERR_DEVICE, ERR_CONFIG.
  */
 export function openDevice(options: DeviceOptions = {}): Device {
-  if (!handshaken) {
-    const faults = compareTables()
+  const kind = options.kind ?? 'cpu'
+  if (!handshaken.has(kind)) {
+    const faults = compareTables(kind)
     if (faults.length > 0) {
       throw new CaravanError(
         'ERR_NATIVE_LOAD',
@@ -36,17 +37,18 @@ export function openDevice(options: DeviceOptions = {}): Device {
         },
       )
     }
-    handshaken = true
+    handshaken.add(kind)
   }
   return new Device(options)
 }
 
 /** Differences between the declared signatures and those that the kernels repeat. */
-export function compareTables(): string[] {
+export function compareTables(kind: 'cpu' | 'cuda' = 'cpu'): string[] {
   const ops = declaredOps()
   const faults = new Set<string>()
   const built = new Set<string>()
-  for (const [isa, name, device, signature] of loadAddon().kernels()) {
+  const kernels = kind === 'cpu' ? loadAddon().kernels() : (cudaBackend().facts?.kernels ?? [])
+  for (const [isa, name, device, signature] of kernels) {
     built.add(name)
     const op = ops.get(name)
     if (!op) faults.add(`kernel ${name} (${device}, ${isa}) has no op; its signature is "${signature}"`)
@@ -55,7 +57,8 @@ export function compareTables(): string[] {
     }
   }
   for (const [name, op] of ops) {
-    if (!built.has(name) && !op.definition.reference) faults.add(`op ${name} has neither a kernel nor a reference`)
+    if (kind === 'cpu' && !built.has(name) && !op.definition.reference)
+      faults.add(`op ${name} has neither a kernel nor a reference`)
   }
   return [...faults]
 }

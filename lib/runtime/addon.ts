@@ -15,8 +15,15 @@ export interface Addon {
     isa: string,
     ops: string[],
     onFinished: (ticket: number, error: NativeFailure | null) => void,
+  ): [device: number, isa: string, threads: number]
+  backend(path: string): BackendFacts
+  openBackend(
+    path: string,
+    ordinal: number,
+    budgetBytes: number,
+    ops: string[],
+    onFinished: (ticket: number, error: NativeFailure | null) => void,
   ): number
-  deviceInfo(device: number): { isa: string; threads: number }
   submit(device: number, words: Int32Array, count: number): void
   upload(device: number, tensor: number, array: ArrayBufferView): void
   loadFile(device: number, tensor: number, path: string, byteOffset: number, dtype: number): void
@@ -31,6 +38,16 @@ export interface Addon {
   close(device: number): void
 }
 
+/** What a device module says of itself and of this machine. */
+export interface BackendFacts {
+  kind: string
+  /** Why no device can be opened; empty when one can. */
+  unavailable: string
+  devices: [name: string, totalBytes: number, capability: number][]
+  findings: [name: string, text: string][]
+  kernels: [isa: string, op: string, device: string, signature: string][]
+}
+
 /** An error as the queue reports it. */
 export interface NativeFailure extends Error {
   code: string
@@ -39,6 +56,13 @@ export interface NativeFailure extends Error {
 }
 
 let loaded: Addon | undefined
+let loadedFrom = ''
+
+/** The file that the addon was loaded from. */
+export function addonFile(): string {
+  loadAddon()
+  return loadedFrom
+}
 
 /** The addon: CARAVAN_ADDON if set, else build/Release of this package. ERR_NATIVE_LOAD says what was tried. */
 export function loadAddon(): Addon {
@@ -55,6 +79,7 @@ export function loadAddon(): Addon {
     }
     try {
       loaded = createRequire(import.meta.url)(path) as Addon
+      loadedFrom = path
       return loaded
     } catch (cause) {
       tried.push(`${path}: ${(cause as Error).message}`)

@@ -5,13 +5,16 @@ import { type DType, dtypeBytes, dtypeCode } from '../base/dtype.js'
 import { CaravanError, type ErrorCode, nearestName } from '../base/errors.js'
 import { countOf, type Shape } from '../base/shape.js'
 import { type Addon, loadAddon, type NativeFailure } from './addon.js'
+import { usableCudaBackend } from './backend.js'
 
 export interface DeviceOptions {
   kind?: 'cpu' | 'cuda'
   /** Threads that compute; default: the cores this process may use. Results do not depend on it. */
   threads?: number
-  /** Most bytes of tensor memory; default 90 % of the machine's memory. */
+  /** Most bytes of tensor memory; default 90 % of the machine's memory, on a GPU of what is free there. */
   memoryBudgetBytes?: number
+  /** Which GPU, as the driver counts them; default CARAVAN_CUDA_DEVICE, else 0. */
+  ordinal?: number
   /** portable, avx2, avx512 or avx512bf16; default CARAVAN_ISA, else the best this processor has. */
   isa?: string
 }
@@ -65,25 +68,15 @@ export class Device {
 
   constructor(options: DeviceOptions = {}) {
     this.kind = options.kind ?? 'cpu'
-    if (this.kind !== 'cpu') {
-      throw new CaravanError('ERR_DEVICE', `device '${this.kind}' is not available: this build has no CUDA backend`, {
-        hint: 'use --device cpu',
-      })
-    }
     this.#addon = loadAddon()
-    const names = [...new Set(this.#addon.kernels().map(([, op]) => op))].sort()
-    this.#opIndex = new Map(names.map((name, i) => [name, i]))
-    const isa = options.isa ?? process.env.CARAVAN_ISA ?? ''
-    const threads = options.threads ?? availableParallelism()
-    const wanted = options.memoryBudgetBytes ?? totalmem() * 0.9
-    const budget = Math.min(Math.floor(wanted), Number.MAX_SAFE_INTEGER)
-    checkOptions(this.#addon, { threads, budget, isa })
-    this.#index = native(() =>
-      this.#addon.openCpu(threads, budget, isa, names, (ticket, error) => this.#finished(ticket, error)),
-    )
-    const info = this.#addon.deviceInfo(this.#index)
-    this.isa = info.isa
-    this.threads = info.threads
+    const opened =
+      this.kind === 'cuda'
+        ? openCuda(this.#addon, options, this.#finished.bind(this))
+        : openCpu(this.#addon, options, this.#finished.bind(this))
+    this.#index = opened.index
+    this.#opIndex = new Map(opened.ops.map((name, i) => [name, i]))
+    this.isa = opened.isa
+    this.threads = opened.threads
   }
 
   /** Index of a native op, or undefined when this device has no kernel of that name. */
@@ -347,6 +340,44 @@ export class Device {
     for (let i = 0; i < shape.length; i++) this.#word(shape[i]!)
   }
 }
+
+/** What opening a device gives. */
+interface Opened {
+  index: number
+  /** Names of the ops with a kernel, in the order of their indices. */
+  ops: string[]
+  isa: string
+  threads: number
+}
+
+type OnFinished = (ticket: number, error: NativeFailure | null) => void
+
+const opsOf = (kernels: ReturnType<Addon['kernels']>) => [...new Set(kernels.map(([, op]) => op))].sort()
+
+function openCpu(addon: Addon, options: DeviceOptions, onFinished: OnFinished): Opened {
+  const ops = opsOf(addon.kernels())
+  const wantedIsa = options.isa ?? process.env.CARAVAN_ISA ?? ''
+  const wantedThreads = options.threads ?? availableParallelism()
+  const budget = budgetOf(options.memoryBudgetBytes ?? totalmem() * 0.9)
+  checkOptions(addon, { threads: wantedThreads, budget, isa: wantedIsa })
+  const [index, isa, threads] = native(() => addon.openCpu(wantedThreads, budget, wantedIsa, ops, onFinished))
+  return { index, ops, isa, threads }
+}
+
+function openCuda(addon: Addon, options: DeviceOptions, onFinished: OnFinished): Opened {
+  const { path, facts } = usableCudaBackend()
+  const ops = opsOf(facts.kernels)
+  const ordinal = options.ordinal ?? Number(process.env.CARAVAN_CUDA_DEVICE ?? 0)
+  const budget = options.memoryBudgetBytes === undefined ? 0 : budgetOf(options.memoryBudgetBytes)
+  if (!Number.isInteger(ordinal) || ordinal < 0 || ordinal > 1024) {
+    throw new CaravanError('ERR_CONFIG', `the number of a CUDA device must be an integer from 0 on, got ${ordinal}`)
+  }
+  const index = native(() => addon.openBackend(path, ordinal, budget, ops, onFinished))
+  const capability = facts.devices[ordinal]![2]
+  return { index, ops, isa: `sm_${capability}`, threads: 1 }
+}
+
+const budgetOf = (bytes: number) => Math.min(Math.floor(bytes), Number.MAX_SAFE_INTEGER)
 
 /** Commands that can be run again, and the ids that they use. */
 export interface RecordedCommands {

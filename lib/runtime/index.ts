@@ -1,5 +1,6 @@
 // The native boundary.
-export { type Addon, loadAddon } from './addon.js'
+export { type Addon, addonFile, type BackendFacts, loadAddon } from './addon.js'
+export { type CudaBackend, cudaBackend } from './backend.js'
 export {
   Device,
   type DeviceOptions,

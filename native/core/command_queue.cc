@@ -70,6 +70,7 @@ void CommandQueue::push(Item item) {
 
 void CommandQueue::serve() {
   become_compute_thread();
+  guarded("open", [&] { device_->attach(); });
   for (;;) {
     Item item;
     {

@@ -20,8 +20,10 @@ class Device {
   virtual void copy_out(void* host_memory, const void* device_memory, size_t bytes) = 0;
   /** The kernel of `op`, or null. */
   virtual const KernelRow* find_kernel(const std::string& op) const = 0;
-  /** Returns when all work given so far has finished. */
+  /** Returns when all work given so far has finished; throws what went wrong in it. */
   virtual void synchronize() = 0;
+  /** Called once by the thread that will call everything else. */
+  virtual void attach() {}
   /** Asks a running kernel to return early; its results are then meaningless. */
   virtual void cancel() = 0;
 };

@@ -5,6 +5,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/** Marks what kernels for the CPU and for the GPU share. */
+#ifdef __CUDACC__
+#define CARAVAN_ANYWHERE __host__ __device__
+#else
+#define CARAVAN_ANYWHERE
+#endif
+
 namespace caravan {
 
 enum class DType : int32_t { kF32 = 0, kBF16 = 1, kF64 = 2, kI32 = 3, kU8 = 4, kF16 = 5 };
@@ -31,7 +38,7 @@ struct bf16 {
   uint16_t bits;
 };
 
-static inline float to_f32(bf16 x) {
+CARAVAN_ANYWHERE static inline float to_f32(bf16 x) {
   uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
   float f;
   __builtin_memcpy(&f, &wide, 4);
@@ -39,7 +46,7 @@ static inline float to_f32(bf16 x) {
 }
 
 /** Rounds to nearest, ties to even; a NaN stays a NaN. */
-static inline bf16 to_bf16(float f) {
+CARAVAN_ANYWHERE static inline bf16 to_bf16(float f) {
   uint32_t wide;
   __builtin_memcpy(&wide, &f, 4);
   if ((wide & 0x7fffffffu) > 0x7f800000u) return bf16{static_cast<uint16_t>((wide >> 16) | 0x40u)};

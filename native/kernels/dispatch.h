@@ -6,6 +6,12 @@
 
 namespace caravan::CARAVAN_ISA {
 
+#ifdef CARAVAN_CUDA
+static constexpr const char* kDeviceText = "CUDA";
+#else
+static constexpr const char* kDeviceText = "CPU";
+#endif
+
 /** Bytes of memory traffic of one task: small enough that a medium tensor occupies every thread, large enough that
  *  handing a task out (tens of nanoseconds) does not show, and that a small tensor is one task on the calling thread.
  */
@@ -43,7 +49,7 @@ static inline void with_f32_or_bf16(const char* op, DType dtype, const Body& bod
     case DType::kBF16:
       return body(bf16{});
     default:
-      fail("ERR_DTYPE", "%s: the CPU kernel takes f32 or bf16; got %s", op, name_of(dtype));
+      fail("ERR_DTYPE", "%s: the %s kernel takes f32 or bf16; got %s", op, kDeviceText, name_of(dtype));
   }
 }
 
@@ -58,7 +64,7 @@ static inline void with_float_type(const char* op, DType dtype, const Body& body
     case DType::kF64:
       return body(double{});
     default:
-      fail("ERR_DTYPE", "%s: the CPU kernel takes f32, bf16 or f64; got %s", op, name_of(dtype));
+      fail("ERR_DTYPE", "%s: the %s kernel takes f32, bf16 or f64; got %s", op, kDeviceText, name_of(dtype));
   }
 }
 

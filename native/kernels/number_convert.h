@@ -13,13 +13,13 @@ struct f16 {
   uint16_t bits;
 };
 
-static inline double to_f64(double x) { return x; }
-static inline double to_f64(float x) { return x; }
-static inline double to_f64(bf16 x) { return to_f32(x); }
-static inline double to_f64(int32_t x) { return x; }
+CARAVAN_ANYWHERE static inline double to_f64(double x) { return x; }
+CARAVAN_ANYWHERE static inline double to_f64(float x) { return x; }
+CARAVAN_ANYWHERE static inline double to_f64(bf16 x) { return to_f32(x); }
+CARAVAN_ANYWHERE static inline double to_f64(int32_t x) { return x; }
 /** Exact, and free of branches: with exponent and fraction moved into the places of an f32, a factor of 2^112 corrects
  *  the bias of normal and subnormal numbers alike. Infinity and NaN keep their fraction under the largest exponent. */
-static inline float to_f32(f16 x) {
+CARAVAN_ANYWHERE static inline float to_f32(f16 x) {
   const uint32_t moved = static_cast<uint32_t>(x.bits & 0x7fff) << 13;
   float magnitude;
   __builtin_memcpy(&magnitude, &moved, 4);
@@ -30,17 +30,17 @@ static inline float to_f32(f16 x) {
   __builtin_memcpy(&magnitude, &bits, 4);
   return magnitude;
 }
-static inline double to_f64(f16 x) { return to_f32(x); }
+CARAVAN_ANYWHERE static inline double to_f64(f16 x) { return to_f32(x); }
 
 /** Nearest integer, ties to even, for |x| < 2^51: adding 1.5 * 2^52 pushes the fraction out. */
-static inline double nearest_integer(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
+CARAVAN_ANYWHERE static inline double nearest_integer(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
 
-static inline void round_to(double x, double* y) { *y = x; }
-static inline void round_to(double x, float* y) { *y = static_cast<float>(x); }
+CARAVAN_ANYWHERE static inline void round_to(double x, double* y) { *y = x; }
+CARAVAN_ANYWHERE static inline void round_to(double x, float* y) { *y = static_cast<float>(x); }
 
 /** Through f32 rounded to odd (Boldo & Melquiond 2008): its last bit remembers that something was cut off, so that the
  *  second rounding cannot see a tie that is none. */
-static inline void round_to(double x, bf16* y) {
+CARAVAN_ANYWHERE static inline void round_to(double x, bf16* y) {
   float near = static_cast<float>(x);
   if (static_cast<double>(near) != x) {
     uint32_t bits;
@@ -52,7 +52,7 @@ static inline void round_to(double x, bf16* y) {
   *y = to_bf16(near);
 }
 
-static inline void round_to(double x, f16* y) {
+CARAVAN_ANYWHERE static inline void round_to(double x, f16* y) {
   const uint16_t sign = __builtin_signbit(x) ? 0x8000 : 0;
   const double magnitude = __builtin_fabs(x);
   uint64_t bits;
@@ -72,13 +72,13 @@ static inline void round_to(double x, f16* y) {
 }
 
 /** Values outside the range become the nearest end of it, NaN becomes 0. */
-static inline void round_to(double x, int32_t* y) {
+CARAVAN_ANYWHERE static inline void round_to(double x, int32_t* y) {
   double limited = x < -2147483648.0 ? -2147483648.0 : x > 2147483647.0 ? 2147483647.0 : x;
   *y = x != x ? 0 : static_cast<int32_t>(nearest_integer(limited));
 }
 
 template <typename T>
-static inline T rounded(double x) {
+CARAVAN_ANYWHERE static inline T rounded(double x) {
   T y;
   round_to(x, &y);
   return y;
@@ -99,7 +99,7 @@ static inline void with_number_type(const char* op, DType dtype, const Body& bod
     case DType::kI32:
       return body(int32_t{});
     default:
-      fail("ERR_DTYPE", "%s: the CPU kernel takes f32, bf16, f64, f16 or i32; got %s", op, name_of(dtype));
+      fail("ERR_DTYPE", "%s: the %s kernel takes f32, bf16, f64, f16 or i32; got %s", op, kDeviceText, name_of(dtype));
   }
 }
 

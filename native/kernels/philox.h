@@ -12,7 +12,7 @@ struct PhiloxKey {
 };
 
 /** The four integers of block `index`. */
-static inline void philox(const PhiloxKey& key, uint64_t index, uint32_t (&block)[4]) {
+CARAVAN_ANYWHERE static inline void philox(const PhiloxKey& key, uint64_t index, uint32_t (&block)[4]) {
   uint32_t c0 = static_cast<uint32_t>(index);
   uint32_t c1 = static_cast<uint32_t>(index >> 32);
   uint32_t c2 = static_cast<uint32_t>(key.stream);
@@ -36,6 +36,8 @@ static inline void philox(const PhiloxKey& key, uint64_t index, uint32_t (&block
 }
 
 /** A double that holds an integer (below 2^53 in magnitude) as its two's complement bits. */
-static inline uint64_t integer_bits(double x) { return static_cast<uint64_t>(static_cast<int64_t>(x)); }
+CARAVAN_ANYWHERE static inline uint64_t integer_bits(double x) {
+  return static_cast<uint64_t>(static_cast<int64_t>(x));
+}
 
 }  // namespace caravan::CARAVAN_ISA

@@ -4,6 +4,7 @@
 // A worker thread that is being terminated refuses every call, the throwing of an exception too; without this the
 // refusal would leave a C++ exception uncaught and end the whole process.
 #define NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS
+#include <dlfcn.h>
 #include <napi.h>
 
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/backend.h"
 #include "core/command_queue.h"
 #include "core/error.h"
 #include "core/kernel_registry.h"
@@ -120,52 +122,106 @@ Napi::Value isa_level_names(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Array kernel_rows(Napi::Env env, const char* isa, const KernelSpan& kernels, Napi::Array table) {
+  for (const KernelRow* kernel = kernels.begin; kernel != kernels.end; kernel++) {
+    Napi::Array row = Napi::Array::New(env);
+    row.Set(0u, Napi::String::New(env, isa));
+    row.Set(1u, Napi::String::New(env, kernel->op));
+    row.Set(2u, Napi::String::New(env, kernel->device));
+    row.Set(3u, Napi::String::New(env, kernel->signature));
+    table.Set(table.Length(), row);
+  }
+  return table;
+}
+
 /** kernels() -> [[isa, op, device, signature], ...] for every kernel of this build. */
 Napi::Value kernel_table(const Napi::CallbackInfo& info) {
   return entry(info, [](Napi::Env env) -> Napi::Value {
     Napi::Array table = Napi::Array::New(env);
-    for (const IsaLevel& level : isa_levels()) {
-      for (const KernelRow* kernel = level.kernels.begin; kernel != level.kernels.end; kernel++) {
-        Napi::Array row = Napi::Array::New(env);
-        row.Set(0u, Napi::String::New(env, level.name));
-        row.Set(1u, Napi::String::New(env, kernel->op));
-        row.Set(2u, Napi::String::New(env, kernel->device));
-        row.Set(3u, Napi::String::New(env, kernel->signature));
-        table.Set(table.Length(), row);
-      }
-    }
+    for (const IsaLevel& level : isa_levels()) kernel_rows(env, level.name, level.kernels, table);
     return table;
   });
 }
 
-/** openCpu(threads, budgetBytes, isa, opNames, onFinished(ticket, error|null)) -> device index. */
+/** Puts a queue before `device`; arguments `first` and `first` + 1 are opNames and onFinished(ticket, error|null). */
+Napi::Value open_device(const Napi::CallbackInfo& info, std::unique_ptr<Device> device, size_t first) {
+  Napi::Env env = info.Env();
+  Napi::Array names = info[first].As<Napi::Array>();
+  std::vector<std::string> ops;
+  for (uint32_t i = 0; i < names.Length(); i++) ops.push_back(names.Get(i).As<Napi::String>().Utf8Value());
+  auto opened = std::make_unique<OpenDevice>();
+  opened->queue = std::make_unique<CommandQueue>(std::move(device), std::move(ops));
+  opened->report = Napi::ThreadSafeFunction::New(env, info[first + 1].As<Napi::Function>(), "caravan", 0, 1);
+  opened->report.Unref(env);
+  Environment* environment = env.GetInstanceData<Environment>();
+  environment->devices.push_back(std::move(opened));
+  return Napi::Number::New(env, static_cast<double>(environment->devices.size() - 1));
+}
+
+/** openCpu(threads, budgetBytes, isa, opNames, onFinished) -> [device index, isa, threads]. */
 Napi::Value open_cpu(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     int threads = static_cast<int>(whole_at(info, 0, 1, 1024));
     double budget = whole_at(info, 1, 1, 0x1p53);
     std::string isa = info[2].As<Napi::String>().Utf8Value();
-    Napi::Array names = info[3].As<Napi::Array>();
-    std::vector<std::string> ops;
-    for (uint32_t i = 0; i < names.Length(); i++) ops.push_back(names.Get(i).As<Napi::String>().Utf8Value());
-    auto opened = std::make_unique<OpenDevice>();
     auto device = std::make_unique<CpuDevice>(threads, static_cast<size_t>(budget), isa);
-    opened->queue = std::make_unique<CommandQueue>(std::move(device), std::move(ops));
-    opened->report = Napi::ThreadSafeFunction::New(env, info[4].As<Napi::Function>(), "caravan", 0, 1);
-    opened->report.Unref(env);
-    Environment* environment = env.GetInstanceData<Environment>();
-    environment->devices.push_back(std::move(opened));
-    return Napi::Number::New(env, static_cast<double>(environment->devices.size() - 1));
+    Napi::Array opened = Napi::Array::New(env);
+    opened.Set(1u, Napi::String::New(env, device->isa()));
+    opened.Set(2u, Napi::Number::New(env, device->pool().threads()));
+    opened.Set(0u, open_device(info, std::move(device), 3));
+    return opened;
   });
 }
 
-/** deviceInfo(device) -> {isa, threads}. */
-Napi::Value device_info(const Napi::CallbackInfo& info) {
+/** The module at `path`, which is never unloaded. */
+const Backend& backend_at(const std::string& path) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) fail("ERR_NATIVE_LOAD", "%s", dlerror());
+  auto function = reinterpret_cast<BackendFunction>(dlsym(library, "caravan_backend"));
+  if (function == nullptr) fail("ERR_NATIVE_LOAD", "%s is not a device module", path.c_str());
+  const Backend* backend = function();
+  if (backend->version != Backend::kVersion) {
+    fail("ERR_NATIVE_LOAD", "%s is of version %d, this engine needs %d: build both again", path.c_str(),
+         backend->version, Backend::kVersion);
+  }
+  return *backend;
+}
+
+/** backend(path) -> {kind, unavailable, devices: [[name, bytes, capability]], findings: [[name, text]], kernels}. */
+Napi::Value backend_facts(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
-    CpuDevice& device = static_cast<CpuDevice&>(device_at(info).queue->device());
-    Napi::Object object = Napi::Object::New(env);
-    object.Set("isa", device.isa());
-    object.Set("threads", device.pool().threads());
-    return object;
+    const Backend& backend = backend_at(info[0].As<Napi::String>().Utf8Value());
+    Napi::Object facts = Napi::Object::New(env);
+    facts.Set("kind", backend.kind);
+    facts.Set("unavailable", backend.unavailable());
+    Napi::Array devices = Napi::Array::New(env);
+    for (const DeviceFacts& device : backend.devices()) {
+      Napi::Array row = Napi::Array::New(env);
+      row.Set(0u, device.name);
+      row.Set(1u, static_cast<double>(device.total_bytes));
+      row.Set(2u, device.capability);
+      devices.Set(devices.Length(), row);
+    }
+    facts.Set("devices", devices);
+    Napi::Array findings = Napi::Array::New(env);
+    for (const Finding& finding : backend.findings()) {
+      Napi::Array row = Napi::Array::New(env);
+      row.Set(0u, finding.name);
+      row.Set(1u, finding.text);
+      findings.Set(findings.Length(), row);
+    }
+    facts.Set("findings", findings);
+    facts.Set("kernels", kernel_rows(env, backend.kind, backend.kernels, Napi::Array::New(env)));
+    return facts;
+  });
+}
+
+/** openBackend(path, ordinal, budgetBytes (0: nine tenths of what is free), opNames, onFinished) -> device index. */
+Napi::Value open_backend(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env) -> Napi::Value {
+    const Backend& backend = backend_at(info[0].As<Napi::String>().Utf8Value());
+    int ordinal = static_cast<int>(whole_at(info, 1, 0, 1024));
+    return open_device(info, backend.open(ordinal, static_cast<size_t>(whole_at(info, 2, 0, 0x1p53))), 3);
   });
 }
 
@@ -356,7 +412,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("isaLevels", Napi::Function::New(env, isa_level_names));
   exports.Set("kernels", Napi::Function::New(env, kernel_table));
   exports.Set("openCpu", Napi::Function::New(env, open_cpu));
-  exports.Set("deviceInfo", Napi::Function::New(env, device_info));
+  exports.Set("backend", Napi::Function::New(env, backend_facts));
+  exports.Set("openBackend", Napi::Function::New(env, open_backend));
   exports.Set("submit", Napi::Function::New(env, submit));
   exports.Set("upload", Napi::Function::New(env, upload));
   exports.Set("loadFile", Napi::Function::New(env, load_file));

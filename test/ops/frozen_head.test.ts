@@ -2,10 +2,11 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { crossEntropy, fill, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import { declaredOps, Gradients, leaks, type Op, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from './device_under_test.js'
 import { allSamples, plausibleCall } from './extra_samples.js'
 import { argumentsOn, bitsOf, callOp, disposeAll, roundedCall, type SampleCall, sampleText } from './sample_call.js'
 
-const device = openDevice({ threads: 2 })
+const device = openDevice(deviceUnderTest)
 const opOf = (name: string): Op => declaredOps().get(name)!
 
 afterAll(async () => {

@@ -4,6 +4,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { attentionOp, embedding, openDevice, rmsNorm, rope, ropeTable, swiglu } from '../../lib/ops/index.js'
 import { Gradients, scope, Tape, Tensor } from '../../lib/tensor/index.js'
 import { type GoldenTensor, readGolden, readGoldenJson } from '../golden_tensors.js'
+import { deviceUnderTest } from './device_under_test.js'
 import { difference, largestMagnitude } from './tolerance.js'
 
 interface Deviation {
@@ -22,7 +23,7 @@ const notes = readGoldenJson<{
   }
 }>('ops/ops.json')
 
-const device = openDevice({ threads: 2 })
+const device = openDevice(deviceUnderTest)
 
 afterAll(async () => {
   await device.idle()

@@ -3,6 +3,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { adamwOp, clipControlOp, openDevice, squaredSumAddOp } from '../../lib/ops/index.js'
 import { Tensor } from '../../lib/tensor/index.js'
 import { readGolden, readGoldenJson } from '../golden_tensors.js'
+import { deviceUnderTest } from './device_under_test.js'
 import { difference, largestMagnitude } from './tolerance.js'
 
 interface Run {
@@ -20,7 +21,7 @@ interface Run {
 
 const golden = readGolden('optim/optim.safetensors')
 const notes = readGoldenJson<{ [run: string]: Run }>('optim/optim.json')
-const device = openDevice({ threads: 2 })
+const device = openDevice(deviceUnderTest)
 
 afterAll(async () => {
   await device.idle()

@@ -16,6 +16,7 @@ import {
 } from '../../lib/tensor/index.js'
 import { cancellingTerms, naiveAttentionBackward } from './attention_backward.js'
 import { differentiable, gradientsBy, seedValues } from './autodiff.js'
+import { deviceUnderTest } from './device_under_test.js'
 import {
   argumentsOn,
   callOp,
@@ -33,7 +34,7 @@ import {
 import { oddSamples } from './sample_sizes.js'
 import { expectWithinNaive, largestMagnitude } from './tolerance.js'
 
-const device = openDevice({ threads: 2 })
+const device = openDevice(deviceUnderTest)
 const ops = [...declaredOps().values()]
 const nameOf = (op: Op) => op.definition.name
 

@@ -2,6 +2,7 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { openDevice } from '../../lib/ops/index.js'
 import { declaredOps, leaks, type Op, type Sample, type Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from './device_under_test.js'
 import { allSamples, plausibleCall } from './extra_samples.js'
 import {
   type AnyCall,
@@ -22,7 +23,7 @@ import {
 import { oddSamples } from './sample_sizes.js'
 import { expectRounded, expectWithinNaive } from './tolerance.js'
 
-const device = openDevice({ threads: 2 })
+const device = openDevice(deviceUnderTest)
 const opOf = (name: string): Op => declaredOps().get(name)!
 
 afterAll(async () => {

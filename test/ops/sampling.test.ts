@@ -15,8 +15,9 @@ import {
 } from '../../lib/ops/index.js'
 import { leaks, scope, Tensor } from '../../lib/tensor/index.js'
 import { readGolden } from '../golden_tensors.js'
+import { deviceUnderTest } from './device_under_test.js'
 
-const device = openDevice({ threads: 2 })
+const device = openDevice(deviceUnderTest)
 afterAll(async () => {
   await device.idle()
   expect(device.stats().liveTensors).toBe(0)

@@ -2,10 +2,11 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
 import { fill, iota, openDevice, randomNormal, randomUniform } from '../../lib/ops/index.js'
+import { deviceUnderTest } from './device_under_test.js'
 import { rounded } from './sample_call.js'
 import { expectRounded } from './tolerance.js'
 
-const device = openDevice({ threads: 2 })
+const device = openDevice(deviceUnderTest)
 afterAll(() => device.close())
 
 const sizes = [0, 1, 7, 8, 9, 16, 17, 33, 20_001]

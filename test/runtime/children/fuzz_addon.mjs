@@ -7,7 +7,7 @@ import { loadAddon } from '../../../dist/runtime/index.js'
 const addon = loadAddon()
 const random = new Random(Number(process.argv[2]))
 const opNames = [...new Set(addon.kernels().map(([, op]) => op))].sort()
-const open = () => addon.openCpu(2, 1 << 24, '', opNames, () => {})
+const open = () => addon.openCpu(2, 1 << 24, '', opNames, () => {})[0]
 
 function detached() {
   const array = new Float32Array(8)

@@ -1,0 +1,162 @@
+#include "cuda/device.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/gemm.h"
+
+extern "C" {
+extern const caravan::KernelRow __start_crv_kernels_cuda[];
+extern const caravan::KernelRow __stop_crv_kernels_cuda[];
+}
+
+namespace caravan::cuda {
+
+namespace {
+
+void* map_segment(size_t bytes) {
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, bytes) == cudaSuccess) return memory;
+  cudaGetLastError();  // a lack of memory is an answer, not a fault of the device
+  return nullptr;
+}
+
+size_t usable_bytes(size_t wanted) {
+  size_t free_bytes = 0, total_bytes = 0;
+  check(cudaMemGetInfo(&free_bytes, &total_bytes), "memory of the device");
+  if (wanted > total_bytes) {
+    fail("ERR_CONFIG", "a memory budget of %zu bytes on a device with %zu bytes", wanted, total_bytes);
+  }
+  return wanted != 0 ? wanted : free_bytes / 10 * 9;
+}
+
+}  // namespace
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  const char* code = error == cudaErrorMemoryAllocation ? "ERR_OOM" : "ERR_DEVICE";
+  fail(code, "CUDA %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+CudaDevice& device_of(const Args& a) { return static_cast<CudaDevice&>(a.device); }
+cudaStream_t stream_of(const Args& a) { return device_of(a).stream(); }
+int multiprocessors(const Args& a) { return device_of(a).multiprocessors(); }
+FaultReport fault_report(const Args& a, const char* op) { return {device_of(a).fault(), op}; }
+KernelSpan kernel_rows() { return {__start_crv_kernels_cuda, __stop_crv_kernels_cuda}; }
+
+Staging::Staging(cudaStream_t stream) : stream_(stream) {
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, kSlotBytes * kSlots, 0), "pinned memory");
+  memory_ = static_cast<char*>(memory);
+  for (int i = 0; i < kSlots; i++) {
+    cudaEvent_t event;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "event");
+    done_.push_back(event);
+  }
+}
+
+Staging::~Staging() {
+  for (cudaEvent_t event : done_) cudaEventDestroy(event);
+  cudaFreeHost(memory_);
+}
+
+void Staging::copy_in(void* to, const void* from, size_t bytes) {
+  for (size_t done = 0; done < bytes;) {
+    const size_t n = std::min(kSlotBytes, bytes - done);
+    char* slot = memory_ + static_cast<size_t>(next_) * kSlotBytes;
+    const cudaEvent_t event = done_[static_cast<size_t>(next_)];
+    next_ = (next_ + 1) % kSlots;
+    check(cudaEventSynchronize(event), "upload");
+    std::memcpy(slot, static_cast<const char*>(from) + done, n);
+    check(cudaMemcpyAsync(static_cast<char*>(to) + done, slot, n, cudaMemcpyHostToDevice, stream_), "upload");
+    check(cudaEventRecord(event, stream_), "upload");
+    done += n;
+  }
+}
+
+void Staging::copy_out(void* to, const void* from, size_t bytes) {
+  // Half of the slots are on their way while the other half is copied out of.
+  constexpr size_t kHalf = kSlotBytes * kSlots / 2;
+  check(cudaStreamSynchronize(stream_), "download");
+  next_ = 0;
+  cudaEvent_t events[2] = {done_[0], done_[1]};
+  auto start = [&](size_t part) {
+    const size_t begin = part * kHalf;
+    if (begin >= bytes) return;
+    const size_t n = std::min(kHalf, bytes - begin);
+    check(cudaMemcpyAsync(memory_ + part % 2 * kHalf, static_cast<const char*>(from) + begin, n, cudaMemcpyDeviceToHost,
+                          stream_),
+          "download");
+    check(cudaEventRecord(events[part % 2], stream_), "download");
+  };
+  start(0);
+  for (size_t part = 0; part * kHalf < bytes; part++) {
+    start(part + 1);
+    check(cudaEventSynchronize(events[part % 2]), "download");
+    const size_t begin = part * kHalf;
+    std::memcpy(static_cast<char*>(to) + begin, memory_ + part % 2 * kHalf, std::min(kHalf, bytes - begin));
+  }
+}
+
+CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
+  attach();
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+  check(cudaEventCreateWithFlags(&idle_, cudaEventDisableTiming | cudaEventBlockingSync), "event");
+  check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, ordinal), "multiprocessors");
+  void* fault = nullptr;
+  check(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "pinned memory");
+  fault_ = new (fault) Fault{};
+  staging_ = std::make_unique<Staging>(stream_);
+  const SegmentSource segments = {map_segment, [](void* memory, size_t) { cudaFree(memory); }};
+  allocator_ = std::make_unique<CachingAllocator>(segments, usable_bytes(budget_bytes));
+  gemm_ = std::make_unique<Gemm>(*this);
+  const KernelSpan rows = kernel_rows();
+  for (const KernelRow* row = rows.begin; row != rows.end; row++) kernels_[row->op] = row;
+}
+
+CudaDevice::~CudaDevice() {
+  cudaSetDevice(ordinal_);
+  cudaStreamSynchronize(stream_);
+  gemm_.reset();
+  staging_.reset();
+  allocator_.reset();
+  cudaFreeHost(fault_);
+  cudaEventDestroy(idle_);
+  cudaStreamDestroy(stream_);
+}
+
+void CudaDevice::attach() { check(cudaSetDevice(ordinal_), "device"); }
+
+void CudaDevice::copy_in(void* device_memory, const void* host_memory, size_t bytes) {
+  staging_->copy_in(device_memory, host_memory, bytes);
+}
+
+void CudaDevice::copy_out(void* host_memory, const void* device_memory, size_t bytes) {
+  staging_->copy_out(host_memory, device_memory, bytes);
+  report_fault();
+}
+
+const KernelRow* CudaDevice::find_kernel(const std::string& op) const {
+  auto found = kernels_.find(op);
+  return found == kernels_.end() ? nullptr : found->second;
+}
+
+void CudaDevice::synchronize() {
+  check(cudaEventRecord(idle_, stream_), "wait");
+  check(cudaEventSynchronize(idle_), "wait");
+  report_fault();
+}
+
+void CudaDevice::report_fault() {
+  const Fault found = *fault_;
+  if (found.kind == 0) return;
+  *fault_ = Fault{};
+  if (static_cast<FaultKind>(found.kind) == FaultKind::kSegment) {
+    fail("ERR_SHAPE", "%s: segment %lld does not lie in its rows: it ends at %lld, there are %lld", found.op,
+         found.position, found.value, found.limit);
+  }
+  fail("ERR_RANGE", "%s: entry %lld is %lld; allowed are 0 to %lld", found.op, found.position, found.value,
+       found.limit - 1);
+}
+
+}  // namespace caravan::cuda

@@ -1,0 +1,75 @@
+// A GPU as a device: one stream, memory from the driver behind the caching allocator, uploads through pinned memory.
+// All work of the device runs on its one stream in the order of the command queue, so a block of memory may be given to
+// a later command as soon as the earlier one has been enqueued.
+#pragma once
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/device.h"
+#include "cuda/fault.h"
+#include "cuda/launch.h"
+
+namespace caravan::cuda {
+
+class Gemm;
+
+/** Pinned memory through which host bytes go to the device, in slots that are used in turns. */
+class Staging {
+ public:
+  explicit Staging(cudaStream_t stream);
+  ~Staging();
+  /** Copies to the device in stream order; `from` may be reused when this returns. */
+  void copy_in(void* to, const void* from, size_t bytes);
+  /** Copies to the host; returns when the bytes are there. */
+  void copy_out(void* to, const void* from, size_t bytes);
+
+ private:
+  static constexpr size_t kSlotBytes = size_t{1} << 20;
+  static constexpr int kSlots = 8;
+  cudaStream_t stream_;
+  char* memory_ = nullptr;
+  std::vector<cudaEvent_t> done_;
+  int next_ = 0;
+};
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(int ordinal, size_t budget_bytes);
+  ~CudaDevice() override;
+
+  const char* kind() const override { return "cuda"; }
+  CachingAllocator& allocator() override { return *allocator_; }
+  void copy_in(void* device_memory, const void* host_memory, size_t bytes) override;
+  void copy_out(void* host_memory, const void* device_memory, size_t bytes) override;
+  const KernelRow* find_kernel(const std::string& op) const override;
+  void synchronize() override;
+  void attach() override;
+  void cancel() override {}
+
+  cudaStream_t stream() const { return stream_; }
+  int multiprocessors() const { return multiprocessors_; }
+  Fault* fault() const { return fault_; }
+  Gemm& gemm() { return *gemm_; }
+
+ private:
+  void report_fault();
+
+  int ordinal_;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t idle_ = nullptr;
+  int multiprocessors_ = 1;
+  Fault* fault_ = nullptr;
+  std::unique_ptr<Staging> staging_;
+  std::unique_ptr<CachingAllocator> allocator_;
+  std::unique_ptr<Gemm> gemm_;
+  std::unordered_map<std::string, const KernelRow*> kernels_;
+};
+
+CudaDevice& device_of(const Args& a);
+
+/** The rows of every kernel file of this module. */
+KernelSpan kernel_rows();
+
+}  // namespace caravan::cuda

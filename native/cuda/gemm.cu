@@ -1,0 +1,258 @@
+// The own matrix products. bf16 with rows that 16-byte copies can move: 128 x 128 tiles of mma.m16n8k16 fed by cp.async
+// through three stages of shared memory. Everything else (f32, f64, odd sizes): 64 x 64 tiles of fused multiply-adds.
+// One accumulator per element walks K from the front, whatever M is and whichever tile the row falls into.
+#include "cuda/gemm.h"
+
+#include "cuda/device.h"
+#include "cuda/numbers.h"
+#include "cuda/tensor_core.h"
+
+namespace caravan::cuda {
+namespace {
+
+/** A product as the kernels see it. */
+template <typename Out>
+struct Epilogue {
+  Out* c;
+  int64_t leading, batch_stride;
+  const Out* add;
+};
+
+template <typename Out, typename Sum>
+__device__ __forceinline__ void put(const Epilogue<Out>& e, int64_t row, int64_t column, int64_t batch, Sum value) {
+  const int64_t at = batch * e.batch_stride + row * e.leading + column;
+  if (e.add != nullptr) value += widen(e.add[at]);
+  e.c[at] = narrow<Out>(value);
+}
+template <>
+__device__ __forceinline__ void put(const Epilogue<double>& e, int64_t row, int64_t column, int64_t batch,
+                                    double value) {
+  const int64_t at = batch * e.batch_stride + row * e.leading + column;
+  e.c[at] = e.add != nullptr ? value + e.add[at] : value;
+}
+
+// ---- multiply-adds --------------------------------------------------------------------------------------------------
+
+constexpr int kFmaTile = 64, kFmaDepth = 16, kFmaThreads = 256;
+
+template <typename T>
+struct SumType {
+  using Type = float;
+};
+template <>
+struct SumType<double> {
+  using Type = double;
+};
+
+/** One tile of an operand, as tile[k][row], zero outside the matrix. Neighbouring threads read neighbouring memory. */
+template <typename T, typename Sum>
+__device__ void load_fma_tile(Sum (&tile)[kFmaDepth][kFmaTile + 4], const T* data, const int64_t (&extent)[2],
+                              const int64_t (&from)[2], int64_t leading, bool depth_major) {
+  for (int i = threadIdx.x; i < kFmaDepth * kFmaTile; i += kFmaThreads) {
+    const int row = depth_major ? i % kFmaTile : i / kFmaDepth;
+    const int k = depth_major ? i / kFmaTile : i % kFmaDepth;
+    const int64_t r = from[0] + row, d = from[1] + k;
+    const bool inside = r < extent[0] && d < extent[1];
+    tile[k][row] = inside ? static_cast<Sum>(widen(data[depth_major ? d * leading + r : r * leading + d])) : Sum(0);
+  }
+}
+
+struct FmaShape {
+  int64_t M, N, K;
+  int64_t a_leading, b_leading, a_batch, b_batch;
+  bool a_depth_major, b_depth_major;
+};
+
+template <typename T, typename Out>
+__global__ void __launch_bounds__(kFmaThreads)
+    fma_gemm(FmaShape s, const T* a, const T* b, const T* bias, Epilogue<Out> e) {
+  using Sum = typename SumType<T>::Type;
+  __shared__ Sum left[kFmaDepth][kFmaTile + 4];
+  __shared__ Sum right[kFmaDepth][kFmaTile + 4];
+  const int64_t batch = blockIdx.z;
+  const int64_t row0 = int64_t{blockIdx.y} * kFmaTile, column0 = int64_t{blockIdx.x} * kFmaTile;
+  const int tr = threadIdx.x / 16 * 4, tc = threadIdx.x % 16 * 4;
+  Sum sum[4][4] = {};
+  for (int64_t k0 = 0; k0 < s.K; k0 += kFmaDepth) {
+    load_fma_tile(left, a + batch * s.a_batch, {s.M, s.K}, {row0, k0}, s.a_leading, s.a_depth_major);
+    load_fma_tile(right, b + batch * s.b_batch, {s.N, s.K}, {column0, k0}, s.b_leading, s.b_depth_major);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kFmaDepth; k++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) sum[i][j] += left[k][tr + i] * right[k][tc + j];
+      }
+    }
+    __syncthreads();
+  }
+  for (int i = 0; i < 4; i++) {
+    for (int j = 0; j < 4; j++) {
+      const int64_t row = row0 + tr + i, column = column0 + tc + j;
+      if (row >= s.M || column >= s.N) continue;
+      if (bias != nullptr) sum[i][j] += widen(bias[column]);
+      put(e, row, column, batch, sum[i][j]);
+    }
+  }
+}
+
+// ---- tensor cores ---------------------------------------------------------------------------------------------------
+
+constexpr int kTile = 128, kDepth = 32, kStages = 3, kThreads = 256;
+// Rows are padded by 16 bytes: eight rows that ldmatrix reads at once then lie in different banks.
+constexpr int kPad = 8;
+constexpr int kRowMajorLeading = kDepth + kPad;   // tile[row][k]
+constexpr int kDepthMajorLeading = kTile + kPad;  // tile[k][row]
+constexpr int kOperandElements =
+    kTile * kRowMajorLeading > kDepth* kDepthMajorLeading ? kTile * kRowMajorLeading : kDepth * kDepthMajorLeading;
+constexpr size_t kSharedBytes = sizeof(bf16) * kOperandElements * 2 * kStages;
+
+struct MmaOperand {
+  const bf16* data;
+  int64_t leading, batch_stride;
+  int64_t rows;  // M or N
+};
+
+/** Starts the copies of one tile: kTile rows from row0, kDepth values of k from k0. */
+template <bool kDepthMajor>
+__device__ __forceinline__ void fetch(bf16* tile, const MmaOperand& from, const bf16* data, int64_t row0, int64_t k0,
+                                      int64_t K) {
+  constexpr int kChunks = kTile * kDepth / 8;
+#pragma unroll
+  for (int i = threadIdx.x; i < kChunks; i += kThreads) {
+    const int row = kDepthMajor ? i % (kTile / 8) * 8 : i / (kDepth / 8);
+    const int k = kDepthMajor ? i / (kTile / 8) : i % (kDepth / 8) * 8;
+    const bool valid = row0 + row < from.rows && k0 + k < K;
+    const int64_t at = kDepthMajor ? (k0 + k) * from.leading + row0 + row : (row0 + row) * from.leading + k0 + k;
+    bf16* to = tile + (kDepthMajor ? k * kDepthMajorLeading + row : row * kRowMajorLeading + k);
+    cp_async16(to, data + (valid ? at : 0), valid);
+  }
+}
+
+/** Fragments of 16 rows at k .. k + 16, as the left operand of mma. */
+template <bool kDepthMajor>
+__device__ __forceinline__ void left_fragment(uint32_t (&r)[4], const bf16* tile, int row, int k) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (kDepthMajor) {
+    ldmatrix_x4_transposed(r, tile + (k + lane % 8 + lane / 16 * 8) * kDepthMajorLeading + row + lane / 8 % 2 * 8);
+  } else {
+    ldmatrix_x4(r, tile + (row + lane % 16) * kRowMajorLeading + k + lane / 16 * 8);
+  }
+}
+
+/** Fragments of 16 columns at k .. k + 16, as two right operands: r[0], r[1] for the first eight columns. */
+template <bool kDepthMajor>
+__device__ __forceinline__ void right_fragments(uint32_t (&r)[4], const bf16* tile, int column, int k) {
+  const int lane = threadIdx.x % 32;
+  if constexpr (kDepthMajor) {
+    ldmatrix_x4_transposed(r, tile + (k + lane % 16) * kDepthMajorLeading + column + lane / 16 * 8);
+  } else {
+    ldmatrix_x4(r, tile + (column + lane % 8 + lane / 16 * 8) * kRowMajorLeading + k + lane / 8 % 2 * 8);
+  }
+}
+
+template <bool kADepthMajor, bool kBDepthMajor, typename Out>
+__global__ void __launch_bounds__(kThreads)
+    mma_gemm(MmaOperand a, MmaOperand b, int64_t K, const bf16* bias, Epilogue<Out> e) {
+  CARAVAN_SHARED(bf16, shared);
+  const int64_t batch = blockIdx.z;
+  const int64_t row0 = int64_t{blockIdx.y} * kTile, column0 = int64_t{blockIdx.x} * kTile;
+  const bf16* a_data = a.data + batch * a.batch_stride;
+  const bf16* b_data = b.data + batch * b.batch_stride;
+  const int64_t steps = (K + kDepth - 1) / kDepth;
+  auto start = [&](int64_t step) {
+    if (step < steps) {
+      bf16* stage = shared + step % kStages * 2 * kOperandElements;
+      fetch<kADepthMajor>(stage, a, a_data, row0, step * kDepth, K);
+      fetch<kBDepthMajor>(stage + kOperandElements, b, b_data, column0, step * kDepth, K);
+    }
+    cp_async_commit();
+  };
+  for (int stage = 0; stage + 1 < kStages; stage++) start(stage);
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
+  float sum[4][4][4] = {};
+  for (int64_t step = 0; step < steps; step++) {
+    cp_async_wait<kStages - 2>();
+    __syncthreads();
+    start(step + kStages - 1);
+    const bf16* left = shared + step % kStages * 2 * kOperandElements;
+    const bf16* right = left + kOperandElements;
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16) {
+      uint32_t fa[4][4], fb[2][4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) left_fragment<kADepthMajor>(fa[i], left, warp_row + i * 16, k);
+#pragma unroll
+      for (int j = 0; j < 2; j++) right_fragments<kBDepthMajor>(fb[j], right, warp_column + j * 16, k);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) mma_bf16(sum[i][j], fa[i], {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]});
+      }
+    }
+  }
+  cp_async_wait<0>();
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+#pragma unroll
+      for (int q = 0; q < 4; q++) {
+        const int64_t row = row0 + warp_row + i * 16 + q / 2 * 8 + lane / 4;
+        const int64_t column = column0 + warp_column + j * 8 + lane % 4 * 2 + q % 2;
+        if (row >= a.rows || column >= b.rows) continue;
+        put(e, row, column, batch, bias != nullptr ? sum[i][j][q] + widen(bias[column]) : sum[i][j][q]);
+      }
+    }
+  }
+}
+
+/** Whether 16-byte copies can move the operand: its rows start at multiples of 16 bytes and hold whole chunks. */
+bool chunks_fit(const Product::Operand& x, int64_t contiguous) {
+  return contiguous % 8 == 0 && x.leading % 8 == 0 && x.batch_stride % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+}
+
+template <typename T, typename Out>
+void run_fma(const Args& args, const Product& p) {
+  const FmaShape shape = {
+      p.M, p.N, p.K, p.a.leading, p.b.leading, p.a.batch_stride, p.b.batch_stride, p.a.transposed, !p.b.transposed};
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.N, kFmaTile)), static_cast<unsigned>(ceil_div(p.M, kFmaTile)),
+                  static_cast<unsigned>(p.batch));
+  const Epilogue<Out> e = {static_cast<Out*>(p.c), p.c_leading, p.c_batch_stride, static_cast<const Out*>(p.add)};
+  launch(args, {grid, dim3(kFmaThreads)}, fma_gemm<T, Out>, shape, static_cast<const T*>(p.a.data),
+         static_cast<const T*>(p.b.data), static_cast<const T*>(p.bias), e);
+}
+
+template <bool kA, bool kB, typename Out>
+void run_mma(const Args& args, const Product& p) {
+  const MmaOperand a = {static_cast<const bf16*>(p.a.data), p.a.leading, p.a.batch_stride, p.M};
+  const MmaOperand b = {static_cast<const bf16*>(p.b.data), p.b.leading, p.b.batch_stride, p.N};
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.N, kTile)), static_cast<unsigned>(ceil_div(p.M, kTile)),
+                  static_cast<unsigned>(p.batch));
+  const Epilogue<Out> e = {static_cast<Out*>(p.c), p.c_leading, p.c_batch_stride, static_cast<const Out*>(p.add)};
+  launch(args, {grid, dim3(kThreads), kSharedBytes}, mma_gemm<kA, kB, Out>, a, b, p.K, static_cast<const bf16*>(p.bias),
+         e);
+}
+
+template <typename Out>
+void run_bf16(const Args& args, const Product& p) {
+  const bool copies = chunks_fit(p.a, p.a.transposed ? p.M : p.K) && chunks_fit(p.b, p.b.transposed ? p.K : p.N);
+  if (!copies) return run_fma<bf16, Out>(args, p);
+  if (p.a.transposed) return p.b.transposed ? run_mma<true, false, Out>(args, p) : run_mma<true, true, Out>(args, p);
+  return p.b.transposed ? run_mma<false, false, Out>(args, p) : run_mma<false, true, Out>(args, p);
+}
+
+}  // namespace
+
+void own_gemm(const Args& args, const Product& p) {
+  if (p.in == DType::kF64) return run_fma<double, double>(args, p);
+  if (p.in == DType::kBF16) return p.out == DType::kBF16 ? run_bf16<bf16>(args, p) : run_bf16<float>(args, p);
+  if (p.out == DType::kBF16) return run_fma<float, bf16>(args, p);
+  return run_fma<float, float>(args, p);
+}
+
+}  // namespace caravan::cuda

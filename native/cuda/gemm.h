@@ -1,0 +1,47 @@
+// Matrix products on the device: cuBLASLt where it is installed, own kernels everywhere else. Every element of a result
+// is summed over K in one order that does not depend on M, so that a row's bits are those of any batch; with cuBLASLt
+// that holds while its algorithm is fixed (CARAVAN_CUDA_GEMM=own forces the own kernels).
+#pragma once
+#include <memory>
+
+#include "core/types.h"
+
+namespace caravan::cuda {
+
+class CublasLt;
+class CudaDevice;
+
+/** c[M,N] = a[M,K] b[K,N] (+ add[M,N]) (+ bias[N]), row-major. A transposed operand is stored with its dimensions
+ *  swapped. Batches lie `batch_stride` elements apart. */
+struct Product {
+  struct Operand {
+    const void* data;
+    bool transposed;
+    int64_t leading;  // elements from one stored row to the next
+    int64_t batch_stride = 0;
+  };
+  int64_t M, N, K;
+  Operand a, b;
+  void* c;
+  int64_t c_leading;
+  DType in, out;
+  const void* add = nullptr;   // of type `out`, laid out as c; c itself to accumulate
+  const void* bias = nullptr;  // of type `in`
+  int64_t batch = 1;
+  int64_t c_batch_stride = 0;
+};
+
+class Gemm {
+ public:
+  explicit Gemm(CudaDevice& device);
+  ~Gemm();
+  void run(const Args& a, const Product& product);
+
+ private:
+  std::unique_ptr<CublasLt> library_;
+};
+
+/** The own kernels alone. */
+void own_gemm(const Args& a, const Product& product);
+
+}  // namespace caravan::cuda

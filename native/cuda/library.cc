@@ -1,0 +1,74 @@
+#include "cuda/library.h"
+
+#include <dlfcn.h>
+#include <glob.h>
+
+#include <cstdlib>
+#include <vector>
+
+namespace caravan::cuda {
+
+namespace {
+
+std::string variable(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+void add_matches(std::vector<std::string>& paths, const std::string& pattern) {
+  glob_t found;
+  if (glob(pattern.c_str(), 0, nullptr, &found) == 0) {
+    for (size_t i = 0; i < found.gl_pathc; i++) paths.push_back(found.gl_pathv[i]);
+  }
+  globfree(&found);
+}
+
+/** Where `name` may lie, in the order of the search. */
+std::vector<std::string> places(const std::string& name) {
+  std::vector<std::string> paths;
+  const std::string own = variable("CARAVAN_CUDA_LIBS");
+  for (size_t begin = 0; begin < own.size();) {
+    const size_t end = std::min(own.find(':', begin), own.size());
+    if (end > begin) paths.push_back(own.substr(begin, end - begin) + "/" + name);
+    begin = end + 1;
+  }
+  paths.push_back(name);
+  for (const std::string& home : {variable("CUDA_HOME"), variable("CUDA_PATH"), std::string("/usr/local/cuda")}) {
+    if (!home.empty()) paths.push_back(home + "/lib64/" + name);
+  }
+  for (const std::string& root : {variable("VIRTUAL_ENV"), variable("HOME") + "/.local", std::string("/usr/local"),
+                                  std::string("/usr"), std::string("/opt/conda")}) {
+    if (root.empty()) continue;
+    for (const char* packages :
+         {"/lib/python3*/site-packages", "/lib/python3*/dist-packages", "/lib/python3/dist-packages"}) {
+      add_matches(paths, root + packages + "/nvidia/*/lib/" + name);
+    }
+  }
+  return paths;
+}
+
+Library find(const std::vector<std::string>& names) {
+  Library library;
+  for (const std::string& name : names) {
+    for (const std::string& path : places(name)) {
+      // Never closed: libraries of CUDA do not survive it.
+      library.handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+      if (library.handle == nullptr) continue;
+      library.path = path;
+      return library;
+    }
+  }
+  library.reason =
+      "not found (install the CUDA toolkit or `pip install nvidia-cublas`, or name its folder in "
+      "CARAVAN_CUDA_LIBS)";
+  return library;
+}
+
+}  // namespace
+
+const Library& cublas_lt_library() {
+  static const Library library = find({"libcublasLt.so.13", "libcublasLt.so.12"});
+  return library;
+}
+
+}  // namespace caravan::cuda

@@ -1,0 +1,439 @@
+#include "simt.h"
+
+#include <sys/mman.h>
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#define CARAVAN_SIMT_ASAN 1
+#else
+#define CARAVAN_SIMT_ASAN 0
+#endif
+
+// Saves the callee-saved registers of the running fiber and continues another one where it stopped.
+extern "C" void caravan_simt_switch(void** save, void* load);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl caravan_simt_switch
+.hidden caravan_simt_switch
+.type caravan_simt_switch,@function
+caravan_simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size caravan_simt_switch,.-caravan_simt_switch
+)");
+#else
+#error "the SIMT harness has a context switch for x86-64 only"
+#endif
+
+namespace simt {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = CARAVAN_SIMT_ASAN ? 512 << 10 : 128 << 10;
+constexpr size_t kMostValueBytes = 64;
+
+enum class State { kReady, kWarpBarrier, kBlockBarrier, kDone };
+
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  bool valid;
+};
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  char* stack = nullptr;
+  State state = State::kDone;
+  unsigned mask = 0;
+  Index thread;
+  int parity = 0;
+  std::vector<AsyncCopy> open;                 // copies of the group that is being collected
+  std::vector<std::vector<AsyncCopy>> groups;  // committed, not landed
+};
+
+/** Values that the lanes of one warp show each other: two buffers in turns for full warps, one for parts of warps. */
+struct Warp {
+  alignas(16) unsigned char values[3][kWarp][kMostValueBytes];
+};
+
+struct Grid {
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  void* scheduler = nullptr;
+  int running = 0;
+  int count = 0;
+  int or_flags[2] = {0, 0};
+  int or_turn = 0;
+  const std::function<void()>* body = nullptr;
+  std::vector<unsigned char> shared;
+  std::string failure;
+  Place place;
+  Order order = Order::kForward;
+  const void* main_stack = nullptr;
+  size_t main_stack_bytes = 0;
+};
+
+Grid grid;
+std::mutex one_launch;
+
+Fiber& self() { return grid.fibers[static_cast<size_t>(grid.running)]; }
+Warp& own_warp() { return grid.warps[static_cast<size_t>(grid.running / kWarp)]; }
+
+void to_scheduler() {
+  Fiber& fiber = self();
+#if CARAVAN_SIMT_ASAN
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(fiber.state == State::kDone ? nullptr : &fake, grid.main_stack, grid.main_stack_bytes);
+#endif
+  caravan_simt_switch(&fiber.stack_pointer, grid.scheduler);
+#if CARAVAN_SIMT_ASAN
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+}
+
+void fiber_main() {
+#if CARAVAN_SIMT_ASAN
+  __sanitizer_finish_switch_fiber(nullptr, &grid.main_stack, &grid.main_stack_bytes);
+#endif
+  (*grid.body)();
+  Fiber& fiber = self();
+  if (!fiber.open.empty() || !fiber.groups.empty()) grid.failure = "a thread ended with asynchronous copies under way";
+  fiber.state = State::kDone;
+  to_scheduler();
+  std::abort();
+}
+
+void resume(int index) {
+  Fiber& fiber = grid.fibers[static_cast<size_t>(index)];
+  grid.running = index;
+  grid.place.thread = fiber.thread;
+#if CARAVAN_SIMT_ASAN
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(&fake, fiber.stack, kStackBytes);
+#endif
+  caravan_simt_switch(&grid.scheduler, fiber.stack_pointer);
+#if CARAVAN_SIMT_ASAN
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+}
+
+void prepare(int index, const Index& block) {
+  Fiber& fiber = grid.fibers[static_cast<size_t>(index)];
+  if (fiber.stack == nullptr) {
+    void* memory =
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stack of a thread");
+    fiber.stack = static_cast<char*>(memory);
+  }
+  const unsigned i = static_cast<unsigned>(index);
+  fiber.thread = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+  fiber.state = State::kReady;
+  fiber.parity = 0;
+  fiber.open.clear();
+  fiber.groups.clear();
+  // The frame that caravan_simt_switch pops: six registers, the entry, and a return address of none, 8 bytes off a
+  // multiple of 16 as after a call.
+  void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 1;
+  *top = nullptr;
+  *--top = reinterpret_cast<void*>(fiber_main);
+  for (int r = 0; r < 6; r++) *--top = nullptr;
+  fiber.stack_pointer = top;
+}
+
+/** Opens the warp barriers whose lanes have all arrived; true if one opened. */
+bool open_warp_barriers(int first, int end) {
+  bool opened = false;
+  for (int lane = first; lane < end; lane++) {
+    Fiber& fiber = grid.fibers[static_cast<size_t>(lane)];
+    if (fiber.state != State::kWarpBarrier) continue;
+    const unsigned mask = fiber.mask;
+    bool complete = true;
+    for (int other = first; other < end; other++) {
+      if ((mask >> (other - first) & 1u) == 0) continue;
+      const Fiber& partner = grid.fibers[static_cast<size_t>(other)];
+      complete = complete && partner.state == State::kWarpBarrier && partner.mask == mask;
+    }
+    if (!complete) continue;
+    for (int other = first; other < end; other++) {
+      if (mask >> (other - first) & 1u) grid.fibers[static_cast<size_t>(other)].state = State::kReady;
+    }
+    opened = true;
+  }
+  return opened;
+}
+
+/** Runs the lanes of one warp until all have ended or wait at the block barrier. */
+bool run_warp(int warp) {
+  const int first = warp * kWarp;
+  const int end = first + kWarp < grid.count ? first + kWarp : grid.count;
+  bool ran = false;
+  do {
+    for (int i = first; i < end; i++) {
+      const int lane = grid.order == Order::kForward ? i : first + end - 1 - i;
+      if (grid.fibers[static_cast<size_t>(lane)].state != State::kReady) continue;
+      resume(lane);
+      if (!grid.failure.empty()) return true;
+      ran = true;
+    }
+  } while (open_warp_barriers(first, end));
+  return ran;
+}
+
+std::string place_text() {
+  const Place& at = grid.place;
+  char text[160];
+  std::snprintf(text, sizeof(text), "block (%u,%u,%u) thread (%u,%u,%u)", at.block.x, at.block.y, at.block.z,
+                at.thread.x, at.thread.y, at.thread.z);
+  return text;
+}
+
+/** Opens the block barrier if every living thread waits at it; false if a thread is somewhere else. */
+bool open_block_barrier() {
+  bool any = false;
+  for (int i = 0; i < grid.count; i++) {
+    const State state = grid.fibers[static_cast<size_t>(i)].state;
+    if (state == State::kWarpBarrier) {
+      grid.running = i;
+      grid.place.thread = grid.fibers[static_cast<size_t>(i)].thread;
+      grid.failure = "divergent warp barrier or collective: " + place_text() + " waits for lanes that do not come";
+      return false;
+    }
+    any = any || state == State::kBlockBarrier;
+  }
+  if (!any) return false;
+  for (int i = 0; i < grid.count; i++) {
+    Fiber& fiber = grid.fibers[static_cast<size_t>(i)];
+    if (fiber.state == State::kDone) {
+      grid.failure = "divergent __syncthreads: in " + place_text() + " some threads ended before others came to it";
+      return false;
+    }
+  }
+  for (int i = 0; i < grid.count; i++) grid.fibers[static_cast<size_t>(i)].state = State::kReady;
+  grid.or_turn ^= 1;
+  grid.or_flags[grid.or_turn] = 0;
+  return true;
+}
+
+void run_block(const Index& block) {
+  for (int i = 0; i < grid.count; i++) prepare(i, block);
+  grid.or_flags[0] = grid.or_flags[1] = 0;
+  if (!grid.shared.empty()) std::memset(grid.shared.data(), 0xcb, grid.shared.size());
+  const int warps = (grid.count + kWarp - 1) / kWarp;
+  do {
+    for (int i = 0; i < warps; i++) {
+      run_warp(grid.order == Order::kForward ? i : warps - 1 - i);
+      if (!grid.failure.empty()) return;
+    }
+  } while (open_block_barrier());
+}
+
+void wait_here(State state, unsigned mask) {
+  self().state = state;
+  self().mask = mask;
+  to_scheduler();
+}
+
+unsigned existing_lanes() {
+  const int first = grid.running / kWarp * kWarp;
+  const int lanes = grid.count - first < kWarp ? grid.count - first : kWarp;
+  return lanes == kWarp ? 0xffffffffu : (1u << lanes) - 1;
+}
+
+float bf16_value(uint32_t pair, int half) {
+  const uint32_t wide = half == 0 ? pair << 16 : pair & 0xffff0000u;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+}  // namespace
+
+Place& current() { return grid.place; }
+void set_order(Order order) { grid.order = order; }
+void* dynamic_shared() { return grid.shared.data(); }
+size_t dynamic_shared_bytes() { return grid.shared.size(); }
+int lane() { return grid.running % kWarp; }
+
+void run(const Index& size, const Index& block, size_t shared_bytes, const std::function<void()>& body) {
+  std::lock_guard<std::mutex> lock(one_launch);
+  const unsigned threads = block.x * block.y * block.z;
+  if (threads == 0 || threads > 1024) throw std::runtime_error("a block has 1 to 1024 threads");
+  if (size.x == 0 || size.y == 0 || size.z == 0) throw std::runtime_error("a grid has at least one block");
+  if (size.y > 65535 || size.z > 65535) throw std::runtime_error("a grid has at most 65535 blocks in y and z");
+  if (shared_bytes > 227 << 10) throw std::runtime_error("a block has at most 227 KiB of shared memory");
+  static const char* wanted = std::getenv("CARAVAN_SIMT_ORDER");
+  if (wanted != nullptr && std::strcmp(wanted, "reverse") == 0) grid.order = Order::kReverse;
+  grid.count = static_cast<int>(threads);
+  if (grid.fibers.size() < threads) grid.fibers.resize(threads);
+  if (grid.warps.size() < (threads + 31) / 32) grid.warps.resize((threads + 31) / 32);
+  std::vector<unsigned char>(shared_bytes).swap(grid.shared);
+  grid.body = &body;
+  grid.failure.clear();
+  grid.place.block_size = block;
+  grid.place.grid_size = size;
+  for (unsigned z = 0; z < size.z; z++) {
+    for (unsigned y = 0; y < size.y; y++) {
+      for (unsigned x = 0; x < size.x; x++) {
+        grid.place.block = {x, y, z};
+        run_block(block);
+        if (!grid.failure.empty()) throw std::runtime_error(grid.failure);
+      }
+    }
+  }
+}
+
+void fault(const char* format, ...) {
+  char text[256];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof(text), format, arguments);
+  va_end(arguments);
+  grid.failure = place_text() + ": " + text;
+  self().state = State::kDone;
+  to_scheduler();
+  std::abort();
+}
+
+void block_barrier() { wait_here(State::kBlockBarrier, 0); }
+
+int block_or(int flag) {
+  const int turn = grid.or_turn;
+  grid.or_flags[turn] |= flag != 0;
+  block_barrier();
+  const int any = grid.or_flags[turn];
+  block_barrier();
+  return any;
+}
+
+void warp_barrier(unsigned mask) {
+  mask &= existing_lanes();
+  if ((mask >> lane() & 1u) == 0) fault("a lane takes part in a collective whose mask %08x does not name it", mask);
+  wait_here(State::kWarpBarrier, mask);
+}
+
+void exchange_bytes(unsigned mask, const void* value, size_t bytes, int from, void* out) {
+  if (bytes > kMostValueBytes) fault("a shuffle of %zu bytes", bytes);
+  const unsigned lanes = mask & existing_lanes();
+  if (from < 0 || from >= kWarp || (lanes >> from & 1u) == 0) {
+    fault("a shuffle reads lane %d, which is not in its mask %08x", from, lanes);
+  }
+  // Full warps change buffers, so that the next collective cannot overwrite what a slow lane has yet to read.
+  const bool whole = lanes == existing_lanes();
+  const int buffer = whole ? (self().parity ^= 1) : 2;
+  std::memcpy(own_warp().values[buffer][lane()], value, bytes);
+  warp_barrier(mask);
+  std::memcpy(out, own_warp().values[buffer][from], bytes);
+  if (!whole) warp_barrier(mask);
+}
+
+void gather_bytes(const void* value, size_t bytes, void* all) {
+  if (bytes > kMostValueBytes) fault("a collective of %zu bytes", bytes);
+  const int buffer = self().parity ^= 1;
+  std::memcpy(own_warp().values[buffer][lane()], value, bytes);
+  warp_barrier(0xffffffffu);
+  for (int i = 0; i < kWarp; i++) {
+    std::memcpy(static_cast<char*>(all) + static_cast<size_t>(i) * bytes, own_warp().values[buffer][i], bytes);
+  }
+}
+
+unsigned ballot(unsigned mask, bool flag) {
+  const unsigned lanes = mask & existing_lanes();
+  const bool whole = lanes == existing_lanes();
+  const int buffer = whole ? (self().parity ^= 1) : 2;
+  own_warp().values[buffer][lane()][0] = flag;
+  warp_barrier(mask);
+  unsigned result = 0;
+  for (int i = 0; i < kWarp; i++) {
+    if ((lanes >> i & 1u) && own_warp().values[buffer][i][0]) result |= 1u << i;
+  }
+  if (!whole) warp_barrier(mask);
+  return result;
+}
+
+void cp_async16(void* shared, const void* global, bool valid) {
+  const auto misaligned = [](const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) != 0; };
+  if (misaligned(shared) || (valid && misaligned(global))) fault("cp.async of 16 bytes at a misaligned address");
+  self().open.push_back({shared, global, valid});
+}
+
+void cp_async_commit() {
+  self().groups.push_back(std::move(self().open));
+  self().open.clear();
+}
+
+void cp_async_wait(int pending) {
+  auto& groups = self().groups;
+  while (groups.size() > static_cast<size_t>(pending)) {
+    for (const AsyncCopy& copy : groups.front()) {
+      if (copy.valid) {
+        std::memcpy(copy.to, copy.from, 16);
+      } else {
+        std::memset(copy.to, 0, 16);
+      }
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) & 15) fault("ldmatrix of a misaligned row");
+  const unsigned char* rows[kWarp];
+  gather_bytes(&row, sizeof(row), rows);
+  const int l = lane();
+  for (int matrix = 0; matrix < 4; matrix++) {
+    uint16_t pair[2];
+    for (int half = 0; half < 2; half++) {
+      const int i = transposed ? l % 4 * 2 + half : l / 4;
+      const int j = transposed ? l / 4 : l % 4 * 2 + half;
+      std::memcpy(&pair[half], rows[matrix * 8 + i] + j * 2, 2);
+    }
+    r[matrix] = static_cast<uint32_t>(pair[0]) | static_cast<uint32_t>(pair[1]) << 16;
+  }
+}
+
+void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Operands {
+    uint32_t a[4];
+    uint32_t b[2];
+  } own, all[kWarp];
+  std::memcpy(own.a, a, sizeof(own.a));
+  std::memcpy(own.b, b, sizeof(own.b));
+  gather_bytes(&own, sizeof(own), all);
+  const int group = lane() / 4, member = lane() % 4;
+  for (int i = 0; i < 4; i++) {
+    const int row = group + (i / 2) * 8, column = member * 2 + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 16; k++) {
+      // a0: rows 0-7, k 0-7; a1: rows 8-15, k 0-7; a2: rows 0-7, k 8-15; a3: rows 8-15, k 8-15.
+      const Operands& left = all[row % 8 * 4 + k % 8 / 2];
+      const Operands& right = all[column * 4 + k % 8 / 2];
+      sum += bf16_value(left.a[(k / 8) * 2 + row / 8], k % 2) * bf16_value(right.b[k / 8], k % 2);
+    }
+    d[i] += sum;
+  }
+}
+
+}  // namespace simt
