@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kRowThreads) slopes_from_lse(Rows rows, const 
 
 /** dlogp + dentropy (log p + entropy), log p = x - log sum. */
 template <typename Rows>
-__global__ void __launch_bounds__(kRowThreads) slopes_with_entropy(Rows rows, const float* dlogp,
-                                                                   const float* dentropy) {
+__global__ void __launch_bounds__(kRowThreads)
+    slopes_with_entropy(Rows rows, const float* dlogp, const float* dentropy) {
   const int64_t r = own_row();
   if (r >= rows.live) return;
   const RowSummary summary = merged<true>(rows.summaries + r * rows.parts, rows.parts);

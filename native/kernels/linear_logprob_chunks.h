@@ -11,9 +11,9 @@
 // the head (8 V D bytes a chunk) for longer than they compute; the bands cost another product (8 N D V flops) where the
 // log-sum-exp is not known beforehand.
 //
-// Logits are f32, and so are all sums. Under bf16 weights the gradient of a logit is rounded to bf16, the operand of the
-// tensor cores, in the memory of its own row. Bytes a logit beyond L2 with whole rows: 4 written by the product, 4 read
-// for the sums, 4 read and 2 written for the gradient, 2 + 2 read by the products.
+// Logits are f32, and so are all sums. Under bf16 weights the gradient of a logit is rounded to bf16, the operand of
+// the tensor cores, in the memory of its own row. Bytes a logit beyond L2 with whole rows: 4 written by the product, 4
+// read for the sums, 4 read and 2 written for the gradient, 2 + 2 read by the products.
 #pragma once
 #include "core/error.h"
 #include "kernels/logits_summary.h"
@@ -339,9 +339,7 @@ class HeadChunks {
 
 /** Kernels of one row run a warp each. */
 constexpr int kRowWarps = kRowThreads / kWarp;
-inline Launch warp_each(int64_t rows) {
-  return {static_cast<unsigned>(ceil_div(rows, kRowWarps)), kRowThreads};
-}
+inline Launch warp_each(int64_t rows) { return {static_cast<unsigned>(ceil_div(rows, kRowWarps)), kRowThreads}; }
 __device__ __forceinline__ int64_t own_row() { return int64_t{blockIdx.x} * kRowWarps + threadIdx.x / kWarp; }
 
 }  // namespace caravan::cuda
