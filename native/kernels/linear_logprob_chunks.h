@@ -16,6 +16,7 @@
 // read for the sums, 4 read and 2 written for the gradient, 2 + 2 read by the products.
 #pragma once
 #include "core/error.h"
+#include "cuda/zero.h"
 #include "kernels/logits_summary.h"
 
 namespace caravan::cuda {
@@ -69,10 +70,6 @@ inline int64_t supervised_rows(const Args& a, const char* op, const View& target
          static_cast<long long>(V), found.bad_target);
   }
   return found.count;
-}
-
-inline void zero(const Args& a, const View& v) {
-  if (v.present() && v.bytes() > 0) check(cudaMemsetAsync(v.data, 0, v.bytes(), stream_of(a)), "zeros");
 }
 
 // ---- rows to and from a chunk ---------------------------------------------------------------------------------------
