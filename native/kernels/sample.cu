@@ -3,12 +3,12 @@
 //
 // The product writes f32 logits in chunks of whole rows (256 MiB), a warp a part summarises them for logp, and one
 // block a row draws. Nothing is sorted and no weights are stored: a weight is a function of its logit and of the
-// thresholds that the filters found, so every sweep reads 4 bytes a logit, mostly from L2. Pure temperature takes one
-// sweep (sums by parts of 1024, then a walk through the part that the random number falls into), a repetition penalty
-// one more for the maximum, top-k and top-p three each: a radix descent over the bits of the float that leaves 2048
-// buckets a step. Weights are added in fixed point there, where the order of atomic additions does not show. Beyond the
-// maximum and these integers every sum is over one part, or over parts in order: a row's token does not depend on what
-// runs beside.
+// thresholds that the filters found, so every sweep reads 4 bytes a logit. Temperature 1 takes none: the sums of the
+// parts are known, and the part that the random number falls into is walked through. Any other temperature takes one
+// (the sums), a repetition penalty one more (the maximum), top-k and top-p two or three each: a radix descent over the
+// bits of the float, 2048 buckets a step, whose last step needs the row no more once few enough keys are left. Weights
+// are added in fixed point there, where the order of atomic additions does not show. Beyond the maximum and these
+// integers every sum is over one part, or over parts in order: a row's token does not depend on what runs beside it.
 #include "kernels/dispatch.h"
 #include "kernels/logits_summary.h"
 #include "kernels/philox.h"
@@ -120,34 +120,49 @@ __device__ Filter filter_of(const RowOfLogits& row, float peak, const Settings& 
   if (s.top_k >= 1 && s.top_k < row.count) {
     const uint64_t limit = static_cast<uint64_t>(row.count - s.top_k);
     const auto key = [](float z) { return ordered_bits(z); };
-    filter.least_logit = first_above(row, key, [](float) { return uint64_t{1}; }, [=](uint64_t) { return limit; }).key;
+    const auto one = [](uint32_t) { return uint64_t{1}; };
+    filter.least_logit = first_above(row, key, one, [=](uint64_t) { return limit; }).key;
   }
   if (s.top_p < 1) {
     Filter by_k = filter;
     by_k.min_p = 0;
     const auto weight = [=](float z) { return by_k.weight(z, 0); };
-    const Cut cut = first_above(
-        row, [=](float z) { return ordered_bits(weight(z)); }, [=](float z) { return fixed_point(weight(z)); },
-        [=](uint64_t total) { return static_cast<uint64_t>((1 - s.top_p) * static_cast<double>(total)); });
+    const auto mass = [](uint32_t bits) { return fixed_point(__uint_as_float(bits & 0x7fffffffu)); };
+    const auto limit = [=](uint64_t total) {
+      return static_cast<uint64_t>((1 - s.top_p) * static_cast<double>(total));
+    };
+    const Cut cut = first_above(row, [=](float z) { return ordered_bits(weight(z)); }, mass, limit);
     filter.least_weight = cut.key;
     // Of the ties at the edge as many go as fit; the lowest ids stay, at least one.
-    const uint64_t each = fixed_point(__uint_as_float(cut.key & 0x7fffffffu));
+    const uint64_t each = mass(cut.key);
     const uint64_t ties = each > 0 ? cut.mass / each : 1;
     const uint64_t fitting = each > 0 && cut.limit > cut.below ? (cut.limit - cut.below) / each : 0;
     const uint64_t kept = fitting < ties ? ties - fitting : 1;
     if (kept < ties) {
       const auto is_tie = [=](float z, int) { return ordered_bits(weight(z)) == cut.key ? 1.0f : 0.0f; };
+      sum_parts(row, is_tie);
       filter.last_tie = pick(row, is_tie, [=](double) { return static_cast<double>(kept - 1); }).index;
     }
   }
   return filter;
 }
 
-/** Draws for one row: its token, and the sum of the weights. */
-__device__ Picked draw(const RowOfLogits& row, const Filter& filter, const Settings& s, const int32_t* key) {
+/** Draws for one row: its token, and the sum of the weights. `summaries`: of its parts, where the weights are those of
+ *  the softmax itself, whose sums are known then; else null. */
+__device__ Picked draw(const RowOfLogits& row, const Filter& filter, const Settings& s, const int32_t* key,
+                       const RowSummary* summaries) {
   if (s.temperature == 0) return {index_of(row, filter.peak), 1.0};
+  const auto weight = [&](float z, int v) { return filter.weight(z, v); };
+  if (summaries == nullptr) {
+    sum_parts(row, weight);
+  } else {
+    for (int part = threadIdx.x; part * kPartColumns < row.count; part += blockDim.x) {
+      row.part_sums[part] = summaries[part].sum * expf(summaries[part].max - filter.peak);
+    }
+    __syncthreads();
+  }
   const double u = uniform(key);
-  return pick(row, [&](float z, int v) { return filter.weight(z, v); }, [=](double total) { return u * total; });
+  return pick(row, weight, [=](double total) { return u * total; });
 }
 
 __device__ void put_nan(const Results& results, int64_t n, int V) {
@@ -169,7 +184,8 @@ __global__ void __launch_bounds__(kMostThreads)
   const int V = static_cast<int>(tile.columns);
   float* z = tile.data + int64_t{blockIdx.x} * tile.stride;
   const int parts = static_cast<int>((V + kPartColumns - 1) / kPartColumns);
-  const RowSummary summary = merged<false>(in.summaries + int64_t{blockIdx.x} * parts, parts);  // by every warp
+  const RowSummary* summaries = in.summaries + int64_t{blockIdx.x} * parts;
+  const RowSummary summary = merged<false>(summaries, parts);  // by every warp
   const Settings settings = settings_of(in.settings, n, faults, in.rule);
   Seen seen = seen_by(in.previous, n, faults);
   if (settings.penalty == 1) seen.count = 0;
@@ -184,7 +200,8 @@ __global__ void __launch_bounds__(kMostThreads)
     peak = largest(row);
   }
   const Filter filter = filter_of(row, peak, settings);
-  const Picked drawn = draw(row, filter, settings, in.keys + n * 4);
+  const bool plain = settings.temperature == 1 && filter.keeps_all() && seen.count == 0;
+  const Picked drawn = draw(row, filter, settings, in.keys + n * 4, plain ? summaries : nullptr);
   const auto weight = [&](float logit, int v) {
     if (settings.temperature == 0) return v == drawn.index ? 1.0f : 0.0f;
     return filter.weight(logit, v);

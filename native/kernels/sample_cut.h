@@ -66,6 +66,7 @@ struct Filter {
   uint32_t least_logit, least_weight;  // ordered bits
   int last_tie;                        // of those whose weight is the least, ids up to this one stay
 
+  __device__ bool keeps_all() const { return least_logit == 0 && least_weight == 0 && min_p == 0; }
   __device__ float weight(float z, int v) const {
     if (ordered_bits(z) < least_logit) return 0.0f;
     float x = z - peak;
@@ -82,15 +83,24 @@ struct Filter {
 constexpr int kDigitBits = 11;
 constexpr int kBuckets = 1 << kDigitBits;
 
-/** A histogram of 64-bit integers: two halves, for which shared memory has atomic additions. */
+constexpr int kCandidates = 4096;
+
+/** A histogram of 64-bit integers: two halves, for which shared memory has atomic additions. And the keys that the
+ *  first two digits leave, in no order, while there are no more than kCandidates: they spare the last sweep. */
 struct Buckets {
   unsigned low[kBuckets], high[kBuckets];
+  uint32_t keys[kCandidates];
+  int candidates;
 
   __device__ void add(int bucket, uint64_t mass) {
     const unsigned part = static_cast<unsigned>(mass);
     const unsigned before = atomicAdd(&low[bucket], part);
     const unsigned upper = static_cast<unsigned>(mass >> 32) + (before + part < part ? 1u : 0u);
     if (upper > 0) atomicAdd(&high[bucket], upper);
+  }
+  __device__ void keep(uint32_t key) {
+    const int at = atomicAdd(&candidates, 1);
+    if (at < kCandidates) keys[at] = key;
   }
   __device__ uint64_t operator[](int bucket) const { return static_cast<uint64_t>(high[bucket]) << 32 | low[bucket]; }
 };
@@ -168,24 +178,30 @@ __device__ int bucket_above(const Buckets& buckets, bool is_first, const Limit& 
 }
 
 /** Going up the keys of the row: the first with which the mass so far exceeds limit(total mass); the largest when none
- *  does. What has no mass does not exist. */
+ *  does. What has no mass, mass(key) = 0, does not exist. Three digits, two or three sweeps over the row. */
 template <typename Key, typename Mass, typename Limit>
 __device__ Cut first_above(const RowOfLogits& row, const Key& key, const Mass& mass, const Limit& limit) {
   Buckets& buckets = block_buckets();
   Cut cut = {0, 0, 0, 0};
-  for (int shift = 32 - kDigitBits, digit = kDigitBits; digit > 0;) {
+  for (int level = 0, shift = 32 - kDigitBits, digit = kDigitBits; digit > 0; level++) {
     for (int b = threadIdx.x; b < kBuckets; b += blockDim.x) buckets.low[b] = buckets.high[b] = 0;
+    if (level == 1 && threadIdx.x == 0) buckets.candidates = 0;
     __syncthreads();
-    const bool is_first = shift + digit == 32;
-    const uint32_t decided = is_first ? 0 : ~uint32_t{0} << (shift + digit);
-    for_row(row, [&](int, float z) {
-      const uint32_t bits = key(z);
+    const uint32_t decided = level == 0 ? 0 : ~uint32_t{0} << (shift + digit);
+    const auto visit = [&](uint32_t bits) {
       if ((bits & decided) != cut.key) return;
-      const uint64_t own = mass(z);
-      if (own > 0) buckets.add(static_cast<int>(bits >> shift & ((1u << digit) - 1)), own);
-    });
+      const uint64_t own = mass(bits);
+      if (own == 0) return;
+      buckets.add(static_cast<int>(bits >> shift & ((1u << digit) - 1)), own);
+      if (level == 1) buckets.keep(bits);
+    };
+    if (level == 2 && buckets.candidates <= kCandidates) {
+      for (int i = threadIdx.x; i < buckets.candidates; i += blockDim.x) visit(buckets.keys[i]);
+    } else {
+      for_row(row, [&](int, float z) { visit(key(z)); });
+    }
     __syncthreads();
-    cut.key |= static_cast<uint32_t>(bucket_above(buckets, is_first, limit, cut)) << shift;
+    cut.key |= static_cast<uint32_t>(bucket_above(buckets, level == 0, limit, cut)) << shift;
     digit = shift < kDigitBits ? shift : kDigitBits;
     shift -= digit;
   }
@@ -243,13 +259,12 @@ __device__ int walk(const RowOfLogits& row, int begin, int end, double so_far, d
   return last;
 }
 
-/** The first id with which the weights so far exceed wanted(total), and the total. Rounding may leave the wanted number
- *  beyond the last one: then the last id that has a weight is it. */
+/** The first id with which the weights so far exceed wanted(total), and the total; row.part_sums hold those of the
+ *  parts. Rounding may leave the wanted number beyond the last one: then the last id that has a weight is it. */
 template <typename Weight, typename Wanted>
 __device__ Picked pick(const RowOfLogits& row, const Weight& weight, const Wanted& wanted) {
   __shared__ int chosen_part, chosen;
   __shared__ double before, sum_of_all;
-  sum_parts(row, weight);
   if (threadIdx.x == 0) {
     const int parts = (row.count + static_cast<int>(kPartColumns) - 1) / static_cast<int>(kPartColumns);
     double total = 0;
