@@ -41,7 +41,7 @@ void launch(const Args& a, const Launch& at, void (*kernel)(Parameters...), Give
                                static_cast<int>(at.shared_bytes)),
           "shared memory");
   }
-  kernel<<<at.grid, at.block, at.shared_bytes, stream_of(a)> > >(
+  kernel<<<at.grid, at.block, at.shared_bytes, stream_of(a)>>>(
       static_cast<Parameters>(std::forward<Given>(given))...);
   check(cudaGetLastError(), "launch");
 #endif
