@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/kernel_registry.h"
 #include "core/types.h"

@@ -44,6 +44,21 @@ static inline void strides_of(const View& operand, int rank, int64_t (&stride)[k
   }
 }
 
+/** The axis that an attribute names, counted from the end when negative. */
+static inline int axis_of(const View& x, double attribute) {
+  const int axis = static_cast<int>(attribute);
+  return axis < 0 ? axis + x.rank : axis;
+}
+
+/** Strides of a contiguous tensor, not set to 0 for sizes of 1. */
+static inline void dense_strides(const View& x, int64_t (&stride)[kMaxRank]) {
+  int64_t next = 1;
+  for (int i = x.rank - 1; i >= 0; i--) {
+    stride[i] = next;
+    next *= x.shape[i];
+  }
+}
+
 template <int kOperands>
 static inline BroadcastPlan<kOperands> plan_broadcast(const View& out, const View* operands) {
   int64_t stride[kOperands][kMaxRank] = {};

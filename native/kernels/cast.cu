@@ -1,30 +1,31 @@
 // Casts, fills and ranges on the device, as cast.cc: every conversion by way of f64, rounded once.
 #include "cuda/numbers.h"
+#include "kernels/broadcast_device.h"
 #include "kernels/number_convert.h"
 
 namespace caravan::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 1 << 20;
-
 template <typename S, typename T>
 __global__ void convert(const S* x, T* y, int64_t count) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += int64_t{gridDim.x} * kThreads) {
+  const Stride own = own_elements();
+  for (int64_t i = own.first; i < count; i += own.step) {
     round_to(to_f64(x[i]), y + i);
   }
 }
 
 template <typename T>
 __global__ void fill_elements(T* y, int64_t count, T value) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += int64_t{gridDim.x} * kThreads) {
+  const Stride own = own_elements();
+  for (int64_t i = own.first; i < count; i += own.step) {
     y[i] = value;
   }
 }
 
 template <typename T>
 __global__ void fill_range(T* y, int64_t count, double start, double step) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += int64_t{gridDim.x} * kThreads) {
+  const Stride own = own_elements();
+  for (int64_t i = own.first; i < count; i += own.step) {
     round_to(start + static_cast<double>(i) * step, y + i);
   }
 }
@@ -38,7 +39,7 @@ CARAVAN_KERNEL(cast, cuda, "x[...] -> y[...]:dtype | dtype") {
   }
   with_number_type("cast", x.dtype, [&]<typename S>(S) {
     with_number_type("cast", y.dtype, [&]<typename T>(T) {
-      launch(a, {blocks_for(count, kThreads, kMostBlocks), kThreads}, convert<S, T>, x.as<S>(), y.as<T>(), count);
+      launch(a, element_grid(count), convert<S, T>, x.as<S>(), y.as<T>(), count);
     });
   });
 }
@@ -47,8 +48,7 @@ CARAVAN_KERNEL(fill, cuda, "-> y[...]:dtype | value dtype") {
   const View& y = a.out[0];
   const int64_t count = y.count();
   with_number_type("fill", y.dtype, [&]<typename T>(T) {
-    launch(a, {blocks_for(count, kThreads, kMostBlocks), kThreads}, fill_elements<T>, y.as<T>(), count,
-           rounded<T>(a.attrs[0]));
+    launch(a, element_grid(count), fill_elements<T>, y.as<T>(), count, rounded<T>(a.attrs[0]));
   });
 }
 
@@ -56,8 +56,7 @@ CARAVAN_KERNEL(iota, cuda, "-> y[N]:dtype | N start step dtype") {
   const View& y = a.out[0];
   const int64_t count = y.count();
   with_number_type("iota", y.dtype, [&]<typename T>(T) {
-    launch(a, {blocks_for(count, kThreads, kMostBlocks), kThreads}, fill_range<T>, y.as<T>(), count, a.attrs[1],
-           a.attrs[2]);
+    launch(a, element_grid(count), fill_range<T>, y.as<T>(), count, a.attrs[1], a.attrs[2]);
   });
 }
 

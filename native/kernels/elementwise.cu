@@ -1,14 +1,11 @@
 // Element-wise primitives on the device, as elementwise.cc: f32 and bf16 in f32 arithmetic, f64 in its own. Operands
 // broadcast as in NumPy. One thread an element; traffic per element: each operand once.
 #include "cuda/numbers.h"
-#include "kernels/broadcast.h"
+#include "kernels/broadcast_device.h"
 #include "kernels/dispatch.h"
 
 namespace caravan::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int64_t kMostBlocks = 1 << 20;
 
 struct Add {
   template <typename F>
@@ -91,14 +88,6 @@ struct Affine {
   }
 };
 
-/** First element of this thread, and how far the next one is. */
-struct Stride {
-  int64_t first, step;
-};
-__device__ __forceinline__ Stride own_elements() {
-  return {int64_t{blockIdx.x} * blockDim.x + threadIdx.x, int64_t{gridDim.x} * blockDim.x};
-}
-
 template <typename To, typename F>
 __device__ __forceinline__ To stored(F x) {
   if constexpr (sizeof(To) == sizeof(double)) {
@@ -112,17 +101,6 @@ template <typename T, typename Op>
 __global__ void map(const T* x, T* y, int64_t count, Op op) {
   const Stride own = own_elements();
   for (int64_t i = own.first; i < count; i += own.step) y[i] = stored<T>(op(widen(x[i])));
-}
-
-/** Where output element `i` finds its operands. */
-template <int kOperands>
-__device__ __forceinline__ void locate(const BroadcastPlan<kOperands>& plan, int64_t i, int64_t (&at)[kOperands]) {
-  for (int k = 0; k < kOperands; k++) at[k] = 0;
-  for (int d = plan.rank - 1; d >= 0; d--) {
-    const int64_t index = d == 0 ? i : i % plan.shape[d];
-    i = d == 0 ? 0 : i / plan.shape[d];
-    for (int k = 0; k < kOperands; k++) at[k] += index * plan.stride[k][d];
-  }
 }
 
 template <typename T, typename Op>
@@ -140,7 +118,7 @@ void unary(const char* name, const Args& a, const Op& op) {
   const View& x = a.in[0];
   const int64_t count = x.count();
   with_float_type(name, x.dtype, [&]<typename T>(T) {
-    launch(a, {blocks_for(count, kThreads, kMostBlocks), kThreads}, map<T, Op>, x.as<T>(), a.out[0].as<T>(), count, op);
+    launch(a, element_grid(count), map<T, Op>, x.as<T>(), a.out[0].as<T>(), count, op);
   });
 }
 
@@ -149,8 +127,7 @@ void binary(const char* name, const Args& a, const Op& op) {
   const BroadcastPlan<2> plan = plan_broadcast<2>(a.out[0], a.in);
   const int64_t count = a.out[0].count();
   with_float_type(name, a.in[0].dtype, [&]<typename T>(T) {
-    launch(a, {blocks_for(count, kThreads, kMostBlocks), kThreads}, zip<T, Op>, plan, a.in[0].as<T>(), a.in[1].as<T>(),
-           a.out[0].as<T>(), count, op);
+    launch(a, element_grid(count), zip<T, Op>, plan, a.in[0].as<T>(), a.in[1].as<T>(), a.out[0].as<T>(), count, op);
   });
 }
 
@@ -163,8 +140,7 @@ __global__ void add_elements(T* y, const S* x, int64_t count) {
 template <typename T, typename S>
 void add_into_typed(const Args& a) {
   const int64_t count = a.in[0].count();
-  launch(a, {blocks_for(count, kThreads, kMostBlocks), kThreads}, add_elements<T, S>, a.in[0].as<T>(), a.in[1].as<S>(),
-         count);
+  launch(a, element_grid(count), add_elements<T, S>, a.in[0].as<T>(), a.in[1].as<S>(), count);
 }
 
 CARAVAN_KERNEL(add, cuda, "a[...] b[...] -> c[...]") { binary("add", a, Add{}); }

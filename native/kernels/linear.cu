@@ -43,32 +43,32 @@ CARAVAN_KERNEL(linear_backward_weight_add, cuda, "dw[F,D]:f32! dy[*,F] x[*,D] ->
   multiply(a, a.in[1], true, a.in[2], false, a.in[0], a.in[0], {});
 }
 
-// ---- bias gradient: chunks of kBiasRows rows are summed apart, then in increasing order
-// ------------------------------
+// ---- bias gradient: chunks of kBiasRows rows are summed apart in f64, then in increasing order
+// -----------------------
 
 constexpr int64_t kBiasRows = 256;
 constexpr int kBiasThreads = 128;
 
 template <typename T, typename Sum>
-__global__ void column_sums(const T* x, int64_t rows, int64_t columns, Sum* partial) {
+__global__ void column_sums(const T* x, int64_t rows, int64_t columns, Sum* sums) {
   const int64_t column = int64_t{blockIdx.x} * kBiasThreads + threadIdx.x;
   if (column >= columns) return;
   const int64_t begin = int64_t{blockIdx.y} * kBiasRows;
   const int64_t end = begin + kBiasRows < rows ? begin + kBiasRows : rows;
-  Sum sum = 0;
-  for (int64_t row = begin; row < end; row++) sum += widen(x[row * columns + column]);
-  partial[blockIdx.y * columns + column] = sum;
+  double sum = 0;
+  for (int64_t row = begin; row < end; row++) sum += static_cast<double>(widen(x[row * columns + column]));
+  sums[blockIdx.y * columns + column] = static_cast<Sum>(sum);
 }
 
 /** Sums chunks of rows, then chunks of those sums, until one row is left. */
 template <typename T, typename Sum>
 void sum_columns(const Args& a, const T* x, int64_t rows, int64_t columns, Sum* sums) {
   const int64_t chunks = rows <= kBiasRows ? 1 : ceil_div(rows, kBiasRows);
-  Scratch scratch(a.device, static_cast<size_t>(chunks > 1 ? chunks * columns : 0) * sizeof(Sum));
-  Sum* partial = chunks > 1 ? scratch.as<Sum>() : sums;
   const dim3 grid(static_cast<unsigned>(ceil_div(columns, kBiasThreads)), static_cast<unsigned>(chunks));
-  launch(a, {grid, dim3(kBiasThreads)}, column_sums<T, Sum>, x, rows, columns, partial);
-  if (chunks > 1) sum_columns<Sum, Sum>(a, partial, chunks, columns, sums);
+  if (chunks == 1) return launch(a, {grid, dim3(kBiasThreads)}, column_sums<T, Sum>, x, rows, columns, sums);
+  Scratch scratch(a.device, static_cast<size_t>(chunks * columns) * sizeof(double));
+  launch(a, {grid, dim3(kBiasThreads)}, column_sums<T, double>, x, rows, columns, scratch.as<double>());
+  sum_columns(a, scratch.as<double>(), chunks, columns, sums);
 }
 
 CARAVAN_KERNEL(linear_backward_bias, cuda, "dy[*,F] -> db[F]:f32") {

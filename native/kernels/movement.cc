@@ -124,20 +124,6 @@ void transpose_tiles(ThreadPool& pool, const BroadcastPlan<1>& plan, int fast, c
                   });
 }
 
-int axis_of(const View& x, double attribute) {
-  const int axis = static_cast<int>(attribute);
-  return axis < 0 ? axis + x.rank : axis;
-}
-
-/** Strides of a contiguous tensor, not set to 0 for sizes of 1. */
-void dense_strides(const View& x, int64_t (&stride)[kMaxRank]) {
-  int64_t next = 1;
-  for (int i = x.rank - 1; i >= 0; i--) {
-    stride[i] = next;
-    next *= x.shape[i];
-  }
-}
-
 /** Writes `part` into `whole` from place `start` of `axis`. */
 void place(const Args& a, const View& part, const View& whole, int axis, int64_t start) {
   int64_t stride[1][kMaxRank] = {};
@@ -172,7 +158,7 @@ CARAVAN_KERNEL(transpose, cpu, "x[...] -> y[...] | p0 p1 p2 p3 p4 p5") {
   if (y.count() == 0) return;
   int64_t from[kMaxRank];
   int64_t stride[1][kMaxRank] = {};
-  movement_detail::dense_strides(x, from);
+  dense_strides(x, from);
   for (int i = 0; i < y.rank; i++) stride[0][i] = from[static_cast<int>(a.attrs[i])];
   const BroadcastPlan<1> plan = plan_strided(y, stride);
   int fast = plan.rank - 1;
@@ -190,9 +176,9 @@ CARAVAN_KERNEL(transpose, cpu, "x[...] -> y[...] | p0 p1 p2 p3 p4 p5") {
 
 CARAVAN_KERNEL(slice, cpu, "x[...] -> y[...] | axis start length") {
   const View& x = a.in[0];
-  const int axis = movement_detail::axis_of(x, a.attrs[0]);
+  const int axis = axis_of(x, a.attrs[0]);
   int64_t stride[1][kMaxRank] = {};
-  movement_detail::dense_strides(x, stride[0]);
+  dense_strides(x, stride[0]);
   const int64_t offset = static_cast<int64_t>(a.attrs[1]) * stride[0][axis];
   const BroadcastPlan<1> plan = plan_strided(a.out[0], stride);
   movement_detail::with_element(x.dtype, [&]<typename E>(E) {
@@ -201,7 +187,7 @@ CARAVAN_KERNEL(slice, cpu, "x[...] -> y[...] | axis start length") {
 }
 
 CARAVAN_KERNEL(concat, cpu, "a[...] b[...] -> c[...] | axis") {
-  const int axis = movement_detail::axis_of(a.out[0], a.attrs[0]);
+  const int axis = axis_of(a.out[0], a.attrs[0]);
   movement_detail::place(a, a.in[0], a.out[0], axis, 0);
   movement_detail::place(a, a.in[1], a.out[0], axis, a.in[0].shape[axis]);
 }
