@@ -50,6 +50,22 @@ __device__ __forceinline__ void store_span(T* p, const Span<T, kCount>& span, in
   }
 }
 
+/** Each number rounded to T, two bf16 by one instruction. */
+template <typename T, int kCount>
+__device__ __forceinline__ Span<T, kCount> narrow_span(const float (&x)[kCount]) {
+  Span<T, kCount> span;
+  if constexpr (sizeof(T) == 2 && kCount % 2 == 0) {
+    uint32_t words[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; i++) words[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+    __builtin_memcpy(&span, words, sizeof(span));
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; k++) span.x[k] = narrow<T>(x[k]);
+  }
+  return span;
+}
+
 /** Whether whole spans can be moved from these addresses. */
 template <typename... P>
 bool is_aligned(const P*... p) {

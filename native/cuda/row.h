@@ -178,8 +178,8 @@ class RowOf {
   }
 
  private:
-  const T* row_;
-  int width_;
+  const T* row_ = nullptr;
+  int width_ = 0;
   RowWords<S> held_[S::kSlots] = {};
 };
 
