@@ -22,14 +22,14 @@ __device__ __forceinline__ void store_whole(T* p, const Span<T, kCount>& span) {
 
 /** One by one the first `left` elements, at most all; zeros for the others. */
 template <int kCount, typename T>
-__device__ __forceinline__ Span<T, kCount> load_each(const T* p, int64_t left) {
+__device__ __forceinline__ Span<T, kCount> load_each(const T* p, int left) {
   Span<T, kCount> span;
 #pragma unroll
   for (int k = 0; k < kCount; k++) span.x[k] = k < left ? p[k] : T{};
   return span;
 }
 template <int kCount, typename T>
-__device__ __forceinline__ void store_each(T* p, const Span<T, kCount>& span, int64_t left) {
+__device__ __forceinline__ void store_each(T* p, const Span<T, kCount>& span, int left) {
 #pragma unroll
   for (int k = 0; k < kCount; k++) {
     if (k < left) p[k] = span.x[k];
@@ -38,11 +38,11 @@ __device__ __forceinline__ void store_each(T* p, const Span<T, kCount>& span, in
 
 /** The first `left` elements, at once where there are kCount. kVector: `p` is aligned for that. */
 template <bool kVector, int kCount, typename T>
-__device__ __forceinline__ Span<T, kCount> load_span(const T* p, int64_t left) {
+__device__ __forceinline__ Span<T, kCount> load_span(const T* p, int left) {
   return kVector && left >= kCount ? load_whole<kCount>(p) : load_each<kCount>(p, left);
 }
 template <bool kVector, int kCount, typename T>
-__device__ __forceinline__ void store_span(T* p, const Span<T, kCount>& span, int64_t left) {
+__device__ __forceinline__ void store_span(T* p, const Span<T, kCount>& span, int left) {
   if (kVector && left >= kCount) {
     store_whole(p, span);
   } else {
@@ -79,6 +79,12 @@ constexpr int kSpanThreads = 256;
 template <int kCount>
 __device__ __forceinline__ int64_t own_span() {
   return (int64_t{blockIdx.x} * kSpanThreads + threadIdx.x) * kCount;
+}
+/** How many of them lie below `count`, in [0, kCount]. */
+template <int kCount>
+__device__ __forceinline__ int span_left(int64_t at, int64_t count) {
+  const int64_t left = count - at;
+  return left >= kCount ? kCount : left > 0 ? static_cast<int>(left) : 0;
 }
 template <int kCount>
 unsigned span_blocks(int64_t count) {

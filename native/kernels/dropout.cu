@@ -14,7 +14,7 @@ template <typename T, bool kVector>
 __global__ void __launch_bounds__(kSpanThreads)
     drop(const T* x, T* y, int64_t count, double scale, uint64_t dropped_below, PhiloxKey key) {
   const int64_t at = own_span<kWidth>();
-  const Span<T, kWidth> from = load_span<kVector, kWidth>(x + at, count - at);
+  const Span<T, kWidth> from = load_span<kVector, kWidth>(x + at, span_left<kWidth>(at, count));
   uint32_t block[4];
   philox(key, static_cast<uint64_t>(at) / 4, block);
   Span<T, kWidth> to;
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kSpanThreads)
       to.x[k] = narrow<T>(kept ? widen(from.x[k]) * static_cast<float>(scale) : 0.0f);
     }
   }
-  store_span<kVector>(y + at, to, count - at);
+  store_span<kVector>(y + at, to, span_left<kWidth>(at, count));
 }
 
 CARAVAN_KERNEL(dropout, cuda, "x[...] -> y[...] | rate seed stream") {

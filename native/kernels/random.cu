@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kSpanThreads)
     out.x[k] = rounded<T>(mean + __dmul_rn(deviation, normal(block[0], block[1])));
     out.x[k + 1] = rounded<T>(mean + __dmul_rn(deviation, normal(block[2], block[3])));
   }
-  store_span<true>(y + at, out, count - at);
+  store_span<true>(y + at, out, span_left<kWidth>(at, count));
 }
 
 template <typename T>
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kSpanThreads)
   Span<T, kWidth> out;
 #pragma unroll
   for (int k = 0; k < kWidth; k++) out.x[k] = rounded<T>(low + __dmul_rn(width, block[k] * 0x1p-32));
-  store_span<true>(y + at, out, count - at);
+  store_span<true>(y + at, out, span_left<kWidth>(at, count));
 }
 
 CARAVAN_KERNEL(random_normal, cuda, "-> y[...]:dtype | mean deviation seed stream dtype") {

@@ -11,7 +11,7 @@ template <typename T, bool kVector>
 __global__ void __launch_bounds__(kSpanThreads) forward(const T* gate, const T* up, T* y, int64_t count) {
   constexpr int kWidth = 16 / sizeof(T);
   const int64_t at = own_span<kWidth>();
-  const int64_t left = count - at;
+  const int left = span_left<kWidth>(at, count);
   const Span<T, kWidth> g = load_span<kVector, kWidth>(gate + at, left);
   const Span<T, kWidth> u = load_span<kVector, kWidth>(up + at, left);
   float out[kWidth];
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kSpanThreads)
     backward(const T* dy, const T* gate, const T* up, T* dgate, T* dup, int64_t count) {
   constexpr int kWidth = 16 / sizeof(T);
   const int64_t at = own_span<kWidth>();
-  const int64_t left = count - at;
+  const int left = span_left<kWidth>(at, count);
   const Span<T, kWidth> d = load_span<kVector, kWidth>(dy + at, left);
   const Span<T, kWidth> g = load_span<kVector, kWidth>(gate + at, left);
   const Span<T, kWidth> u = load_span<kVector, kWidth>(up + at, left);
