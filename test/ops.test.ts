@@ -4,7 +4,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { type DType, dtypeOf } from '../lib/base/dtype.js'
 import { compareTables, openDevice } from '../lib/ops/index.js'
 import { declaredOps, leaks, type Op, runReference, type Sample, scope } from '../lib/tensor/index.js'
-import { deviceUnderTest, hasBf16Products } from './ops/device_under_test.js'
+import { deviceUnderTest, hasBf16Products } from './device_under_test.js'
 import { type Oracle, oracles } from './ops/oracles.js'
 import {
   argumentsOn,

@@ -15,6 +15,7 @@ export const swigluOp = defineOp({
   samples: [
     { N: 3, F: 64 },
     { N: 5, F: 31 },
+    { N: 33, F: 131 },
     { N: 1, F: 1 },
     { N: 0, F: 8 },
     { N: 4096, F: 2816, bench: true },
@@ -34,6 +35,7 @@ export const swigluBackwardOp = defineOp({
   samples: [
     { N: 3, F: 64 },
     { N: 5, F: 31 },
+    { N: 33, F: 131 },
     { N: 4096, F: 2816, bench: true },
   ],
 })

@@ -66,6 +66,7 @@ export class Device {
   #commandStart = 0
   #nextId = 1
   #nextTicket = 1
+  #nextPlan = 1
   #length = 0
   #closed = false
 
@@ -107,7 +108,9 @@ export class Device {
     this.#recording = recording
     try {
       const result = body()
-      return { recorded: { words: Int32Array.from(recording.words), ids: recording.ids }, result }
+      const plan = this.#nextPlan++
+      this.#addon.keepPlan(this.#index, plan, Int32Array.from(recording.words))
+      return { recorded: { plan, ids: recording.ids }, result }
     } catch (error) {
       this.#release(recording.ids)
       throw error
@@ -120,11 +123,12 @@ export class Device {
   replay(recorded: RecordedCommands, outputs: readonly number[]): void {
     for (const id of outputs) this.#free(id)
     this.flush()
-    this.#addon.submit(this.#index, recorded.words, recorded.words.length)
+    this.#addon.replay(this.#index, recorded.plan)
   }
 
   /** Gives back the ids of recorded commands, all of whose tensors have been freed. */
   forget(recorded: RecordedCommands): void {
+    if (!this.#closed) this.#addon.forgetPlan(this.#index, recorded.plan)
     this.#release(recorded.ids)
   }
 
@@ -386,7 +390,8 @@ const budgetOf = (bytes: number) => Math.min(Math.floor(bytes), Number.MAX_SAFE_
 
 /** Commands that can be run again, and the ids that they use. */
 export interface RecordedCommands {
-  words: Int32Array
+  /** The number under which the native side keeps the commands. */
+  plan: number
   ids: readonly number[]
 }
 

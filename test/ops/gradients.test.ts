@@ -14,9 +14,9 @@ import {
   Tape,
   type Tensor,
 } from '../../lib/tensor/index.js'
+import { deviceUnderTest, hasBf16Products } from '../device_under_test.js'
 import { cancellingTerms, naiveAttentionBackward } from './attention_backward.js'
 import { differentiable, gradientsBy, seedValues } from './autodiff.js'
-import { deviceUnderTest, hasBf16Products } from './device_under_test.js'
 import {
   argumentsOn,
   callOp,
