@@ -246,7 +246,7 @@ void sample(const Args& a) {
     // What is drawn does not depend on the size of a block: small vocabularies do not fill a large one, and more rows
     // than multiprocessors run two at a time on each.
     const unsigned large = rows > multiprocessors(a) ? kMostThreads / 2 : kMostThreads;
-    const unsigned threads = V < 8 * kMostThreads ? kMostThreads / 8 : large;
+    const unsigned threads = parts == 1 ? kWarp : parts < 8 ? kMostThreads / 8 : large;
     launch(a, {static_cast<unsigned>(rows), threads, static_cast<size_t>(parts) * sizeof(double)}, draw_rows, tile, row,
            in, results, fault_report(a, "sample"));
   }
