@@ -123,12 +123,7 @@ export const layerNormBackwardOp = defineOp({
     const average = (t: Tensor) => affine(sum(t, -1), 1 / D, 0)
     return { dx: mul(sub(sub(dy, average(dy)), mul(normed, average(mul(dy, normed)))), r) }
   },
-  samples: [
-    { N: 3, D: 64 },
-    { N: 33, D: 31 },
-    ...widths,
-    { N: 4096, D: 2048, bench: true },
-  ],
+  samples: [{ N: 3, D: 64 }, { N: 33, D: 31 }, ...widths, { N: 4096, D: 2048, bench: true }],
 })
 
 /** RMSNorm over the last axis of x, times w [D], plus `residual` when given. */
