@@ -3,8 +3,9 @@
 //   npm run build -- --native      the addon only; --ts the TypeScript only
 //   npm run build -- --native-tests   the native tests, without Node (npm run test:native)
 //   npm run build -- --sanitize    the native tests under ASan + UBSan, then TSan, and runs them
+//   npm run build -- --simt        the module for GPUs compiled for the host, under ASan + UBSan (build/simt)
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -32,22 +33,39 @@ function buildNative() {
   const jobs = String(availableParallelism())
   run(bin('cmake-js'), ['compile', '--out', 'build/cmake', '--parallel', jobs, '--log-level', 'warn'])
   mkdirSync(join(root, 'build/Release'), { recursive: true })
-  copyFileSync(join(root, 'build/cmake/Release/caravan.node'), join(root, 'build/Release/caravan.node'))
+  for (const file of ['caravan.node', 'caravan_cuda.so']) {
+    const built = join(root, 'build/cmake/Release', file)
+    const installed = join(root, 'build/Release', file)
+    if (existsSync(built)) copyFileSync(built, installed)
+    else rmSync(installed, { force: true })
+  }
   const commands = join(root, 'build/cmake/compile_commands.json')
   if (existsSync(commands)) copyFileSync(commands, join(root, 'compile_commands.json'))
 }
 
+function generator() {
+  return spawnSync('ninja', ['--version']).status === 0 ? ['-G', 'Ninja'] : []
+}
+
+function emulatedModule() {
+  const options = ['-DCARAVAN_ADDON=OFF', '-DCARAVAN_SIMT=address']
+  run('cmake', ['-S', '.', '-B', 'build/simt', ...generator(), ...options])
+  const jobs = String(availableParallelism())
+  run('cmake', ['--build', 'build/simt', '--target', 'caravan_simt', '--parallel', jobs])
+}
+
 function nativeTests(sanitizer) {
   const tree = `build/tests-${sanitizer || 'plain'}`
-  const generator = spawnSync('ninja', ['--version']).status === 0 ? ['-G', 'Ninja'] : []
   const options = ['-DCARAVAN_ADDON=OFF', '-DCARAVAN_TESTS=ON', `-DCARAVAN_SANITIZE=${sanitizer}`]
-  run('cmake', ['-S', '.', '-B', tree, ...generator, ...options])
+  run('cmake', ['-S', '.', '-B', tree, ...generator(), ...options])
   run('cmake', ['--build', tree, '--parallel', String(availableParallelism())])
   run('ctest', ['--test-dir', tree, '--output-on-failure'])
 }
 
 if (flags.has('--sanitize')) {
   for (const sanitizer of ['address', 'thread']) nativeTests(sanitizer)
+} else if (flags.has('--simt')) {
+  emulatedModule()
 } else if (flags.has('--native-tests')) {
   nativeTests('')
 } else {

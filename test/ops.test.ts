@@ -4,7 +4,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { type DType, dtypeOf } from '../lib/base/dtype.js'
 import { compareTables, openDevice } from '../lib/ops/index.js'
 import { declaredOps, leaks, type Op, runReference, type Sample, scope } from '../lib/tensor/index.js'
-import { deviceUnderTest } from './ops/device_under_test.js'
+import { deviceUnderTest, hasBf16Products } from './device_under_test.js'
 import { type Oracle, oracles } from './ops/oracles.js'
 import {
   argumentsOn,
@@ -56,7 +56,7 @@ const checkedElsewhere: { [op: string]: string } = {
 const roundsInside: { [op: string]: string } = {
   add_rms_norm: 'the norm is taken of the sum as stored, which is what the backward pass reads',
   // With native bf16 products the gradient of the logits is rounded to bf16 before it is multiplied.
-  ...(device.isa === 'avx512bf16' && { cross_entropy: 'the gradient of the logits is a bf16 operand' }),
+  ...(hasBf16Products(device.isa) && { cross_entropy: 'the gradient of the logits is a bf16 operand' }),
 }
 
 afterAll(async () => {

@@ -5,7 +5,7 @@ import { type GenerateRequest, generateAll } from '../generate/index.js'
 import { type CausalLm, newModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { type BenchModel, benchShapes } from './bench_shapes.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { countText, shortNumber } from './format.js'
 import { machineLine } from './machine.js'
@@ -17,6 +17,7 @@ import { type PeerGenerate, runTorchGenerate } from './torch_peer.js'
 export interface BenchGenerateFlags {
   model: BenchModel
   dtype: DtypeFlag
+  device?: DeviceFlag
   threads?: number
   batch: readonly number[]
   rounds: number
@@ -42,7 +43,7 @@ export const NEW_TOKENS = 64
 /** Measures generation and prints it; the value is the exit code. */
 export async function benchGenerate(flags: BenchGenerateFlags): Promise<number> {
   const terminal = new Terminal(process.stdout)
-  using device = openDevice({ threads: flags.threads })
+  using device = openDevice({ kind: flags.device, threads: flags.threads })
   const { config } = benchShapes[flags.model]
   using model = newModel(device, config, { seed: 0, dtype: engineDtype(flags.dtype) })
   const machine = machineLine(device)

@@ -11,7 +11,7 @@ import { attentionFlops, floorOf, type Roofs } from './bench_floor.js'
 import { kernelLines } from './bench_kernel_lines.js'
 import { measureRoofs } from './bench_roofs.js'
 import { type Spread, spreadOf } from './bench_spread.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { ProgressLine } from './progress_line.js'
 import { type Rival, startRivals } from './rival.js'
@@ -20,6 +20,7 @@ import { repeatsFor, secondsPerCall } from './timing.js'
 
 export interface BenchKernelFlags {
   dtype: DtypeFlag
+  device?: DeviceFlag
   threads?: number
   samples: number
   peer: boolean
@@ -45,7 +46,7 @@ export async function benchKernels(name: string | undefined, flags: BenchKernelF
     })
   }
   const rows = benchRows(name, dtype)
-  using device = openDevice({ threads: flags.threads })
+  using device = openDevice({ kind: flags.device, threads: flags.threads })
   const options = { threads: device.threads, dtype: flags.dtype }
   const { rivals, notes } = flags.peer ? await startRivals(options) : { rivals: [], notes: [] }
   try {

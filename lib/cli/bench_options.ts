@@ -1,6 +1,6 @@
 // The options of `caravan bench`.
 import type { Command } from 'commander'
-import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
+import { deviceOption, dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
 import { decimal, oneOf, wholeNumber, wholeNumbers } from './option_values.js'
 
 export function addBenchCommand(program: Command, ended: Ended): void {
@@ -28,6 +28,7 @@ Examples:
     .option('--samples <n>', 'measurements of each; the median counts', wholeNumber('--samples', 1), 9)
     .option('--no-peer', 'do not look for other libraries')
     .addOption(dtypeOption().default('fp32'))
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .option(
       '--json [file]',
@@ -52,6 +53,7 @@ function addStepCommands(bench: Command, ended: Ended): void {
     .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)
     .option('--rounds <n>', 'times that each side runs, in turns', wholeNumber('--rounds', 1), 1)
     .addOption(dtypeOption().default('fp32'))
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .addOption(jsonOption('print one line of JSON'))
     .action(async (flags) => ended(await (await import('./bench_step.js')).benchStep(flags)))
@@ -64,6 +66,7 @@ function addStepCommands(bench: Command, ended: Ended): void {
     .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)
     .option('--rounds <n>', 'measured calls of each, after one that is not', wholeNumber('--rounds', 1), 3)
     .addOption(dtypeOption().default('fp32'))
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .addOption(jsonOption('print as JSON, one line a batch size'))
     .action(async (flags) => ended(await (await import('./bench_generate.js')).benchGenerate(flags)))
@@ -77,6 +80,7 @@ function addRewardCommands(bench: Command, ended: Ended): void {
     .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
     .option('--answers <n>', 'answers of a rollout, a multiple of 32', wholeNumber('--answers', 32), 128)
     .addOption(dtypeOption().default('fp32'))
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .addOption(jsonOption('print one line of JSON'))
     .action(async (flags) => ended(await (await import('./bench_rl.js')).benchRl(flags)))

@@ -14,7 +14,7 @@ import type { Device } from '../runtime/index.js'
 import { keep } from '../tensor/index.js'
 import { type Step, trainLoop } from '../train/loop.js'
 import { type BenchModel, benchShapes } from './bench_shapes.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { countText, shortNumber } from './format.js'
 import { machineLine } from './machine.js'
@@ -24,6 +24,7 @@ import { Terminal } from './terminal.js'
 export interface BenchRlFlags {
   model: BenchModel
   dtype: DtypeFlag
+  device?: DeviceFlag
   threads?: number
   algorithm: 'ppo' | 'grpo'
   answers: number
@@ -61,7 +62,7 @@ export async function benchRl(flags: BenchRlFlags): Promise<number> {
     throw new CaravanError('ERR_USAGE', `--answers must be ${wanted}; got ${flags.answers}`)
   }
   const terminal = new Terminal(process.stdout)
-  using device = openDevice({ threads: flags.threads })
+  using device = openDevice({ kind: flags.device, threads: flags.threads })
   const result = await measureRl(device, flags)
   const machine = machineLine(device)
   if (flags.json) {

@@ -7,7 +7,7 @@ import type { Device } from '../runtime/index.js'
 import { trainLoop } from '../train/loop.js'
 import { type BenchMethod, benchMethod } from './bench_methods.js'
 import { type BenchModel, type BenchShape, benchShapes } from './bench_shapes.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { countText, shortNumber } from './format.js'
 import { machineLine } from './machine.js'
@@ -22,6 +22,7 @@ export interface BenchStepFlags {
   cachedReference?: boolean
   model: BenchModel
   dtype: DtypeFlag
+  device?: DeviceFlag
   threads?: number
   steps?: number
   rounds: number
@@ -81,7 +82,7 @@ export async function benchStep(flags: BenchStepFlags): Promise<number> {
 }
 
 async function withDevice<T>(flags: BenchStepFlags, body: (device: Device) => T | Promise<T>): Promise<T> {
-  using device = openDevice({ threads: flags.threads })
+  using device = openDevice({ kind: flags.device, threads: flags.threads })
   return await body(device)
 }
 

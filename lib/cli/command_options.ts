@@ -17,6 +17,14 @@ export function dtypeOption(): Option {
   return new Option('--dtype <type>', 'precision of the weights: fp32 or bf16').argParser(oneOf('--dtype', dtypes))
 }
 
+/** Where a command computes. */
+export type DeviceFlag = 'cpu' | 'cuda'
+
+export function deviceOption(): Option {
+  const text = 'cpu, or cuda for the NVIDIA GPU (which one: CARAVAN_CUDA_DEVICE)'
+  return new Option('--device <kind>', text).argParser(oneOf('--device', ['cpu', 'cuda'] as const))
+}
+
 export function threadsOption(): Option {
   const text = 'threads that compute (default: all cores; results do not depend on it)'
   return new Option('--threads <n>', text).argParser(wholeNumber('--threads', 1))

@@ -1,11 +1,10 @@
 // `caravan doctor`: what is here, what was chosen, what is missing and why. It must work where the engine does not, so
 // the engine is asked last and its failure is a finding, not an error of this command.
-import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { arch, availableParallelism, cpus, freemem, platform, release, totalmem } from 'node:os'
 import { CaravanError } from '../base/errors.js'
 import { compareTables, openDevice } from '../ops/index.js'
-import { loadAddon } from '../runtime/index.js'
+import { cudaBackend, loadAddon } from '../runtime/index.js'
 import { exitCodes } from './failure.js'
 import { bytesText, shortNumber } from './format.js'
 import { loadText, measurePeak, type Peak, processorName } from './machine.js'
@@ -20,8 +19,19 @@ export interface Diagnosis {
   memory: { totalBytes: number; freeBytes: number }
   load: string
   engine: EngineFindings | { error: string; hint?: string }
-  cuda: { available: boolean; reason: string }
+  cuda: CudaFindings
   peers: { [name: string]: boolean }
+}
+
+interface CudaFindings {
+  available: boolean
+  /** Why it is not; empty when it is. */
+  reason: string
+  /** The file of the module, where there is one. */
+  module?: string
+  devices: { name: string; totalBytes: number; capability: number }[]
+  /** Versions, and the libraries that were looked for. */
+  findings: { name: string; text: string }[]
 }
 
 interface EngineFindings {
@@ -86,15 +96,17 @@ export function addonPath(): string {
   return loaded ?? process.env.CARAVAN_ADDON ?? 'unknown'
 }
 
-function cudaFindings(): Diagnosis['cuda'] {
-  const build = 'this build has no CUDA module'
-  const driver = '/proc/driver/nvidia/version'
-  const libraries = ['/usr/lib/x86_64-linux-gnu', '/usr/lib64', '/usr/lib/aarch64-linux-gnu', '/usr/lib/wsl/lib']
-  if (!existsSync(driver)) return { available: false, reason: `no NVIDIA driver (${driver} is not there); ${build}` }
-  if (!libraries.some((folder) => existsSync(`${folder}/libcuda.so.1`))) {
-    return { available: false, reason: `an NVIDIA driver, but no libcuda.so.1; ${build}` }
+function cudaFindings(): CudaFindings {
+  try {
+    const { path, facts, unavailable } = cudaBackend()
+    const module = facts ? path : undefined
+    const devices = (facts?.devices ?? []).map(([name, totalBytes, capability]) => ({ name, totalBytes, capability }))
+    const findings = (facts?.findings ?? []).map(([name, text]) => ({ name, text }))
+    return { available: unavailable === '', reason: unavailable, module, devices, findings }
+  } catch (error) {
+    if (!(error instanceof CaravanError)) throw error
+    return { available: false, reason: 'the engine does not load', devices: [], findings: [] }
   }
-  return { available: false, reason: `an NVIDIA driver is there, but ${build}` }
 }
 
 function isInstalled(name: string): boolean {
@@ -116,7 +128,6 @@ function diagnosisLines(found: Diagnosis, terminal: Terminal): string[] {
     ['memory', `${bytesText(memory.totalBytes)}, ${bytesText(memory.freeBytes)} free`],
   ]
   const extras = [
-    ['cuda', `${found.cuda.available ? 'yes' : 'no'}: ${found.cuda.reason}`],
     ...Object.entries(found.peers).map(([name, present]) => [
       name,
       present ? 'installed' : dim('not installed (optional)'),
@@ -126,7 +137,21 @@ function diagnosisLines(found: Diagnosis, terminal: Terminal): string[] {
   return [
     ...section('machine', machine),
     ...section('engine', engineRows(found.engine, terminal)),
+    ...section('cuda', cudaRows(found.cuda)),
     ...section('optional', extras),
+  ]
+}
+
+function cudaRows(cuda: CudaFindings): string[][] {
+  const devices = cuda.devices.map(({ name, totalBytes, capability }, i) => {
+    const version = `${Math.floor(capability / 10)}.${capability % 10}`
+    return [`device ${i}`, `${name}, ${bytesText(totalBytes)}, compute capability ${version}`]
+  })
+  return [
+    ['available', cuda.available ? 'yes' : `no: ${cuda.reason}`],
+    ...(cuda.module ? [['module', cuda.module]] : []),
+    ...devices,
+    ...cuda.findings.map(({ name, text }) => [name, text]),
   ]
 }
 

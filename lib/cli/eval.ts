@@ -15,7 +15,7 @@ import { loadModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import type { ChatTemplate } from '../text/chat_template.js'
 import { Tokenizer } from '../text/tokenizer.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { runFileCommand } from './file_command.js'
 import { countText, durationText, grouped } from './format.js'
 import { packageVersion } from './package_version.js'
@@ -42,6 +42,7 @@ export interface EvalFlags {
   slots: number
   batchTokens: number
   dtype?: DtypeFlag
+  device?: DeviceFlag
   threads?: number
   quiet?: boolean
   json?: boolean
@@ -83,10 +84,10 @@ export function evaluateModel(flags: EvalFlags): Promise<number> {
 type Hooks = Pick<NonNullable<Parameters<typeof evaluate>[3]>, 'signal' | 'onSample' | 'onProgress'>
 
 async function report(flags: EvalFlags, hooks: Hooks): Promise<Report> {
-  const { model: directory, tasks, threads, dtype, formulation, template: _, ...options } = flags
+  const { model: directory, tasks, device: kind, threads, dtype, formulation, template: _, ...options } = flags
   // A missing file should not cost the time that a large model takes to load.
   const loaded = await loadTasks(await findTasks(tasks), { ...options, signal: hooks.signal })
-  using device = openDevice({ threads })
+  using device = openDevice({ kind, threads })
   using model = await loadModel(device, directory, { dtype: engineDtype(dtype) })
   const tokenizer = await Tokenizer.load(directory)
   const result = await evaluate(model, tokenizer, loaded, {

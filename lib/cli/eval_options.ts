@@ -1,6 +1,6 @@
 // The options of `caravan eval`.
 import type { Command } from 'commander'
-import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
+import { deviceOption, dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
 import { commaList, decimal, oneOf, wholeNumber } from './option_values.js'
 
 // Written out here: the code of a command is imported only when it runs.
@@ -18,6 +18,7 @@ export function addEvalCommand(program: Command, ended: Ended): void {
     .option('--quiet', 'print nothing but errors')
     .addOption(jsonOption('print all numbers and settings as JSON'))
     .addOption(dtypeOption())
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .addHelpText(
       'after',

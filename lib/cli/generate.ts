@@ -6,7 +6,7 @@ import { type Generated, type GenerateRequest, generate } from '../generate/inde
 import { type CausalLm, loadModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { Tokenizer } from '../text/tokenizer.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { rowSummary, runFileCommand } from './file_command.js'
 import { countText, grouped } from './format.js'
 import { promptRows, withPlace } from './generate_rows.js'
@@ -28,6 +28,7 @@ export interface GenerateFlags {
   stop?: string[]
   slots: number
   dtype?: DtypeFlag
+  device?: DeviceFlag
   threads?: number
   quiet?: boolean
   json?: boolean
@@ -59,9 +60,9 @@ async function writeCompletions(
   signal: AbortSignal,
   onProgress: (done: Summary) => void,
 ): Promise<Summary> {
-  const { model: directory, output, threads, dtype } = flags
+  const { model: directory, output, device: kind, threads, dtype } = flags
   const started = performance.now()
-  using device = openDevice({ threads })
+  using device = openDevice({ kind, threads })
   using model = await loadModel(device, directory, { dtype: engineDtype(dtype) })
   const tokenizer = await Tokenizer.load(directory)
   const done: Summary = { rows: 0, tokens: 0, seconds: 0 }

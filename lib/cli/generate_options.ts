@@ -1,6 +1,6 @@
 // The options of `caravan generate`.
 import type { Command } from 'commander'
-import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
+import { deviceOption, dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
 import { decimal, wholeNumber } from './option_values.js'
 
 export function addGenerateCommand(program: Command, ended: Ended): void {
@@ -29,6 +29,7 @@ export function addGenerateCommand(program: Command, ended: Ended): void {
     .option('--quiet', 'print nothing but errors')
     .addOption(jsonOption('print the summary as JSON'))
     .addOption(dtypeOption())
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .addHelpText(
       'after',

@@ -38,6 +38,7 @@ export function machineName(): string {
 
 /** One line that says where a number was measured. */
 export function machineLine(device: Device): string {
+  if (device.kind === 'cuda') return `${device.name}, ${device.isa}, load ${loadText()}`
   const cores = `${device.threads} of ${cpus().length} threads`
   return `${processorName()}, ${cores}, ${device.isa}, ${bytesText(totalmem())}, load ${loadText()}`
 }

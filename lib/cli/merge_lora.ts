@@ -7,7 +7,7 @@ import { fileError } from '../data/atomic_file.js'
 import { loadAdapter, loadModel, mergeAdapter, readModelConfig, type StoredDtype, saveModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { folderAtomic } from '../recipes/run_folder.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { runFileCommand } from './file_command.js'
 import { bytesText, durationText, grouped } from './format.js'
 
@@ -16,6 +16,7 @@ export interface MergeLoraFlags {
   adapter: string
   out: string
   dtype?: DtypeFlag
+  device?: DeviceFlag
   threads?: number
   memoryLimit?: number
   quiet?: boolean
@@ -58,12 +59,12 @@ async function mergeFolders(
   signal: AbortSignal,
   onProgress: (done: number, total: number) => void,
 ): Promise<MergeSummary> {
-  const { model: directory, adapter, out, threads, memoryLimit } = flags
+  const { model: directory, adapter, out, device: kind, threads, memoryLimit } = flags
   const started = performance.now()
   await refuseFull(out)
   const { config } = await readModelConfig(directory)
   const dtype: StoredDtype = engineDtype(flags.dtype) ?? config.dtype
-  using device = openDevice({ threads, memoryBudgetBytes: memoryLimit })
+  using device = openDevice({ kind, threads, memoryBudgetBytes: memoryLimit })
   using model = await loadModel(device, directory, { dtype: dtype === 'bf16' ? 'bf16' : 'f32' })
   throwIfAborted(signal)
   const layers = (await loadAdapter(model, adapter)).layers.size

@@ -1,11 +1,11 @@
 // All commands and their options. The code of a command is imported when it runs, so that --help needs no engine.
 import { Command } from 'commander'
 import { addBenchCommand } from './bench_options.js'
-import { dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
+import { deviceOption, dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
 import { addEvalCommand } from './eval_options.js'
 import { addGenerateCommand } from './generate_options.js'
 import { addInspectCommand } from './inspect_options.js'
-import { byteSize, collectAssignment, commaList, oneOf, pairs, wholeNumber } from './option_values.js'
+import { byteSize, collectAssignment, commaList, pairs, wholeNumber } from './option_values.js'
 import { packageVersion } from './package_version.js'
 
 /** The program; errors are thrown (CommanderError, CaravanError), never printed. */
@@ -58,12 +58,12 @@ function addTrainCommand(program: Command, ended: Ended): void {
     .option('--set <stage.key=value>', 'change a setting; may be given often', collectAssignment('--set'))
     .option('--resume [dir]', 'continue a run: that of the folder, of --out, or the newest')
     .option('--seed <n>', 'seed of everything random', wholeNumber('--seed', 0))
-    .option('--device <kind>', 'cpu or cuda', oneOf('--device', ['cpu', 'cuda'] as const))
     .option('--memory-limit <size>', 'most memory for tensors, as 8GiB', byteSize('--memory-limit'))
     .option('--dry-run', 'show the plan (sizes, memory, work, settings) and stop')
     .option('--quiet', 'print warnings and the result only')
     .addOption(jsonOption('print events as JSON, one a line'))
     .addOption(dtypeOption())
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .addHelpText(
       'after',
@@ -95,6 +95,7 @@ function addScoreCommand(program: Command, ended: Ended): void {
     .option('--quiet', 'print nothing but errors')
     .addOption(jsonOption('print the summary as JSON'))
     .addOption(dtypeOption())
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .addHelpText(
       'after',
@@ -120,6 +121,7 @@ function addMergeLoraCommand(program: Command, ended: Ended): void {
     .option('--quiet', 'print nothing but errors')
     .addOption(jsonOption('print the summary as JSON'))
     .addOption(dtypeOption())
+    .addOption(deviceOption())
     .addOption(threadsOption())
     .addHelpText(
       'after',

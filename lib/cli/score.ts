@@ -3,7 +3,7 @@
 import { throwIfAborted } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
 import { openDevice } from '../ops/index.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { rowSummary, runFileCommand } from './file_command.js'
 import { countText, grouped } from './format.js'
 import { openScorer } from './row_scorer.js'
@@ -17,6 +17,7 @@ export interface ScoreFlags {
   /** The model is a reward model: one score a row. */
   reward?: boolean
   dtype?: DtypeFlag
+  device?: DeviceFlag
   threads?: number
   batchTokens: number
   quiet?: boolean
@@ -49,9 +50,9 @@ async function scoreFile(
   signal: AbortSignal,
   onProgress: (done: ScoreSummary) => void,
 ): Promise<ScoreSummary> {
-  const { model: directory, input, output, template, reward, threads, dtype, batchTokens } = flags
+  const { model: directory, input, output, template, reward, device: kind, threads, dtype, batchTokens } = flags
   const started = performance.now()
-  using device = openDevice({ threads })
+  using device = openDevice({ kind, threads })
   using scorer = await openScorer(device, directory, { dtype: engineDtype(dtype), reward: reward ?? false })
   const done: ScoreSummary = { rows: 0, tokens: 0, seconds: 0 }
   await writeFileAtomic(output, async (append) => {

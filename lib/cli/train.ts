@@ -3,7 +3,7 @@ import { CaravanError } from '../base/errors.js'
 import { type RunOptions, run } from '../recipes/run.js'
 import type { Recipe } from '../recipes/stage.js'
 import type { RunEvent } from '../train/events.js'
-import { type DtypeFlag, engineDtype } from './command_options.js'
+import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { newRunFolder, recipeNamed, resumedRun } from './run_choice.js'
 import { StopSignals } from './stop_signals.js'
@@ -22,7 +22,7 @@ export interface TrainFlags {
   set?: { [path: string]: string }
   resume?: boolean | string
   seed?: number
-  device?: 'cpu' | 'cuda'
+  device?: DeviceFlag
   dtype?: DtypeFlag
   threads?: number
   memoryLimit?: number

@@ -25,6 +25,9 @@ export interface Addon {
     onFinished: (ticket: number, error: NativeFailure | null) => void,
   ): number
   submit(device: number, words: Int32Array, count: number): void
+  keepPlan(device: number, plan: number, words: Int32Array): void
+  replay(device: number, plan: number): void
+  forgetPlan(device: number, plan: number): void
   upload(device: number, tensor: number, array: ArrayBufferView): void
   loadFile(device: number, tensor: number, path: string, byteOffset: number, dtype: number): void
   fence(device: number, ticket: number): void

@@ -1,6 +1,6 @@
 // A device and its command stream. Calls write words into a buffer and return at once; a native thread drains them in
 // order. `idle()` and `read()` are the only waits. Tensors are integers here; lib/tensor gives them faces.
-import { availableParallelism, totalmem } from 'node:os'
+import { availableParallelism, cpus, totalmem } from 'node:os'
 import { type DType, dtypeBytes, dtypeCode } from '../base/dtype.js'
 import { CaravanError, type ErrorCode, nearestName } from '../base/errors.js'
 import { countOf, type Shape } from '../base/shape.js'
@@ -44,6 +44,9 @@ interface Pending {
 /** One device: memory, an ordered command stream, and kernels. */
 export class Device {
   readonly kind: 'cpu' | 'cuda'
+  /** Of the processor, or of the GPU. */
+  readonly name: string
+  /** Instruction set of the processor (avx2), or architecture of the GPU (sm_90). */
   readonly isa: string
   readonly threads: number
   /** Where each op stands in the native table. */
@@ -63,6 +66,7 @@ export class Device {
   #commandStart = 0
   #nextId = 1
   #nextTicket = 1
+  #nextPlan = 1
   #length = 0
   #closed = false
 
@@ -75,6 +79,7 @@ export class Device {
         : openCpu(this.#addon, options, this.#finished.bind(this))
     this.#index = opened.index
     this.#opIndex = new Map(opened.ops.map((name, i) => [name, i]))
+    this.name = opened.name
     this.isa = opened.isa
     this.threads = opened.threads
   }
@@ -103,7 +108,9 @@ export class Device {
     this.#recording = recording
     try {
       const result = body()
-      return { recorded: { words: Int32Array.from(recording.words), ids: recording.ids }, result }
+      const plan = this.#nextPlan++
+      this.#addon.keepPlan(this.#index, plan, Int32Array.from(recording.words))
+      return { recorded: { plan, ids: recording.ids }, result }
     } catch (error) {
       this.#release(recording.ids)
       throw error
@@ -116,11 +123,12 @@ export class Device {
   replay(recorded: RecordedCommands, outputs: readonly number[]): void {
     for (const id of outputs) this.#free(id)
     this.flush()
-    this.#addon.submit(this.#index, recorded.words, recorded.words.length)
+    this.#addon.replay(this.#index, recorded.plan)
   }
 
   /** Gives back the ids of recorded commands, all of whose tensors have been freed. */
   forget(recorded: RecordedCommands): void {
+    if (!this.#closed) this.#addon.forgetPlan(this.#index, recorded.plan)
     this.#release(recorded.ids)
   }
 
@@ -346,6 +354,7 @@ interface Opened {
   index: number
   /** Names of the ops with a kernel, in the order of their indices. */
   ops: string[]
+  name: string
   isa: string
   threads: number
 }
@@ -361,7 +370,7 @@ function openCpu(addon: Addon, options: DeviceOptions, onFinished: OnFinished): 
   const budget = budgetOf(options.memoryBudgetBytes ?? totalmem() * 0.9)
   checkOptions(addon, { threads: wantedThreads, budget, isa: wantedIsa })
   const [index, isa, threads] = native(() => addon.openCpu(wantedThreads, budget, wantedIsa, ops, onFinished))
-  return { index, ops, isa, threads }
+  return { index, ops, name: cpus()[0]?.model.trim() ?? 'unknown processor', isa, threads }
 }
 
 function openCuda(addon: Addon, options: DeviceOptions, onFinished: OnFinished): Opened {
@@ -373,15 +382,16 @@ function openCuda(addon: Addon, options: DeviceOptions, onFinished: OnFinished):
     throw new CaravanError('ERR_CONFIG', `the number of a CUDA device must be an integer from 0 on, got ${ordinal}`)
   }
   const index = native(() => addon.openBackend(path, ordinal, budget, ops, onFinished))
-  const capability = facts.devices[ordinal]![2]
-  return { index, ops, isa: `sm_${capability}`, threads: 1 }
+  const [name, , capability] = facts.devices[ordinal]!
+  return { index, ops, name, isa: `sm_${capability}`, threads: 1 }
 }
 
 const budgetOf = (bytes: number) => Math.min(Math.floor(bytes), Number.MAX_SAFE_INTEGER)
 
 /** Commands that can be run again, and the ids that they use. */
 export interface RecordedCommands {
-  words: Int32Array
+  /** The number under which the native side keeps the commands. */
+  plan: number
   ids: readonly number[]
 }
 

@@ -55,6 +55,7 @@ CommandQueue::~CommandQueue() {
   device_->cancel();
   arrived_.notify_all();
   thread_.join();
+  replays_.clear();  // graphs go before their device
   for (Tensor& tensor : tensors_) {
     if (tensor.storage != nullptr && --tensor.storage->references == 0) delete tensor.storage;
   }
@@ -197,56 +198,171 @@ void CommandQueue::execute(const std::vector<int32_t>& words) {
   }
 }
 
-const int32_t* CommandQueue::run_op(const int32_t* word) {
-  constexpr int kMost = 32;
-  int32_t index = word[0];
-  int inputs = word[1], outputs = word[2], attrs = word[3];
+const int32_t* CommandQueue::resolve(const int32_t* word, Call& call, bool& ready) {
+  call.op = word[0];
+  const size_t inputs = static_cast<size_t>(word[1]), outputs = static_cast<size_t>(word[2]);
+  const size_t attrs = static_cast<size_t>(word[3]);
   word += 4;
-  const char* name = ops_[static_cast<size_t>(index)].c_str();
-  View in[kMost], out[kMost];
-  int32_t out_ids[kMost];
-  double attr[kMost];
-  bool ready = true;
-  for (int i = 0; i < inputs; i++) {
+  const char* name = ops_[static_cast<size_t>(call.op)].c_str();
+  call.in.assign(inputs, View{});
+  call.out.assign(outputs, View{});
+  call.attrs.resize(attrs);
+  for (size_t i = 0; i < inputs; i++) {
     int32_t id = *word++;
     if (id == 0) continue;
     Tensor& tensor = slot(id);
     // A missing input is the trace of an earlier failure, which is already recorded.
     ready = ready && tensor.storage != nullptr;
-    in[i] = tensor.view;
+    call.in[i] = tensor.view;
   }
-  for (int i = 0; i < outputs; i++) {
+  for (size_t i = 0; i < outputs; i++) {
     int64_t shape[kMaxRank];
     int rank;
-    out_ids[i] = word[0];
+    const int32_t id = word[0];
     DType dtype = static_cast<DType>(word[1]);
     word = read_shape(word + 2, shape, &rank);
-    if (out_ids[i] == 0 || !ready) continue;
-    guarded(name, [&] { make_tensor(out_ids[i], dtype, shape, rank, name); });
-    Tensor& tensor = slot(out_ids[i]);
+    if (id == 0 || !ready) continue;
+    guarded(name, [&] { make_tensor(id, dtype, shape, rank, name); });
+    Tensor& tensor = slot(id);
     ready = ready && tensor.storage != nullptr;
-    out[i] = tensor.view;
+    call.out[i] = tensor.view;
   }
-  for (int i = 0; i < attrs; i++, word += 2) attr[i] = read_f64(word);
-  if (!ready) return word;
+  for (size_t i = 0; i < attrs; i++, word += 2) call.attrs[i] = read_f64(word);
+  return word;
+}
+
+void CommandQueue::run(const Call& call) {
+  const char* name = ops_[static_cast<size_t>(call.op)].c_str();
   auto started = std::chrono::steady_clock::now();
   guarded(name, [&] {
-    const KernelRow* kernel = kernels_[static_cast<size_t>(index)];
+    const KernelRow* kernel = kernels_[static_cast<size_t>(call.op)];
     if (kernel == nullptr) fail("ERR_DEVICE", "op %s has no kernel on device %s", name, device_->kind());
     try {
-      kernel->run(Args{*device_, in, inputs, out, outputs, attr, attrs});
+      kernel->run(Args{*device_, call.in.data(), static_cast<int>(call.in.size()), call.out.data(),
+                       static_cast<int>(call.out.size()), call.attrs.data(), static_cast<int>(call.attrs.size())});
     } catch (const Error& error) {
       std::string shapes;
-      for (int i = 0; i < inputs; i++) shapes += (i ? " " : "") + (in[i].present() ? shape_text(in[i]) : "-");
+      for (size_t i = 0; i < call.in.size(); i++) {
+        shapes += (i ? " " : "") + (call.in[i].present() ? shape_text(call.in[i]) : "-");
+      }
       throw Error(error.code(), std::string(name) + " (inputs " + shapes + "): " + error.what());
     }
   });
   if (profiling_) {
-    OpTime& time = op_times_[static_cast<size_t>(index)];
+    OpTime& time = op_times_[static_cast<size_t>(call.op)];
     time.calls++;
     time.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   }
+}
+
+const int32_t* CommandQueue::run_op(const int32_t* word) {
+  bool ready = true;
+  word = resolve(word, call_, ready);
+  if (ready) run(call_);
   return word;
+}
+
+void CommandQueue::keep_plan(int32_t plan, std::vector<int32_t> words) {
+  push([this, plan, words = std::move(words)]() mutable { replays_[plan].words = std::move(words); });
+}
+
+void CommandQueue::forget_plan(int32_t plan) {
+  push([this, plan] {
+    auto found = replays_.find(plan);
+    if (found == replays_.end()) return;
+    drop_graph(found->second);
+    replays_.erase(found);
+  });
+}
+
+void CommandQueue::replay(int32_t plan) {
+  push([this, plan] {
+    auto found = replays_.find(plan);
+    if (found == replays_.end()) return record("ERR_INTERNAL", "a plan is replayed that was never kept", "replay");
+    if (device_->captures() && !profiling_ && !error_) {
+      run_plan(found->second);
+    } else {
+      execute(found->second.words);
+    }
+  });
+}
+
+/** Allocates the plan's tensors and resolves its calls; frees wait in plan.frees. False when something is missing. */
+bool CommandQueue::resolve_plan(Replay& plan) {
+  const int32_t* word = plan.words.data();
+  const int32_t* end = word + plan.words.size();
+  plan.call_count = 0;
+  plan.frees.clear();
+  bool ready = true;
+  int64_t shape[kMaxRank];
+  int rank;
+  while (word < end && ready) {
+    executed_.fetch_add(1, std::memory_order_relaxed);
+    switch (static_cast<Command>(*word++)) {
+      case Command::kOp:
+        if (plan.call_count == plan.calls.size()) plan.calls.emplace_back();
+        word = resolve(word, plan.calls[plan.call_count], ready);
+        if (ready) plan.call_count++;
+        break;
+      case Command::kFree:
+        plan.frees.push_back(*word++);
+        break;
+      case Command::kView: {
+        DType dtype = static_cast<DType>(word[2]);
+        const int32_t* after = read_shape(word + 5, shape, &rank);
+        make_view(word[0], word[1], dtype, static_cast<int64_t>(read_f64(word + 3)), shape, rank);
+        word = after;
+        break;
+      }
+      case Command::kAlloc: {
+        const int32_t* after = read_shape(word + 2, shape, &rank);
+        guarded("alloc", [&] { make_tensor(word[0], static_cast<DType>(word[1]), shape, rank, "alloc"); });
+        ready = ready && slot(word[0]).storage != nullptr;
+        word = after;
+        break;
+      }
+      default:
+        record("ERR_INTERNAL", "the command stream is damaged", "");
+        return false;
+    }
+  }
+  return ready;
+}
+
+void CommandQueue::run_plan(Replay& plan) {
+  // Once as it is: kernels and libraries make their first-call preparations outside of a graph.
+  if (plan.runs++ == 0) return execute(plan.words);
+  const bool ready = resolve_plan(plan);
+  if (ready) {
+    std::vector<const void*> addresses;
+    for (size_t i = 0; i < plan.call_count; i++) {
+      for (const View& view : plan.calls[i].in) addresses.push_back(view.data);
+      for (const View& view : plan.calls[i].out) addresses.push_back(view.data);
+    }
+    if (plan.graph == nullptr || addresses != plan.addresses) {
+      plan.addresses = std::move(addresses);
+      capture_plan(plan);
+    }
+    if (plan.graph != nullptr) guarded("replay", [&] { plan.graph->launch(); });
+  }
+  for (int32_t id : plan.frees) free_tensor(id);
+}
+
+void CommandQueue::capture_plan(Replay& plan) {
+  drop_graph(plan);
+  guarded("replay", [&] {
+    device_->hold_scratch(&plan.scratch);
+    plan.graph = device_->capture([&] {
+      for (size_t i = 0; i < plan.call_count; i++) run(plan.calls[i]);
+    });
+  });
+  device_->hold_scratch(nullptr);
+}
+
+void CommandQueue::drop_graph(Replay& plan) {
+  plan.graph.reset();
+  for (void* memory : plan.scratch) device_->allocator().release(memory);
+  plan.scratch.clear();
 }
 
 CommandQueue::Tensor& CommandQueue::slot(int32_t id) {

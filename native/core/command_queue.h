@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <unordered_map>
 #include <vector>
 
 #include "core/device.h"
@@ -48,6 +49,10 @@ class CommandQueue {
 
   /** Appends encoded commands. */
   void submit(const int32_t* words, size_t count);
+  /** Keeps encoded commands under a number, to be appended by `replay` as often as wanted. */
+  void keep_plan(int32_t plan, std::vector<int32_t> words);
+  void replay(int32_t plan);
+  void forget_plan(int32_t plan);
   /** Copies `bytes` (taken over) into tensor `id`. */
   void upload(int32_t id, std::vector<uint8_t> bytes);
   /** Reads the tensor's elements, stored as `source` at `offset` of a file, into tensor `id`, converting the type. */
@@ -88,10 +93,35 @@ class CommandQueue {
   };
   using Item = std::function<void()>;
 
+  /** An op with its arguments resolved. */
+  struct Call {
+    int32_t op = 0;
+    std::vector<View> in, out;
+    std::vector<double> attrs;
+  };
+  /** Kept commands. Where the device records work, a graph of them, which holds as long as every tensor lies where it
+   *  lay; the tensors that a plan frees are freed at its end, so that their addresses repeat. */
+  struct Replay {
+    std::vector<int32_t> words;
+    std::vector<Call> calls;
+    size_t call_count = 0;
+    std::vector<int32_t> frees;
+    std::vector<const void*> addresses;
+    std::unique_ptr<DeviceGraph> graph;
+    std::vector<void*> scratch;
+    int runs = 0;
+  };
+
   void push(Item item);
   void serve();
   void execute(const std::vector<int32_t>& words);
   const int32_t* run_op(const int32_t* word);
+  const int32_t* resolve(const int32_t* word, Call& call, bool& ready);
+  void run(const Call& call);
+  void run_plan(Replay& plan);
+  bool resolve_plan(Replay& plan);
+  void capture_plan(Replay& plan);
+  void drop_graph(Replay& plan);
   void make_tensor(int32_t id, DType dtype, const int64_t* shape, int rank, const char* origin);
   void make_view(int32_t id, int32_t source, DType dtype, int64_t offset, const int64_t* shape, int rank);
   void free_tensor(int32_t id);
@@ -105,6 +135,8 @@ class CommandQueue {
   std::vector<std::string> ops_;
   std::vector<const KernelRow*> kernels_;
   std::vector<Tensor> tensors_;
+  Call call_;  // of the op that runs; its vectors keep their memory
+  std::unordered_map<int32_t, Replay> replays_;
   std::optional<QueueError> error_;
   bool profiling_ = false;
   std::vector<OpTime> op_times_;

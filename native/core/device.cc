@@ -12,6 +12,12 @@ Scratch::Scratch(Device& device, size_t bytes) : device_(device), data_(device.a
   }
 }
 
-Scratch::~Scratch() { device_.allocator().release(data_); }
+Scratch::~Scratch() {
+  if (device_.held_scratch() != nullptr) {
+    device_.held_scratch()->push_back(data_);
+  } else {
+    device_.allocator().release(data_);
+  }
+}
 
 }  // namespace caravan

@@ -2,12 +2,22 @@
 // this interface.
 #pragma once
 #include <cstddef>
+#include <functional>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "core/allocator.h"
 #include "core/types.h"
 
 namespace caravan {
+
+/** Work that a device has recorded, to be started again as a whole. */
+class DeviceGraph {
+ public:
+  virtual ~DeviceGraph() = default;
+  virtual void launch() = 0;
+};
 
 class Device {
  public:
@@ -26,6 +36,17 @@ class Device {
   virtual void attach() {}
   /** Asks a running kernel to return early; its results are then meaningless. */
   virtual void cancel() = 0;
+  /** Whether capture() works here and is worth it. */
+  virtual bool captures() const { return false; }
+  /** Records the work that `body` starts, without running it. */
+  virtual std::unique_ptr<DeviceGraph> capture(const std::function<void()>&) { return nullptr; }
+
+  /** While set, workspaces of kernels are not released but added to this list. */
+  void hold_scratch(std::vector<void*>* list) { held_scratch_ = list; }
+  std::vector<void*>* held_scratch() const { return held_scratch_; }
+
+ private:
+  std::vector<void*>* held_scratch_ = nullptr;
 };
 
 /** Working memory of a kernel for the length of one call, from the device's allocator (so the budget holds). */

@@ -30,6 +30,22 @@ size_t usable_bytes(size_t wanted) {
   return wanted != 0 ? wanted : free_bytes / 10 * 9;
 }
 
+class CudaGraph final : public DeviceGraph {
+ public:
+  CudaGraph(cudaStream_t stream, cudaGraph_t graph) : stream_(stream) {
+    check(cudaGraphInstantiate(&executable_, graph, 0), "graph");
+  }
+  ~CudaGraph() override {
+    cudaStreamSynchronize(stream_);
+    cudaGraphExecDestroy(executable_);
+  }
+  void launch() override { check(cudaGraphLaunch(executable_, stream_), "graph"); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
 }  // namespace
 
 void check(cudaError_t error, const char* what) {
@@ -145,6 +161,29 @@ void CudaDevice::synchronize() {
   check(cudaEventRecord(idle_, stream_), "wait");
   check(cudaEventSynchronize(idle_), "wait");
   report_fault();
+}
+
+std::unique_ptr<DeviceGraph> CudaDevice::capture(const std::function<void()>& body) {
+  // Relaxed: the allocator may ask the driver for another segment on the way.
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "capture");
+  cudaGraph_t graph = nullptr;
+  try {
+    body();
+  } catch (...) {
+    cudaStreamEndCapture(stream_, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  check(cudaStreamEndCapture(stream_, &graph), "capture");
+  std::unique_ptr<DeviceGraph> made;
+  try {
+    made = std::make_unique<CudaGraph>(stream_, graph);
+  } catch (...) {
+    cudaGraphDestroy(graph);
+    throw;
+  }
+  cudaGraphDestroy(graph);
+  return made;
 }
 
 void CudaDevice::report_fault() {

@@ -47,6 +47,8 @@ class CudaDevice final : public Device {
   void synchronize() override;
   void attach() override;
   void cancel() override {}
+  bool captures() const override { return true; }
+  std::unique_ptr<DeviceGraph> capture(const std::function<void()>& body) override;
 
   cudaStream_t stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }

@@ -19,6 +19,7 @@ struct FaultReport {
   Fault* slot;
   const char* op;
 
+#if defined(__CUDACC__) || defined(CARAVAN_SIMT)
   __device__ void note(FaultKind kind, long long position, long long value, long long limit) const {
     if (atomicCAS(&slot->kind, 0u, static_cast<unsigned>(kind)) != 0) return;
     slot->op = op;
@@ -32,6 +33,7 @@ struct FaultReport {
     note(FaultKind::kIndex, position, value, limit);
     return 0;
   }
+#endif
 };
 
 /** The report of op `op`, a string that lives as long as the module. */

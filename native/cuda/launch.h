@@ -27,6 +27,9 @@ struct Launch {
   size_t shared_bytes = 0;
 };
 
+// What follows is the language of kernel files.
+#if defined(__CUDACC__) || defined(CARAVAN_SIMT)
+
 /** Runs a __global__ function on the stream of `a`. A grid of zero blocks is nothing to do, not an error. */
 template <typename... Parameters, typename... Given>
 void launch(const Args& a, const Launch& at, void (*kernel)(Parameters...), Given&&... given) {
@@ -42,11 +45,14 @@ void launch(const Args& a, const Launch& at, void (*kernel)(Parameters...), Give
                                static_cast<int>(at.shared_bytes)),
           "shared memory");
   }
-  kernel<<<at.grid, at.block, at.shared_bytes, stream_of(a)>>>(
-      static_cast<Parameters>(std::forward<Given>(given))...);
+  // clang-format off
+  kernel<<<at.grid, at.block, at.shared_bytes, stream_of(a)>>>(static_cast<Parameters>(std::forward<Given>(given))...);
+  // clang-format on
   check(cudaGetLastError(), "launch");
 #endif
 }
+
+#endif  // kernel files
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -25,7 +25,10 @@ __device__ __forceinline__ Stride own_elements() {
 template <int kOperands>
 __device__ __forceinline__ void locate(const BroadcastPlan<kOperands>& plan, int64_t i, int64_t (&at)[kOperands]) {
   for (int k = 0; k < kOperands; k++) at[k] = 0;
-  for (int d = plan.rank - 1; d >= 0; d--) {
+  // Unrolled, so that the plan is read where the launch put it and not copied to the stack of every thread.
+#pragma unroll
+  for (int d = kMaxRank - 1; d >= 0; d--) {
+    if (d >= plan.rank) continue;
     const int64_t index = d == 0 ? i : i % plan.shape[d];
     i = d == 0 ? 0 : i / plan.shape[d];
     for (int k = 0; k < kOperands; k++) at[k] += index * plan.stride[k][d];

@@ -239,6 +239,32 @@ Napi::Value submit(const Napi::CallbackInfo& info) {
   });
 }
 
+/** keepPlan(device, plan, words: Int32Array), replay(device, plan), forgetPlan(device, plan). */
+Napi::Value keep_plan(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    OpenDevice& device = device_at(info);
+    Napi::TypedArray words = array_at(info, 2);
+    if (words.TypedArrayType() != napi_int32_array) throw Napi::TypeError::New(env, "Int32Array expected");
+    const int32_t* first = reinterpret_cast<const int32_t*>(bytes_of(words));
+    device.queue->keep_plan(tensor_at(info, 1), std::vector<int32_t>(first, first + words.ElementLength()));
+    return env.Undefined();
+  });
+}
+
+Napi::Value replay(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    device_at(info).queue->replay(tensor_at(info, 1));
+    return env.Undefined();
+  });
+}
+
+Napi::Value forget_plan(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    device_at(info).queue->forget_plan(tensor_at(info, 1));
+    return env.Undefined();
+  });
+}
+
 /** upload(device, tensor id, typed array): the bytes are copied before this returns. */
 Napi::Value upload(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
@@ -415,6 +441,9 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("backend", Napi::Function::New(env, backend_facts));
   exports.Set("openBackend", Napi::Function::New(env, open_backend));
   exports.Set("submit", Napi::Function::New(env, submit));
+  exports.Set("keepPlan", Napi::Function::New(env, keep_plan));
+  exports.Set("replay", Napi::Function::New(env, replay));
+  exports.Set("forgetPlan", Napi::Function::New(env, forget_plan));
   exports.Set("upload", Napi::Function::New(env, upload));
   exports.Set("loadFile", Napi::Function::New(env, load_file));
   exports.Set("fence", Napi::Function::New(env, fence));

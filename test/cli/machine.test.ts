@@ -16,12 +16,13 @@ const noPython = { CARAVAN_PYTHON: join(folder, 'no_python') }
 
 describe('doctor', () => {
   it('says what is here as JSON', async () => {
-    const { stdout, exitCode } = await caravan(['doctor', '--json'])
+    const environment = { CARAVAN_CUDA_MODULE: join(folder, 'no_module.so') }
+    const { stdout, exitCode } = await caravan(['doctor', '--json'], { environment })
     const found = JSON.parse(stdout) as { [key: string]: unknown } & { engine: { [key: string]: unknown } }
     expect(exitCode).toBe(0)
     expect(found.node).toBe(process.version)
     expect(found.cores).toMatchObject({ available: availableParallelism() })
-    expect(found.cuda).toMatchObject({ available: false })
+    expect(found.cuda).toMatchObject({ available: false, reason: expect.stringContaining('no_module.so') })
     const isa = found.engine.isa as { name: string; supported: boolean; built: boolean; kernels: number }[]
     const chosen = isa.find(({ name }) => name === found.engine.chosenIsa)!
     expect(chosen).toMatchObject({ supported: true, built: true })

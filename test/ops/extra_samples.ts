@@ -7,6 +7,8 @@ import { type SampleCall, sampleCall, testSamples } from './sample_call.js'
 const segments = { queries: [150, 1, 49], keys: [150, 1, 49], S: 3 }
 const decode = { N: 3, M: 700, H: 4, K: 2, C: 24, S: 3, queries: [1, 1, 1], keys: [300, 1, 399] }
 const vocabulary = { N: 67, V: 2501, D: 40 }
+/** Wider than a band of columns, in chunks of a few rows. */
+const banded = { N: 25, V: 4301, D: 16, chunk_bytes: 1 << 17 }
 
 /** Large enough that there is something to share out, by op. */
 const shared: { [op: string]: Sample[] } = {
@@ -33,6 +35,7 @@ const shared: { [op: string]: Sample[] } = {
     { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
     { ...vocabulary, chunk_bytes: 1 << 16, with_dentropy: 1 },
+    { ...banded, with_dentropy: 1 },
   ],
   linear_logprob_backward_frozen: [
     { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
@@ -40,12 +43,16 @@ const shared: { [op: string]: Sample[] } = {
     { N: 0, V: 5, D: 3, chunk_bytes: 1024 },
     { ...vocabulary, chunk_bytes: 1 << 16 },
     { ...vocabulary, chunk_bytes: 1 << 16, with_dentropy: 1 },
+    { ...banded },
+    { ...banded, with_dentropy: 1 },
   ],
   linear_logprob_backward_add: [
     { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
     { N: 0, V: 5, D: 3, chunk_bytes: 1024 },
     { ...vocabulary, chunk_bytes: 1 << 16 },
+    { ...banded },
+    { ...banded, with_dentropy: 1 },
   ],
   cross_entropy: [{ ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 }],
   cross_entropy_frozen: [
@@ -53,12 +60,14 @@ const shared: { [op: string]: Sample[] } = {
     { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
     { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
     { ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 },
+    { ...banded, z_loss: 1e-3 },
   ],
   cross_entropy_add: [
     { N: 7, V: 11, D: 5, z_loss: 0, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
     { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
     { ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 },
+    { ...banded, z_loss: 1e-3 },
   ],
   adamw: [7, 33, 40_000].map((n) => ({ lead: [n], beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 })),
   squared_sum_add: [{ lead: [5] }, { lead: [40_001] }],

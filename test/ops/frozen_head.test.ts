@@ -2,7 +2,7 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { crossEntropy, fill, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import { declaredOps, Gradients, leaks, type Op, Tape, Tensor } from '../../lib/tensor/index.js'
-import { deviceUnderTest } from './device_under_test.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { allSamples, plausibleCall } from './extra_samples.js'
 import { argumentsOn, bitsOf, callOp, disposeAll, roundedCall, type SampleCall, sampleText } from './sample_call.js'
 

@@ -3,8 +3,8 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { attentionOp, embedding, openDevice, rmsNorm, rope, ropeTable, swiglu } from '../../lib/ops/index.js'
 import { Gradients, scope, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { type GoldenTensor, readGolden, readGoldenJson } from '../golden_tensors.js'
-import { deviceUnderTest } from './device_under_test.js'
 import { difference, largestMagnitude } from './tolerance.js'
 
 interface Deviation {

@@ -2,8 +2,8 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { adamwOp, clipControlOp, openDevice, squaredSumAddOp } from '../../lib/ops/index.js'
 import { Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { readGolden, readGoldenJson } from '../golden_tensors.js'
-import { deviceUnderTest } from './device_under_test.js'
 import { difference, largestMagnitude } from './tolerance.js'
 
 interface Run {

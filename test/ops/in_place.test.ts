@@ -2,7 +2,7 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { openDevice } from '../../lib/ops/index.js'
 import { declaredOps, leaks, type Op, type Sample, type Tensor } from '../../lib/tensor/index.js'
-import { deviceUnderTest } from './device_under_test.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { allSamples, plausibleCall } from './extra_samples.js'
 import {
   type AnyCall,

@@ -3,7 +3,7 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { dtypeBytes } from '../../lib/base/dtype.js'
 import { attentionOp, openDevice } from '../../lib/ops/index.js'
 import { declaredOps, type Op, type Sample } from '../../lib/tensor/index.js'
-import { deviceUnderTest } from './device_under_test.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import {
   argumentsOn,
   bitsOf,

@@ -14,8 +14,8 @@ import {
   settingsRow,
 } from '../../lib/ops/index.js'
 import { leaks, scope, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { readGolden } from '../golden_tensors.js'
-import { deviceUnderTest } from './device_under_test.js'
 
 const device = openDevice(deviceUnderTest)
 afterAll(async () => {

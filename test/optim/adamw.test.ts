@@ -5,6 +5,7 @@ import { openDevice } from '../../lib/ops/index.js'
 import { AdamW } from '../../lib/optim/adamw.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenJson, goldenTensors, largestDifference } from '../train/golden_tensors.js'
 import { leakedTensors } from '../train/small_runs.js'
 
@@ -31,7 +32,7 @@ const STEPS = facts.inputs.steps
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(() => device.close())
 

@@ -61,6 +61,7 @@ describe('what cannot be run', () => {
       { threads: 0, overrides: tinyPocket },
       { code: 'ERR_CONFIG', message: expect.stringContaining('threads') },
     )
+    process.env.CARAVAN_CUDA_MODULE = '/no/such/module.so'
     await refused({ device: 'cuda' }, { code: 'ERR_DEVICE' })
     expect(() => tulu3({ scale: '8B ' })).toThrow(
       expect.objectContaining({ code: 'ERR_CONFIG', hint: "did you mean '8b'?" }),

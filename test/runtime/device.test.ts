@@ -85,7 +85,10 @@ describe('options', () => {
   })
 
   it('a CUDA device is refused by name where there is none', () => {
-    expect(() => openDevice({ kind: 'cuda' })).toThrow(expect.objectContaining({ code: 'ERR_DEVICE' }))
+    process.env.CARAVAN_CUDA_MODULE = '/no/such/module.so'
+    expect(() => openDevice({ kind: 'cuda' })).toThrow(
+      expect.objectContaining({ code: 'ERR_DEVICE', message: expect.stringContaining('/no/such/module.so') }),
+    )
   })
 })
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define CARAVAN_SIMT_ASAN 1
 #else
@@ -148,6 +149,9 @@ void prepare(int index, const Index& block) {
     if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stack of a thread");
     fiber.stack = static_cast<char*>(memory);
   }
+#if CARAVAN_SIMT_ASAN
+  __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // frames that the last block's thread never left
+#endif
   const unsigned i = static_cast<unsigned>(index);
   fiber.thread = {i % block.x, i / block.x % block.y, i / block.x / block.y};
   fiber.state = State::kReady;

@@ -1,0 +1,87 @@
+# The module for NVIDIA GPUs. It links the static run-time library of CUDA and nothing else of NVIDIA's: it loads without
+# a driver and says so. With CARAVAN_SIMT the same sources are compiled for the host under test/native/simt.
+file(GLOB CARAVAN_CUDA_HOST CONFIGURE_DEPENDS native/cuda/*.cc)
+file(GLOB CARAVAN_CUDA_KERNELS CONFIGURE_DEPENDS native/cuda/*.cu native/kernels/*.cu)
+set(CARAVAN_CUDA_CORE native/core/allocator.cc native/core/device.cc native/core/error.cc)
+
+function(caravan_cuda_module name)
+  add_library(${name} MODULE ${ARGN} ${CARAVAN_CUDA_HOST} ${CARAVAN_CUDA_KERNELS} ${CARAVAN_CUDA_CORE})
+  set_target_properties(${name} PROPERTIES PREFIX "" SUFFIX ".so" OUTPUT_NAME caravan_cuda LINKER_LANGUAGE CXX
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/Release)
+  target_compile_definitions(${name} PRIVATE CARAVAN_CUDA CARAVAN_ISA=cuda)
+  target_link_libraries(${name} PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
+endfunction()
+
+if(CARAVAN_SIMT)
+  file(GLOB harness CONFIGURE_DEPENDS test/native/simt/*.cc)
+  set_source_files_properties(${CARAVAN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+  caravan_cuda_module(caravan_simt ${harness})
+  target_compile_definitions(caravan_simt PRIVATE CARAVAN_SIMT)
+  target_include_directories(caravan_simt PRIVATE test/native/simt)
+  # Kernels that are emulated need not be fast; they must compile fast.
+  target_compile_options(caravan_simt PRIVATE -O1 -g1 -Wno-unknown-pragmas -Wno-unused-function)
+  if(CARAVAN_SIMT STREQUAL "address")
+    set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+    target_compile_options(caravan_simt PRIVATE ${sanitize})
+    target_link_options(caravan_simt PRIVATE ${sanitize})
+  endif()
+  return()
+endif()
+
+if(NOT CARAVAN_ADDON OR CARAVAN_CUDA STREQUAL "OFF")
+  return()
+endif()
+find_program(CARAVAN_NVCC nvcc HINTS ENV CUDACXX ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+if(NOT CARAVAN_NVCC)
+  if(CARAVAN_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "CARAVAN_CUDA is ON, and nvcc was not found: install the CUDA toolkit, or set CUDA_HOME")
+  endif()
+  message(STATUS "nvcc was not found: no module for NVIDIA GPUs")
+  return()
+endif()
+get_filename_component(toolkit ${CARAVAN_NVCC} REALPATH)
+get_filename_component(toolkit ${toolkit} DIRECTORY)
+get_filename_component(toolkit ${toolkit} DIRECTORY)
+find_path(CARAVAN_CUDA_INCLUDE cuda_runtime.h HINTS ${toolkit}/include ${toolkit}/targets/x86_64-linux/include
+  /usr/local/cuda/include)
+find_library(CARAVAN_CUDART cudart_static HINTS ${toolkit}/lib64 ${toolkit}/targets/x86_64-linux/lib
+  /usr/local/cuda/lib64)
+if(NOT CARAVAN_CUDA_INCLUDE OR NOT CARAVAN_CUDART)
+  if(CARAVAN_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "nvcc is at ${CARAVAN_NVCC}, but cuda_runtime.h or libcudart_static.a was not found beside it")
+  endif()
+  message(STATUS "the CUDA toolkit of ${CARAVAN_NVCC} is not whole: no module for NVIDIA GPUs")
+  return()
+endif()
+
+# CMake's own support of CUDA knows C++20 from 3.26 on only, hence plain commands.
+# 177: kernels live in anonymous namespaces, where those that only a launch names count as unused.
+set(launcher)
+if(CARAVAN_CCACHE)
+  set(launcher ${CARAVAN_CCACHE})
+endif()
+set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O3 -Xfatbin=-compress-all --expt-relaxed-constexpr -diag-suppress=177
+  -DCARAVAN_CUDA -DCARAVAN_ISA=cuda -I${CMAKE_CURRENT_SOURCE_DIR}/native
+  -Xcompiler=-fPIC,-fvisibility=hidden,-Wall)
+foreach(arch ${CARAVAN_CUDA_ARCHS})
+  list(APPEND nvcc -gencode=arch=compute_${arch},code=sm_${arch})
+endforeach()
+list(GET CARAVAN_CUDA_ARCHS 0 oldest)
+list(APPEND nvcc -gencode=arch=compute_${oldest},code=compute_${oldest})
+set(objects)
+foreach(source ${CARAVAN_CUDA_KERNELS})
+  get_filename_component(folder ${source} DIRECTORY)
+  get_filename_component(folder ${folder} NAME)
+  get_filename_component(stem ${source} NAME)
+  set(object ${CMAKE_CURRENT_BINARY_DIR}/cuda/${folder}_${stem}.o)
+  add_custom_command(OUTPUT ${object} DEPENDS ${source} DEPFILE ${object}.d COMMENT "nvcc ${stem}" VERBATIM
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_CURRENT_BINARY_DIR}/cuda
+    COMMAND ${nvcc} -MD -MF ${object}.d -c ${source} -o ${object})
+  list(APPEND objects ${object})
+endforeach()
+set(CARAVAN_CUDA_KERNELS ${objects})
+set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+caravan_cuda_module(caravan_cuda)
+target_include_directories(caravan_cuda SYSTEM PRIVATE ${CARAVAN_CUDA_INCLUDE})
+target_link_libraries(caravan_cuda PRIVATE ${CARAVAN_CUDART} rt)
+target_link_options(caravan_cuda PRIVATE -Wl,--exclude-libs,ALL -Wl,-z,relro,-z,now -s)
