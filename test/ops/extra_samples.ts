@@ -97,7 +97,10 @@ const shared: { [op: string]: Sample[] } = {
   embedding: [{ N: 400, V: 50, D: 129 }],
   embedding_backward: [{ N: 400, V: 50, D: 257 }],
   embedding_backward_add: [{ N: 400, V: 50, D: 257 }],
-  scatter_rows: [{ M: 301, N: 150, W: 257 }],
+  scatter_rows: [
+    { M: 301, N: 150, W: 257 },
+    { M: 31, N: 20, W: 1040 },
+  ],
   take: [{ lead: [3000], V: 33 }],
   put: [{ lead: [3000], V: 33 }],
   argmax: [{ lead: [900], V: 301 }],
