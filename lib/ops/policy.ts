@@ -185,6 +185,7 @@ export const policyLossOp = defineOp({
     { N: 2, S: 1, ...plain },
     { N: 1, S: 1, ...plain },
     { N: 0, S: 1, ...plain },
+    { N: 1100, S: 2, ...plain, surrogate: 2, kl_kind: 3, kl_coefficient: 0.04 },
     { N: 65536, S: 256, ...plain, kl_kind: 3, kl_coefficient: 0.04, bench: true },
   ],
 })
@@ -232,6 +233,7 @@ export const valueLossOp = defineOp({
     { N: 9, clip: 0, coefficient: 1 },
     { N: 1, clip: 0.2, coefficient: 0.5 },
     { N: 0, clip: 0.2, coefficient: 0.5 },
+    { N: 5000, clip: 0.2, coefficient: 0.1 },
     { N: 65536, clip: 0.2, coefficient: 0.1, bench: true },
   ],
 })

@@ -8,7 +8,7 @@ const segments = { queries: [150, 1, 49], keys: [150, 1, 49], S: 3 }
 const decode = { N: 3, M: 700, H: 4, K: 2, C: 24, S: 3, queries: [1, 1, 1], keys: [300, 1, 399] }
 const vocabulary = { N: 67, V: 2501, D: 40 }
 /** Wider than a band of columns, in chunks of a few rows. */
-const banded = { N: 25, V: 4301, D: 16, chunk_bytes: 1 << 17 }
+const banded = { N: 11, V: 4110, D: 4, chunk_bytes: 1 << 16 }
 
 /** Large enough that there is something to share out, by op. */
 const adamwSamples = [7, 33, 40_000].map((n) => ({
