@@ -12,7 +12,7 @@ import {
   segmentSumOp,
 } from '../../lib/ops/index.js'
 import { leaks, scope, Tensor } from '../../lib/tensor/index.js'
-import { deviceUnderTest } from './device_under_test.js'
+import { deviceUnderTest } from '../device_under_test.js'
 
 const device = openDevice(deviceUnderTest)
 afterAll(async () => {
