@@ -3,7 +3,7 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
 import { embedding, embeddingBackwardAddOp, embeddingBackwardOp, openDevice, scatterRows } from '../../lib/ops/index.js'
-import { deviceUnderTest } from './device_under_test.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { type FloatDType, rounded, upload } from './sample_call.js'
 
 const device = openDevice(deviceUnderTest)
