@@ -11,6 +11,14 @@ const vocabulary = { N: 67, V: 2501, D: 40 }
 const banded = { N: 11, V: 4110, D: 4, chunk_bytes: 1 << 16 }
 
 /** Large enough that there is something to share out, by op. */
+const adamwSamples = [7, 33, 40_000].map((n) => ({
+  lead: [n],
+  beta1: 0.9,
+  beta2: 0.95,
+  eps: 1e-8,
+  weight_decay: 0.1,
+}))
+
 const shared: { [op: string]: Sample[] } = {
   attention: [
     { N: 200, M: 200, H: 4, K: 2, C: 24, ...segments, scale: 0.2, window: 0 },
@@ -69,7 +77,10 @@ const shared: { [op: string]: Sample[] } = {
     { ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 },
     { ...banded, z_loss: 1e-3 },
   ],
-  adamw: [7, 33, 40_000].map((n) => ({ lead: [n], beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 })),
+  adamw: adamwSamples,
+  adamw_split: adamwSamples,
+  adamw_bf16_moments: adamwSamples,
+  adamw_split_bf16_moments: adamwSamples,
   squared_sum_add: [{ lead: [5] }, { lead: [40_001] }],
   clip_control: [{ scale: 0.5, max_norm: 1 }],
   fill: [{ shapes: { y: [300, 301] }, value: 1.25, dtype: dtypeCode.f32 }],
@@ -86,7 +97,10 @@ const shared: { [op: string]: Sample[] } = {
   embedding: [{ N: 400, V: 50, D: 129 }],
   embedding_backward: [{ N: 400, V: 50, D: 257 }],
   embedding_backward_add: [{ N: 400, V: 50, D: 257 }],
-  scatter_rows: [{ M: 301, N: 150, W: 257 }],
+  scatter_rows: [
+    { M: 301, N: 150, W: 257 },
+    { M: 31, N: 20, W: 1040 },
+  ],
   take: [{ lead: [3000], V: 33 }],
   put: [{ lead: [3000], V: 33 }],
   argmax: [{ lead: [900], V: 301 }],
@@ -138,11 +152,11 @@ export function plausibleCall(op: Op, sample: Sample): SampleCall {
   for (const input of call.inputs) {
     if (input.name === 'lse' && op.definition.name.startsWith('linear_logprob')) input.values = logSumExp(call)
     if (input.name === 'control') input.values = Float64Array.from(control)
-    if (input.name === 'sum' || (op.definition.name === 'adamw' && input.name === 'v')) {
+    if (input.name === 'sum' || (op.definition.name.startsWith('adamw') && input.name === 'v')) {
       input.values = input.values.map((value) => value * value)
     }
   }
-  if (op.definition.name === 'adamw') shrinkEveryThird(call)
+  if (op.definition.name.startsWith('adamw')) shrinkEveryThird(call)
   return call
 }
 
