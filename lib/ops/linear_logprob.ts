@@ -44,7 +44,7 @@ const samples: readonly Sample[] = [
   { N: 1, V: 1, D: 1, with_entropy: 0, chunk_bytes: 1024 },
   { N: 0, V: 5, D: 3, with_entropy: 0, chunk_bytes: 1024 },
   { N: 25, V: 4301, D: 8, with_entropy: 1, chunk_bytes: 1 << 17 },
-  { N: 2100, V: 3, D: 2, with_entropy: 0, chunk_bytes: 1 << 20 },
+  { N: 1030, V: 3, D: 2, with_entropy: 0, chunk_bytes: 1 << 20 },
   { N: 2048, V: 32000, D: 288, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
 ]
 
