@@ -94,10 +94,9 @@ __device__ __forceinline__ void add_product(float (&sum)[C / 8][4], const uint32
                                             int k) {
 #pragma unroll
   for (int n = 0; n < C / 8; n += 2) {
-    uint32_t right[4];
-    right_fragments_across<C>(right, tile, k, n * 8);
-    mma_bf16(sum[n], weights, {right[0], right[1]});
-    mma_bf16(sum[n + 1], weights, {right[2], right[3]});
+    const RightPair right = right_fragments_across<C>(tile, k, n * 8);
+    mma_bf16(sum[n], weights, right.first);
+    mma_bf16(sum[n + 1], weights, right.second);
   }
 }
 
@@ -107,10 +106,9 @@ __device__ __forceinline__ void score_product(float (&t)[2][4], const uint32_t (
                                               int row) {
 #pragma unroll
   for (int k = 0; k < C / 16; k++) {
-    uint32_t right[4];
-    right_fragments<C>(right, tile, row, k * 16);
-    mma_bf16(t[0], own[k], {right[0], right[1]});
-    mma_bf16(t[1], own[k], {right[2], right[3]});
+    const RightPair right = right_fragments<C>(tile, row, k * 16);
+    mma_bf16(t[0], own[k], right.first);
+    mma_bf16(t[1], own[k], right.second);
   }
 }
 
@@ -120,23 +118,20 @@ __device__ __forceinline__ void gradient_piece(const Problem& p, const Piece& pi
   const Geometry& g = p.geometry;
   const Segment& segment = piece.segment;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const auto row_at = [&](const bf16* tensor, int row) {
-    return tensor + row_index(g, segment, piece.kv_head, row) * C;
-  };
-  const auto key_at = [&](const bf16* tensor, int key) {
-    return tensor + ((int64_t{segment.k_begin} + key) * g.K + piece.kv_head) * C;
-  };
+  const auto row_offset = [&](int row) { return row_index(g, segment, piece.kv_head, row) * C; };
+  const auto key_offset = [&](int key) { return ((int64_t{segment.k_begin} + key) * g.K + piece.kv_head) * C; };
+  const int key_stride = g.K * C;
 
   // Own vectors, by way of the stages, to registers.
-  const auto fetch_own = [&](bf16* to, const bf16* rows, const bf16* keys) {
-    fetch_rows<C, kOwn, kThreads>(to, rows, [&](int i) -> const bf16* {
-      if (i >= piece.count) return nullptr;
-      return kKeys ? key_at(keys, piece.first + i) : row_at(rows, piece.first + i);
-    });
-  };
   static_assert(kOwn * C == Shared<C>::kStage);
-  fetch_own(shared.stages, p.q, p.k);
-  fetch_own(shared.stages + Shared<C>::kStage, p.d_o, p.v);
+  if constexpr (kKeys) {
+    const int64_t from = key_offset(piece.first);
+    fetch_adjacent<C, kOwn, kThreads>(shared.stages, p.k + from, key_stride, piece.count);
+    fetch_adjacent<C, kOwn, kThreads>(shared.stages + Shared<C>::kStage, p.v + from, key_stride, piece.count);
+  } else {
+    fetch_rows<C, kOwn, kThreads>({{shared.stages, p.q}, {shared.stages + Shared<C>::kStage, p.d_o}},
+                                  [&](int i) { return i < piece.count ? row_offset(piece.first + i) : -1; });
+  }
   cp_async_commit();
   if (!kKeys) load_row_data(p, piece, shared, piece.first, piece.count, 0, kOwn);
   cp_async_wait<0>();
@@ -152,16 +147,15 @@ __device__ __forceinline__ void gradient_piece(const Problem& p, const Piece& pi
   const auto start = [&](int other, int turn) {
     if (other < piece.others.end) {
       bf16* stage = shared.stages + turn * Shared<C>::kStage;
-      const auto fetch = [&](bf16* to, const bf16* rows, const bf16* keys) {
-        fetch_rows<C, kOther, kThreads>(to, rows, [&](int i) -> const bf16* {
-          if (other + i >= piece.others.end) return nullptr;
-          return kKeys ? row_at(rows, other + i) : key_at(keys, other + i);
-        });
-      };
-      fetch(stage, p.q, p.k);
-      fetch(stage + Shared<C>::kTile, p.d_o, p.v);
-      if (kKeys) {
-        load_row_data(p, piece, shared, other, min(kOther, piece.others.end - other), turn * kOther, kOther);
+      const int count = piece.others.end - other;
+      if constexpr (kKeys) {
+        fetch_rows<C, kOther, kThreads>({{stage, p.q}, {stage + Shared<C>::kTile, p.d_o}},
+                                        [&](int i) { return i < count ? row_offset(other + i) : -1; });
+        load_row_data(p, piece, shared, other, min(kOther, count), turn * kOther, kOther);
+      } else {
+        const int64_t from = key_offset(other);
+        fetch_adjacent<C, kOther, kThreads>(stage, p.k + from, key_stride, count);
+        fetch_adjacent<C, kOther, kThreads>(stage + Shared<C>::kTile, p.v + from, key_stride, count);
       }
     }
     cp_async_commit();
