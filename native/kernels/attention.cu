@@ -297,23 +297,29 @@ __global__ void __launch_bounds__(C) join_blocks(Problem p, Splits splits) {
 
 // ---- the call -------------------------------------------------------------------------------------------------------
 
-constexpr size_t kSplitBytes = size_t{64} << 20;
+constexpr int64_t kSplitBytes = int64_t{64} << 20;
+/** Warps, each a block with a stage of keys under way, that keep the memory of a multiprocessor busy. */
+constexpr int kWarpsPerMultiprocessor = 4;
+
+/** Rows that a sequence of few rows has at most, as far as the host can tell: as many queries as sequences are taken
+ *  for a decode step of one each. Others are served as well, in turns. */
+int likely_rows(const Sequences& sequences, const Geometry& g) {
+  const int64_t rows = int64_t{sequences.queries <= sequences.count ? 1 : sequences.queries} * g.group;
+  return static_cast<int>(rows < kNarrowRows ? rows : kNarrowRows);
+}
 
 /** How sequences of few rows are spread over the device: over their blocks of keys, too, when there are few of them. */
 Splits plan_splits(const Args& a, const Problem& p, int row_tiles, int C) {
   const Geometry& g = p.geometry;
   const Sequences& sequences = p.sequences;
+  Splits splits{1, likely_rows(sequences, g), 0, nullptr, nullptr};
   const int64_t blocks = int64_t{sequences.count} * g.K * row_tiles;
   const int64_t most_blocks = sequences.pages != nullptr ? sequences.keys : ceil_div(sequences.keys, kBlockKeys);
-  Splits splits{1, 0, 0, nullptr, nullptr};
-  if (blocks == 0 || most_blocks < 2 || blocks >= 2 * multiprocessors(a)) return splits;
-  const int64_t rows = int64_t{sequences.queries} * g.group;
-  const int64_t wanted = ceil_div(4 * multiprocessors(a), blocks);
-  splits.count = static_cast<int>(wanted < most_blocks ? wanted : most_blocks);
-  splits.row_capacity = static_cast<int>(rows < row_tiles * kNarrowTile ? rows : row_tiles * kNarrowTile);
+  if (blocks == 0 || splits.row_capacity == 0) return splits;
+  const int64_t wanted = int64_t{kWarpsPerMultiprocessor} * multiprocessors(a) / blocks;
+  splits.count = static_cast<int>(wanted < 1 ? 1 : wanted < most_blocks ? wanted : most_blocks);
   const int64_t slot_bytes = int64_t{g.K} * splits.row_capacity * (C * 4 + int64_t{sizeof(float4)});
-  const int64_t room = static_cast<int64_t>(kSplitBytes) / (slot_bytes > 0 ? slot_bytes : 1);
-  const int64_t slots = sequences.count * most_blocks;
+  const int64_t room = kSplitBytes / slot_bytes, slots = sequences.count * most_blocks;
   splits.slots = static_cast<int>(slots < room ? slots : room);
   return splits;
 }
@@ -321,14 +327,14 @@ Splits plan_splits(const Args& a, const Problem& p, int row_tiles, int C) {
 template <int C>
 void attend_narrow_tiles(const Args& a, const Problem& p, bool all) {
   const Geometry& g = p.geometry;
-  const int64_t rows = int64_t{p.sequences.queries} * g.group;
-  const int row_tiles = rows > kNarrowTile ? 2 : 1;
+  const int64_t tiles = ceil_div(likely_rows(p.sequences, g), kNarrowTile);
+  const int row_tiles = static_cast<int>(tiles > 0 ? tiles : 1);
   const int most_rows = all ? 0x7fffffff : kNarrowRows;
   Splits splits = all ? plan_splits(a, p, row_tiles, C) : Splits{1, 0, 0, nullptr, nullptr};
   const dim3 grid(static_cast<unsigned>(p.sequences.count) + gap_blocks(p.sequences.queries),
                   static_cast<unsigned>(g.K), static_cast<unsigned>(row_tiles * splits.count));
   const Launch at = {grid, dim3(kWarp), Shared<C, 1, 1>::kBytes};
-  if (splits.count == 1) return launch(a, at, attend_narrow<C, false>, p, most_rows, row_tiles, splits);
+  if (splits.count <= 1) return launch(a, at, attend_narrow<C, false>, p, most_rows, row_tiles, splits);
   const size_t slot_rows = static_cast<size_t>(splits.slots) * static_cast<size_t>(g.K * splits.row_capacity);
   Scratch products(a.device, slot_rows * C * sizeof(float));
   Scratch totals(a.device, slot_rows * sizeof(float4));

@@ -131,6 +131,28 @@ describe.each(variants)('%s, C %i', (dtype, C) => {
   })
 })
 
+it.each(variants)('%s, C %i: more sequences than a block of threads', async (dtype, C) => {
+  const N = 1100
+  const rows = Array.from({ length: N }, (_, n) => [n, n + 1, n, n + 1])
+  const values = await results(dtype, { N, M: N, C, rows, own: true })
+  const [v, dout] = [normal(dtype, [N, K, C], 3), normal(dtype, [N, H, C], 4)]
+  const exact = await readAll({ v, dout })
+  disposeAll({ v, dout })
+  // One key: its value is the output, and it takes the gradients of the heads that share it.
+  const head = (row: number[], h: number) => row.slice(h * C, (h + 1) * C)
+  for (let n = 0; n < N; n += 7) {
+    const row = (all: Float64Array) => rowsOf(all, N, [n, n + 1])
+    for (let h = 0; h < H; h++) {
+      expect(head(row(values.get('o')!), h)).toEqual(head(row(exact.get('v')!), Math.floor(h / (H / K))))
+    }
+    const gradient = row(exact.get('dout')!)
+    for (const [i, value] of row(values.get('dv')!).entries()) {
+      const [h, c] = [Math.floor(i / C) * (H / K), i % C]
+      expect(value).toBeCloseTo(gradient[h * C + c]! + gradient[(h + 1) * C + c]!, dtype === 'f32' ? 4 : 1)
+    }
+  }
+})
+
 describe('tables that do not fit', () => {
   const wrong: [string, number[][]][] = [
     ['queries beyond the last', [[0, 9, 0, 8]]],
