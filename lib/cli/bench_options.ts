@@ -35,10 +35,30 @@ Examples:
       'print as JSON, one line a kernel; or write one document to this file, for compare and page',
     )
     .action(async (name, flags) => ended(await (await import('./bench_kernels.js')).benchKernels(name, flags)))
+  addCheckCommand(bench, ended)
   addReadingCommands(bench, ended)
   addStepCommands(bench, ended)
   addRewardCommands(bench, ended)
   addGrowthCommands(bench, ended)
+}
+
+function addCheckCommand(bench: Command, ended: Ended): void {
+  bench
+    .command('check [op]')
+    .description('kernels of a device against the CPU engine in f64, and twice for equal bits')
+    .option(
+      '--extent <which>',
+      "few (the op table's samples), usual (and several tiles) or all (and every odd size)",
+      oneOf('--extent', ['few', 'usual', 'all'] as const),
+      'usual',
+    )
+    .option('--seed <n>', 'of the data', wholeNumber('--seed', 0), 1)
+    .option('--isolated', 'each op in a process of its own, which a kernel that faults on a GPU does not outlive')
+    .addOption(dtypeOption())
+    .addOption(deviceOption())
+    .addOption(threadsOption())
+    .addOption(jsonOption('print as JSON, one line an op'))
+    .action(async (op, flags) => ended(await (await import('./bench_check.js')).benchCheck(op, flags)))
 }
 
 function addStepCommands(bench: Command, ended: Ended): void {
