@@ -11,6 +11,9 @@ import type { DtypeFlag } from './command_options.js'
 import { processorName } from './machine.js'
 
 export interface BenchMachine {
+  /** What computed; absent in files of older versions: cpu. */
+  device?: 'cpu' | 'cuda'
+  /** Of the GPU where that computed. */
   processor: string
   cores: number
   memoryBytes: number
@@ -101,9 +104,10 @@ const VERSION = 1
 const listOf = { kernels: 'kernels', growth: 'series', startup: 'measures' } as const
 
 /** This machine as it is now. */
-export function benchMachine(device: Pick<Device, 'isa' | 'threads'>): BenchMachine {
+export function benchMachine(device: Pick<Device, 'isa' | 'threads' | 'kind' | 'name'>): BenchMachine {
   return {
-    processor: processorName(),
+    device: device.kind,
+    processor: device.kind === 'cuda' ? device.name : processorName(),
     cores: availableParallelism(),
     memoryBytes: totalmem(),
     node: process.version,
@@ -147,7 +151,8 @@ export async function readBenchFile(path: string): Promise<BenchFile> {
 }
 
 /** Where a file was measured, and under which load. */
-export function benchMachineLine({ processor, cores, threads, isa, load }: BenchMachine): string {
+export function benchMachineLine({ device, processor, cores, threads, isa, load }: BenchMachine): string {
   const [before, after] = [load.before[0]!.toFixed(1), load.after[0]!.toFixed(1)]
-  return `${processor}, ${threads} of ${cores} threads, ${isa}, load ${before} before, ${after} after`
+  const share = device === 'cuda' ? '' : ` ${threads} of ${cores} threads,`
+  return `${processor},${share} ${isa}, load ${before} before, ${after} after`
 }

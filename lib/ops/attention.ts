@@ -6,6 +6,7 @@ import { type Shape, shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Sample, type Tensor } from '../tensor/index.js'
 import { add, affine, cast, div, exp, greater, iota, log, maximum, mul, sub } from './elementwise.js'
 import { embedding } from './embedding.js'
+import { gpuSamples } from './gpu_samples.js'
 import { matmul } from './matmul.js'
 import { broadcastTo, concat, slice, transpose } from './movement.js'
 import { max, sum } from './reduce.js'
@@ -149,6 +150,7 @@ const samples: readonly Sample[] = [
     bench: true,
   },
   { N: 1, M: 4096, H: 16, K: 4, C: 64, S: 1, queries: [1], keys: [4096], scale: 0.125, window: 0, bench: true },
+  ...gpuSamples.attention,
 ]
 
 /** Softmax(q k^T scale) v of each query over the keys that it may see; lse is the log-sum-exp of the scaled scores. */
@@ -199,6 +201,7 @@ const pagedSamples: readonly Sample[] = [
     window: 0,
     bench: true,
   },
+  ...gpuSamples.decode,
 ]
 
 /** Test sequences whose pages lie in reverse order. */

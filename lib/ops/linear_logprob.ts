@@ -11,6 +11,7 @@ import {
   withoutTape,
 } from '../tensor/index.js'
 import { add, affine, cast, exp, greater, log, mul, neg, sub } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { matmul } from './matmul.js'
 import { put, take } from './movement.js'
 import { max, sum } from './reduce.js'
@@ -75,6 +76,7 @@ const samples: readonly Sample[] = [
   { N: 1, V: 1, D: 1, with_entropy: 0, chunk_bytes: 1024 },
   { N: 0, V: 5, D: 3, with_entropy: 0, chunk_bytes: 1024 },
   { N: 2048, V: 32000, D: 288, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
+  ...gpuSamples.heads.map((sample) => ({ ...sample, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES })),
 ]
 
 /** logp = log softmax(hidden head^T)[target], 0 without target; lse = log-sum-exp of the logits; entropy in nats. */
@@ -170,6 +172,7 @@ export const crossEntropyOp = defineOp({
     { N: 4096, V: 512, D: 128, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
     { N: 2048, V: 32000, D: 288, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
     { N: 512, V: 151936, D: 896, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
+    ...gpuSamples.heads.map((sample) => ({ ...sample, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES })),
   ],
 })
 

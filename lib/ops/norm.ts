@@ -2,6 +2,7 @@
 // norm of queries and keys: `*` is any leading dimensions.
 import { defineOp, reshape, type Tensor } from '../tensor/index.js'
 import { add, affine, div, mul, sqrt, sub } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { sum } from './reduce.js'
 
 /** 1 / sqrt(mean(x^2) + eps) with the last axis kept. */
@@ -34,6 +35,7 @@ export const rmsNormOp = defineOp({
     { N: 1, D: 1, eps: 1e-5 },
     { N: 0, D: 8, eps: 1e-5 },
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
+    ...gpuSamples.norm,
   ],
 })
 
@@ -55,6 +57,7 @@ export const rmsNormBackwardOp = defineOp({
     { N: 130, D: 31, with_dx0: 1 },
     { N: 1, D: 1 },
     { N: 4096, D: 2048, bench: true },
+    ...gpuSamples.norm,
   ],
 })
 
@@ -77,6 +80,7 @@ export const addRmsNormOp = defineOp({
     { N: 3, D: 64, eps: 1e-5 },
     { N: 33, D: 31, eps: 1e-6 },
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
+    ...gpuSamples.norm,
   ],
 })
 
@@ -101,6 +105,7 @@ export const layerNormOp = defineOp({
     { N: 2, D: 1, eps: 1e-5 },
     { N: 0, D: 8, eps: 1e-5 },
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
+    ...gpuSamples.norm,
   ],
 })
 
@@ -114,11 +119,7 @@ export const layerNormBackwardOp = defineOp({
     const average = (t: Tensor) => affine(sum(t, -1), 1 / D, 0)
     return { dx: mul(sub(sub(dy, average(dy)), mul(normed, average(mul(dy, normed)))), r) }
   },
-  samples: [
-    { N: 3, D: 64 },
-    { N: 33, D: 31 },
-    { N: 4096, D: 2048, bench: true },
-  ],
+  samples: [{ N: 3, D: 64 }, { N: 33, D: 31 }, { N: 4096, D: 2048, bench: true }, ...gpuSamples.norm],
 })
 
 /** RMSNorm over the last axis of x, times w [D], plus `residual` when given. */

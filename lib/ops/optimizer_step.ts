@@ -2,13 +2,17 @@
 // tensor `control`, so that a step needs no wait: [lr, gradient scale, finite, 1 - beta1^t, 1 - beta2^t, gradient norm,
 // 0, 0].
 import { defineOp } from '../tensor/index.js'
+import { gpuSamples } from './gpu_samples.js'
 
 /** AdamW (Loshchilov & Hutter 2019) in the order of torch.optim.AdamW. A bf16 parameter has an f32 `master`. With
  *  control.finite = 0 nothing changes. */
 export const adamwOp = defineOp({
   name: 'adamw',
   signature: 'p[*]! master[*]:f32? g[*]:f32 m[*]:f32! v[*]:f32! control[8]:f32 -> | beta1 beta2 eps weight_decay',
-  samples: [{ lead: [1024, 4096], beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, bench: true }],
+  samples: [
+    { lead: [1024, 4096], beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, bench: true },
+    ...gpuSamples.adamw,
+  ],
 })
 
 /** sum += sum of squares of g, in f64 along a fixed tree. */
@@ -16,7 +20,7 @@ export const squaredSumAddOp = defineOp({
   name: 'squared_sum_add',
   signature: 'g[*] sum[1]:f64! ->',
   dtypes: ['f32', 'bf16', 'f64'],
-  samples: [{ lead: [1024, 4096], bench: true }],
+  samples: [{ lead: [1024, 4096], bench: true }, ...gpuSamples.gradients],
 })
 
 /** norm = sqrt(sum) * scale, finite = isfinite(norm), gradient scale = scale * min(1, max_norm / (norm + 1e-6)) as
