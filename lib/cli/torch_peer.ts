@@ -49,7 +49,7 @@ export async function runTorchStep(options: TorchStepOptions): Promise<PeerStep>
     tokensPerSecond: row.numbers.tokens_per_s!,
     gflops: row.numbers.gflops!,
     peakMiB: row.numbers.peak_rss_mib!,
-    deviceMiB: row.numbers.peak_device_mib,
+    deviceMiB: row.numbers.peak_device_mib ?? undefined,
     stepSeconds: row.numbers.step_s!,
     loss: row.numbers.loss!,
     version: row.version,
