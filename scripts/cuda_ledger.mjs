@@ -2,7 +2,7 @@
 // Fails on a spill, on local memory, and on more shared memory than every supported GPU has. Needs nvcc, not a GPU.
 //   node scripts/cuda_ledger.mjs            writes docs/cuda_ledger.md
 //   node scripts/cuda_ledger.mjs --check    fails when the table is out of date (or says that nvcc is missing)
-//   node scripts/cuda_ledger.mjs --arch 80  one architecture; --file NAME one kernel file; both print, and write nothing
+//   node scripts/cuda_ledger.mjs --arch 80  one architecture; --file NAME one kernel file: they print, and write nothing
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
@@ -17,7 +17,11 @@ const architectures = ['80', '90a']
 const MOST_SHARED = 48 << 10
 /** Kernels that use the stack for a reason. */
 const allowedStack = [
-  { kernel: /(Cos|Sin)>|rope_table|random_normal|draw_normal/, bytes: 40, why: "the library's reduction of huge angles" },
+  {
+    kernel: /(Cos|Sin)>|rope_table|random_normal|draw_normal/,
+    bytes: 40,
+    why: "the library's reduction of huge angles",
+  },
 ]
 
 function option(name) {

@@ -1,4 +1,5 @@
 // AdamW on the host, element by element: what the kernels of the optimizer are checked against.
+import { f32ToBf16Bits } from '../base/half.js'
 import type { SampleCall } from '../tensor/sample_call.js'
 
 type Round = (x: number) => number
@@ -23,4 +24,18 @@ export function adamwLoop(call: SampleCall, round: Round): { p: number[]; m: num
   const [g, m, v] = ['g', 'm', 'v'].map((name) => valuesOf(call, name)) as [Float64Array, Float64Array, Float64Array]
   const steps = Array.from(truth.values, (p, i) => adamwStep({ p, g: g[i]!, m: m[i]!, v: v[i]! }, call, round))
   return { p: steps.map((s) => s.p), m: steps.map((s) => s.m), v: steps.map((s) => s.v) }
+}
+
+/** The f32 weights that upper halves `p` and lower halves `low`, both as the bits of bf16 numbers, stand for: the upper
+ *  half was rounded half up, so that the lower one has a sign. */
+export function joinedHalves(p: ArrayLike<number>, low: ArrayLike<number>): Float64Array {
+  const words = Uint32Array.from({ length: p.length }, (_, i) => ((p[i]! << 16) + ((low[i]! << 16) >> 16)) >>> 0)
+  return Float64Array.from(new Float32Array(words.buffer))
+}
+
+/** A call on halves as one on the f32 master that they are. */
+export function withMaster(call: SampleCall): SampleCall {
+  const [p, low] = ['p', 'low'].map((name) => Array.from(valuesOf(call, name), f32ToBf16Bits)) as [number[], number[]]
+  const master = { name: 'master', shape: call.inputs[0]!.shape, values: joinedHalves(p, low), dtype: 'f32' as const }
+  return { ...call, inputs: [...call.inputs, master] }
 }

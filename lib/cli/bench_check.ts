@@ -9,7 +9,6 @@ import {
   callOp,
   digestOf,
   disposeAll,
-  readAll,
   roundedCall,
   type SampleCall,
   testSamples,
@@ -17,7 +16,7 @@ import {
 import { sampleText, takesDtype } from './bench_call.js'
 import { checkIsolated } from './bench_check_isolated.js'
 import { allSamples, checkSamples, completeCall } from './check_samples.js'
-import { type Results, resultDtype, resultTensors, truthOf } from './check_truth.js'
+import { type Results, readResults, resultDtype, resultTensors, truthOf } from './check_truth.js'
 import { type DeviceFlag, type DtypeFlag, dtypes, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { machineLine } from './machine.js'
@@ -195,7 +194,7 @@ async function runTwice(
     const tensors = made.map((one, i) => resultTensors(call.op, given[i]!, one))
     const [a, b] = [await digestOf(tensors[0]!), await digestOf(tensors[1]!)]
     const repeats = Object.keys(a).every((name) => a[name] === b[name])
-    return { results: await readAll(tensors[0]!), repeats }
+    return { results: await readResults(tensors[0]!), repeats }
   } finally {
     disposeAll(...given, ...made)
   }

@@ -17,8 +17,18 @@ import {
 const segments = { queries: [150, 1, 49], keys: [150, 1, 49], S: 3 }
 const decode = { N: 3, M: 700, H: 4, K: 2, C: 24, S: 3, queries: [1, 1, 1], keys: [300, 1, 399] }
 const vocabulary = { N: 67, V: 2501, D: 40 }
+/** Wider than a band of columns, in chunks of a few rows. */
+const banded = { N: 11, V: 4110, D: 4, chunk_bytes: 1 << 16 }
 
 /** Large enough that there is something to share out, by op. */
+const adamwSamples = [7, 33, 40_000].map((n) => ({
+  lead: [n],
+  beta1: 0.9,
+  beta2: 0.95,
+  eps: 1e-8,
+  weight_decay: 0.1,
+}))
+
 const shared: { [op: string]: Sample[] } = {
   attention: [
     { N: 200, M: 200, H: 4, K: 2, C: 24, ...segments, scale: 0.2, window: 0 },
@@ -43,6 +53,7 @@ const shared: { [op: string]: Sample[] } = {
     { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
     { ...vocabulary, chunk_bytes: 1 << 16, with_dentropy: 1 },
+    { ...banded, with_dentropy: 1 },
   ],
   linear_logprob_backward_frozen: [
     { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
@@ -50,12 +61,16 @@ const shared: { [op: string]: Sample[] } = {
     { N: 0, V: 5, D: 3, chunk_bytes: 1024 },
     { ...vocabulary, chunk_bytes: 1 << 16 },
     { ...vocabulary, chunk_bytes: 1 << 16, with_dentropy: 1 },
+    { ...banded },
+    { ...banded, with_dentropy: 1 },
   ],
   linear_logprob_backward_add: [
     { N: 7, V: 11, D: 5, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, chunk_bytes: 1024, with_dentropy: 1 },
     { N: 0, V: 5, D: 3, chunk_bytes: 1024 },
     { ...vocabulary, chunk_bytes: 1 << 16 },
+    { ...banded },
+    { ...banded, with_dentropy: 1 },
   ],
   cross_entropy: [{ ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 }],
   cross_entropy_frozen: [
@@ -63,14 +78,19 @@ const shared: { [op: string]: Sample[] } = {
     { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
     { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
     { ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 },
+    { ...banded, z_loss: 1e-3 },
   ],
   cross_entropy_add: [
     { N: 7, V: 11, D: 5, z_loss: 0, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
     { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
     { ...vocabulary, z_loss: 1e-3, chunk_bytes: 1 << 16 },
+    { ...banded, z_loss: 1e-3 },
   ],
-  adamw: [7, 33, 40_000].map((n) => ({ lead: [n], beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 })),
+  adamw: adamwSamples,
+  adamw_split: adamwSamples,
+  adamw_bf16_moments: adamwSamples,
+  adamw_split_bf16_moments: adamwSamples,
   squared_sum_add: [{ lead: [5] }, { lead: [40_001] }],
   clip_control: [{ scale: 0.5, max_norm: 1 }],
   fill: [{ shapes: { y: [300, 301] }, value: 1.25, dtype: dtypeCode.f32 }],
@@ -87,7 +107,10 @@ const shared: { [op: string]: Sample[] } = {
   embedding: [{ N: 400, V: 50, D: 129 }],
   embedding_backward: [{ N: 400, V: 50, D: 257 }],
   embedding_backward_add: [{ N: 400, V: 50, D: 257 }],
-  scatter_rows: [{ M: 301, N: 150, W: 257 }],
+  scatter_rows: [
+    { M: 301, N: 150, W: 257 },
+    { M: 31, N: 20, W: 1040 },
+  ],
   take: [{ lead: [3000], V: 33 }],
   put: [{ lead: [3000], V: 33 }],
   argmax: [{ lead: [900], V: 301 }],
@@ -189,8 +212,9 @@ export async function completeCall(
   sample: Sample,
   { cpu, dtype, seed }: { cpu: Device; dtype: 'f32' | 'bf16'; seed: number },
 ): Promise<SampleCall> {
-  if (op.definition.name === 'adamw' && dtype === 'bf16') return plausibleCall(op, { ...sample, with_master: 1 }, seed)
-  const call = roundedCall(plausibleCall(op, sample, seed), dtype)
+  const takesMaster = dtype === 'bf16' && op.parsed.inputs.some(({ name }) => name === 'master')
+  const complete = takesMaster ? { ...sample, with_master: 1 } : sample
+  const call = roundedCall(plausibleCall(op, complete, seed), dtype)
   // What the forward pass gives on the numbers that the kernels will see.
   if (op.definition.name.startsWith('linear_logprob_backward')) return withLse(call)
   return op.definition.name === 'attention_backward' ? withForward(call, cpu) : call
@@ -216,11 +240,11 @@ export function plausibleCall(op: Op, sample: Sample, seed = 1): SampleCall {
   if (op.definition.name.startsWith('linear_logprob')) return withLse(call)
   for (const input of call.inputs) {
     if (input.name === 'control') input.values = Float64Array.from(control)
-    if (input.name === 'sum' || (op.definition.name === 'adamw' && input.name === 'v')) {
+    if (input.name === 'sum' || (op.definition.name.startsWith('adamw') && input.name === 'v')) {
       input.values = input.values.map((value) => value * value)
     }
   }
-  if (op.definition.name === 'adamw') shrinkEveryThird(call)
+  if (op.definition.name.startsWith('adamw')) shrinkEveryThird(call)
   return call
 }
 

@@ -18,7 +18,7 @@ import {
   type Tensors,
   uniformArguments,
 } from '../tensor/sample_call.js'
-import { adamwLoop } from './adamw_loop.js'
+import { adamwLoop, joinedHalves, withMaster } from './adamw_loop.js'
 
 /** Results by name: the outputs, and the inputs that are updated in place. */
 export type Results = Map<string, Float64Array>
@@ -54,6 +54,9 @@ const freeRoundings: { [op: string]: { [dtype in DType]?: number } } = {
   // One chain of a thousand or two over the queries of all heads of a group, which the composition cuts by head: its
   // roundings add up like steps of a random walk.
   attention_backward: { f32: 32 },
+  // Moments are rounded at random, up or down.
+  adamw_bf16_moments: { bf16: 2 },
+  adamw_split_bf16_moments: { bf16: 2 },
 }
 
 /** Ops without a definition of their own in the table, as they add to what an argument holds. */
@@ -92,7 +95,9 @@ export async function truthOf(
     const all = { f32: n, bf16: n, f64: n }
     return { truth, naive: truth, roundsInside: false, freeRoundings: all, terms: logitBound(call) }
   }
-  if (name === 'adamw') return { ...adamwTruth(call, dtype), roundsInside: false }
+  if (name.startsWith('adamw')) {
+    return { ...adamwTruth(call, dtype), roundsInside: false, freeRoundings: freeRoundings[name] }
+  }
   const inside = roundsInside(name, under)
   const truth = await definitionOn(cpu, call, 'f64')
   const naive = await definitionOn(cpu, call, inside ? dtype : 'f32')
@@ -107,6 +112,7 @@ export async function resultsOn(device: Device, call: SampleCall, dtype: FloatDT
 
 /** Dtype in which the result `name` of a run in `common` is stored. */
 export function resultDtype(call: SampleCall, name: string, common: FloatDType): DType {
+  if (name === HALVES) return 'f32'
   const { inputs, outputs } = call.op.parsed
   const declared = [...inputs, ...outputs].find((argument) => argument.name === name)!
   if (declared.dtype === 'dtype') return dtypeOf(call.attributes.dtype!)
@@ -117,6 +123,17 @@ export function resultDtype(call: SampleCall, name: string, common: FloatDType):
 export function resultTensors(op: Op, given: AnyCall, made: Tensors): Tensors {
   const updated = op.parsed.inputs.filter(({ name, inPlace }) => inPlace && given[name] !== undefined)
   return { ...Object.fromEntries(updated.map(({ name }) => [name, given[name] as Tensor])), ...made }
+}
+
+/** The name under which the two halves of split weights are read as one. */
+const HALVES = 'p+low'
+
+/** The results as numbers; halves of split weights, which are no numbers of their own, as the f32 that they make. */
+export async function readResults({ low, ...tensors }: Tensors): Promise<Results> {
+  if (!low) return readAll(tensors)
+  const { p, ...others } = tensors
+  const [upper, lower] = [await p!.readRaw(), await low.readRaw()]
+  return new Map([[HALVES, joinedHalves(upper, lower)], ...(await readAll(others))])
 }
 
 /** The definition with every floating argument in `dtype`; of a primitive, its kernel. */
@@ -133,19 +150,23 @@ async function definitionOn(cpu: Device, call: SampleCall, dtype: FloatDType): P
 async function resultsOf(op: Op, given: AnyCall, body: () => Tensors): Promise<Results> {
   const made = scope(body)
   try {
-    return await readAll(resultTensors(op, given, made))
+    return await readResults(resultTensors(op, given, made))
   } finally {
     disposeAll(given, made)
   }
 }
 
-/** AdamW's formula element by element; a bf16 parameter is the rounded master. */
+/** AdamW's formula element by element; a bf16 parameter is the rounded master, or half of one. */
 function adamwTruth(call: SampleCall, dtype: 'f32' | 'bf16'): { truth: Results; naive: Results } {
+  const has = (name: string) => call.inputs.some((input) => input.name === name)
+  const whole = has('low') ? withMaster(call) : call
   const asResults = (round: (x: number) => number): Results => {
-    const { p, m, v } = adamwLoop(call, round)
-    const hasMaster = call.inputs.some(({ name }) => name === 'master')
-    const stored = hasMaster ? p.map((value) => rounded(value, dtype)) : p
-    const columns: { [name: string]: number[] } = { p: stored, m, v, ...(hasMaster && { master: p }) }
+    const { p, m, v } = adamwLoop(whole, round)
+    const stored = {
+      p: has('master') ? p.map((value) => rounded(value, dtype)) : p,
+      ...(has('master') && { master: p }),
+    }
+    const columns: { [name: string]: number[] } = { ...(has('low') ? { [HALVES]: p } : stored), m, v }
     return new Map(Object.entries(columns).map(([name, values]) => [name, Float64Array.from(values)]))
   }
   return { truth: asResults((x) => x), naive: asResults(Math.fround) }

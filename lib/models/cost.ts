@@ -59,6 +59,9 @@ export interface TrainingCostOptions {
   checkpoint?: boolean
   /** Trained in place of the weights. */
   adapter?: AdapterCost
+  /** How the optimizer keeps what is beside bf16 weights, and its moments: lib/optim/adamw.ts. */
+  master?: 'full' | 'split'
+  moments?: 'f32' | 'bf16'
 }
 
 /** Bytes that one block leaves on the tape per token, for the backward pass. */
@@ -114,7 +117,7 @@ export interface TrainingMemory {
   weights: number
   /** Sums over micro-batches, always f32. */
   gradients: number
-  /** Two moments in f32, and f32 master weights where the weights are bf16. */
+  /** Two moments, and f32 master weights, or their lower halves, where the weights are bf16. */
   optimizer: number
   tape: number
   workspace: number
@@ -130,11 +133,17 @@ export function trainingMemory(shape: DecoderShape, options: TrainingCostOptions
   const parts = {
     weights: count * bytesOf(dtype) + (adapter ? trained * 4 : 0),
     gradients: trained * 4,
-    optimizer: trained * (dtype === 'bf16' && !adapter ? 12 : 8),
+    optimizer: trained * optimizerBytes(options),
     tape: tapeBytes(shape, options) + (adapter ? adapterTapeBytes(shape, adapter, options) : 0),
     workspace: workspaceBytes(shape, options),
   }
   return { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) }
+}
+
+/** Bytes of optimizer state a trained parameter. */
+function optimizerBytes({ dtype, adapter, master, moments }: TrainingCostOptions): number {
+  const beside = dtype === 'f32' || adapter ? 0 : master === 'split' ? 2 : 4
+  return beside + 2 * bytesOf(moments ?? 'f32')
 }
 
 /** Bytes that an adapter leaves on the tape; with checkpointing those of the block that is run again. */

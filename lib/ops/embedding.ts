@@ -47,6 +47,7 @@ export const embeddingOp = defineOp({
     { N: 7, V: 5, D: 9 },
     { N: 33, V: 17, D: 16 },
     { N: 0, V: 3, D: 4 },
+    { N: 5, V: 7, D: 1040 },
     { N: 4096, V: 32000, D: 1024, bench: true },
     ...gpuSamples.embedding,
   ],

@@ -16,6 +16,7 @@ export const swigluOp = defineOp({
   samples: [
     { N: 3, F: 64 },
     { N: 5, F: 31 },
+    { N: 33, F: 131 },
     { N: 1, F: 1 },
     { N: 0, F: 8 },
     { N: 4096, F: 2816, bench: true },
@@ -33,7 +34,7 @@ export const swigluBackwardOp = defineOp({
     const slope = add(s, mul(silu, affine(s, -1, 1)))
     return { dgate: mul(mul(dy, up), slope), dup: mul(dy, silu) }
   },
-  samples: [{ N: 3, F: 64 }, { N: 5, F: 31 }, { N: 4096, F: 2816, bench: true }, ...gpuSamples.gate],
+  samples: [{ N: 3, F: 64 }, { N: 5, F: 31 }, { N: 33, F: 131 }, { N: 4096, F: 2816, bench: true }, ...gpuSamples.gate],
 })
 
 /** silu(gate) * up. */

@@ -75,6 +75,8 @@ const samples: readonly Sample[] = [
   { N: 33, V: 65, D: 16, with_entropy: 0, chunk_bytes: 1024 },
   { N: 1, V: 1, D: 1, with_entropy: 0, chunk_bytes: 1024 },
   { N: 0, V: 5, D: 3, with_entropy: 0, chunk_bytes: 1024 },
+  { N: 25, V: 4301, D: 8, with_entropy: 1, chunk_bytes: 1 << 17 },
+  { N: 2100, V: 3, D: 2, with_entropy: 0, chunk_bytes: 1 << 20 },
   { N: 2048, V: 32000, D: 288, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
   ...gpuSamples.heads.map((sample) => ({ ...sample, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES })),
 ]
@@ -169,6 +171,7 @@ export const crossEntropyOp = defineOp({
     { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
     { N: 1, V: 1, D: 1, z_loss: 0, chunk_bytes: 1024 },
     { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
+    { N: 25, V: 4301, D: 8, z_loss: 1e-3, chunk_bytes: 1 << 17 },
     { N: 4096, V: 512, D: 128, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
     { N: 2048, V: 32000, D: 288, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
     { N: 512, V: 151936, D: 896, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },

@@ -1,9 +1,12 @@
 // Normalisations. RMSNorm serves as pre-norm, post-norm (with the residual added where the row is stored) and per-head
 // norm of queries and keys: `*` is any leading dimensions.
-import { defineOp, reshape, type Tensor } from '../tensor/index.js'
+import { defineOp, reshape, type Sample, type Tensor } from '../tensor/index.js'
 import { add, affine, div, mul, sqrt, sub } from './elementwise.js'
 import { gpuSamples } from './gpu_samples.js'
 import { sum } from './reduce.js'
+
+/** Rows from heads to wide models, whole packs and not: a kernel shares them out in different ways. */
+const widths: Sample[] = [128, 640, 1101, 2048, 4096, 8192, 8200].map((D) => ({ N: 5, D, eps: 1e-5 }))
 
 /** 1 / sqrt(mean(x^2) + eps) with the last axis kept. */
 function inverseRms(x: Tensor, eps: number): Tensor {
@@ -33,7 +36,9 @@ export const rmsNormOp = defineOp({
     { N: 5, D: 17, eps: 1e-5, with_residual: 1 },
     { lead: [2, 3], D: 8, eps: 1e-5 },
     { N: 1, D: 1, eps: 1e-5 },
+    { N: 16_400, D: 8, eps: 1e-5 },
     { N: 0, D: 8, eps: 1e-5 },
+    ...widths,
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
     ...gpuSamples.norm,
   ],
@@ -56,6 +61,8 @@ export const rmsNormBackwardOp = defineOp({
     { N: 3, D: 64 },
     { N: 130, D: 31, with_dx0: 1 },
     { N: 1, D: 1 },
+    { N: 2100, D: 16 },
+    ...widths.map((sample) => ({ ...sample, with_dx0: 1 })),
     { N: 4096, D: 2048, bench: true },
     ...gpuSamples.norm,
   ],
@@ -79,6 +86,7 @@ export const addRmsNormOp = defineOp({
   samples: [
     { N: 3, D: 64, eps: 1e-5 },
     { N: 33, D: 31, eps: 1e-6 },
+    ...widths,
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
     ...gpuSamples.norm,
   ],
@@ -104,6 +112,7 @@ export const layerNormOp = defineOp({
     { N: 33, D: 31, eps: 1e-5 },
     { N: 2, D: 1, eps: 1e-5 },
     { N: 0, D: 8, eps: 1e-5 },
+    ...widths,
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
     ...gpuSamples.norm,
   ],
@@ -119,7 +128,7 @@ export const layerNormBackwardOp = defineOp({
     const average = (t: Tensor) => affine(sum(t, -1), 1 / D, 0)
     return { dx: mul(sub(sub(dy, average(dy)), mul(normed, average(mul(dy, normed)))), r) }
   },
-  samples: [{ N: 3, D: 64 }, { N: 33, D: 31 }, { N: 4096, D: 2048, bench: true }, ...gpuSamples.norm],
+  samples: [{ N: 3, D: 64 }, { N: 33, D: 31 }, ...widths, { N: 4096, D: 2048, bench: true }, ...gpuSamples.norm],
 })
 
 /** RMSNorm over the last axis of x, times w [D], plus `residual` when given. */

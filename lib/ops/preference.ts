@@ -52,6 +52,7 @@ export const segmentSumOp = defineOp({
     { N: 5, S: 1 },
     { N: 1, S: 1 },
     { N: 0, S: 2 },
+    { N: 1100, S: 2 },
     { N: 65536, S: 256, bench: true },
   ],
 })
@@ -70,6 +71,7 @@ export const segmentSumBackwardOp = defineOp({
   samples: [
     { N: 23, S: 4 },
     { N: 5, S: 1 },
+    { N: 1100, S: 2 },
     { N: 65536, S: 256, bench: true },
   ],
 })
@@ -200,6 +202,7 @@ export const preferenceLossOp = defineOp({
     { N: 33, P: 2, ...plain, beta: 2, average: 1, margin: 0.8 },
     { N: 2, P: 1, ...plain },
     { N: 0, P: 1, ...plain },
+    { N: 1100, P: 1, ...plain, average: 1 },
     { N: 65536, P: 128, ...plain, bench: true },
     { ...gpuSamples.losses, P: 128, ...plain },
   ],

@@ -60,6 +60,8 @@ export const ropeOp = defineOp({
     { N: 5, H: 3, C: 8, direction: 1 },
     { N: 7, H: 1, C: 34, direction: -1 },
     { N: 0, H: 2, C: 4, direction: 1 },
+    { N: 37, H: 9, C: 16, direction: 1 },
+    { N: 2, H: 41, C: 256, direction: -1 },
     { N: 4096, H: 16, C: 64, direction: 1, bench: true },
     ...gpuSamples.rope,
   ],

@@ -1,6 +1,15 @@
 // AdamW over a table of parameters. Norm, clip factor, finite flag and learning rate stay on the device, so a step is a
 // row of commands without a wait; the caller reads `control` when it wants the numbers.
-import { adamwOp, cast, clipControlOp, fill, squaredSumAddOp } from '../ops/index.js'
+import {
+  adamwBf16MomentsOp,
+  adamwOp,
+  adamwSplitBf16MomentsOp,
+  adamwSplitOp,
+  cast,
+  clipControlOp,
+  fill,
+  squaredSumAddOp,
+} from '../ops/index.js'
 import { type Gradients, keep, scope, Tensor } from '../tensor/index.js'
 import type { Optimizer, StepOptions, StepResult } from './optimizer.js'
 
@@ -10,11 +19,21 @@ export interface AdamWOptions {
   eps: number
   /** Decoupled decay, applied to matrices (two or more dimensions) only. */
   weightDecay: number
+  /** Beside bf16 parameters: f32 copies (full, the default), or the lower halves of the f32 numbers whose upper halves
+   *  the parameters are (split): 2 bytes a parameter less, and the same numbers. */
+  master?: MasterForm
+  /** Type of the two moments: f32 (the default), or bf16 rounded at random: 4 bytes a parameter less. */
+  moments?: MomentType
 }
+
+export const masterForms = ['full', 'split'] as const
+export type MasterForm = (typeof masterForms)[number]
+export const momentTypes = ['f32', 'bf16'] as const
+export type MomentType = (typeof momentTypes)[number]
 
 interface ParameterState {
   parameter: Tensor
-  /** f32 copy of a bf16 parameter. */
+  /** Of a bf16 parameter: its f32 copy, or what its rounding took away. */
   master: Tensor | undefined
   m: Tensor
   v: Tensor
@@ -28,7 +47,7 @@ export class AdamW implements Optimizer {
 
   constructor(parameters: ReadonlyMap<string, Tensor>, options: AdamWOptions) {
     this.#options = options
-    for (const [name, parameter] of parameters) this.#states.set(name, newState(parameter))
+    for (const [name, parameter] of parameters) this.#states.set(name, newState(parameter, options))
   }
 
   /** Applies one update from `gradients` and reports what happened. Parameters without a gradient stay as they are. */
@@ -46,13 +65,14 @@ export class AdamW implements Optimizer {
   }
 
   #enqueue(gradients: Gradients, { lr, scale, maxNorm }: StepOptions): Tensor | undefined {
-    const { beta1, beta2, eps, weightDecay } = this.#options
+    const { beta1, beta2, eps, weightDecay, moments } = this.#options
+    const inBf16 = moments === 'bf16'
     const present = [...this.#states.values()].filter(({ parameter }) => gradients.get(parameter))
     const device = present[0]?.parameter.device
     if (!device) return undefined
     return scope(() => {
       const t = this.updates + 1
-      const numbers = new Float32Array([lr, 0, 0, 1 - beta1 ** t, 1 - beta2 ** t, 0, 0, 0])
+      const numbers = new Float32Array([lr, 0, 0, 1 - beta1 ** t, 1 - beta2 ** t, 0, t, 0])
       const control = keep(Tensor.from(device, numbers, [8]))
       const sum = fill(device, [1], { value: 0, dtype: 'f64' })
       for (const { parameter } of present) squaredSumAddOp({ g: gradients.get(parameter)!, sum })
@@ -60,7 +80,10 @@ export class AdamW implements Optimizer {
       for (const { parameter, master, m, v } of present) {
         const weight_decay = parameter.shape.length >= 2 ? weightDecay : 0
         const g = gradients.get(parameter)!
-        adamwOp({ p: parameter, master, g, m, v, control, beta1, beta2, eps, weight_decay })
+        const call = { p: parameter, g, m, v, control, beta1, beta2, eps, weight_decay }
+        if (master && isSplit(this.#options))
+          (inBf16 ? adamwSplitBf16MomentsOp : adamwSplitOp)({ ...call, low: master })
+        else (inBf16 ? adamwBf16MomentsOp : adamwOp)({ ...call, master })
       }
       return control
     })
@@ -77,13 +100,13 @@ export class AdamW implements Optimizer {
     return undefined
   }
 
-  /** The tensors to be saved, by name: `<parameter>.m`, `.v` and for bf16 parameters `.master`. */
+  /** The tensors to be saved, by name: `<parameter>.m`, `.v` and for bf16 parameters `.master` or, split, `.low`. */
   tensors(): Map<string, Tensor> {
     const table = new Map<string, Tensor>()
     for (const [name, { master, m, v }] of this.#states) {
       table.set(`${name}.m`, m)
       table.set(`${name}.v`, v)
-      if (master) table.set(`${name}.master`, master)
+      if (master) table.set(`${name}.${isSplit(this.#options) ? 'low' : 'master'}`, master)
     }
     return table
   }
@@ -103,8 +126,13 @@ export class AdamW implements Optimizer {
   }
 }
 
-function newState(parameter: Tensor): ParameterState {
+const isSplit = ({ master }: AdamWOptions) => master === 'split'
+
+function newState(parameter: Tensor, { master = 'full', moments = 'f32' }: AdamWOptions): ParameterState {
   const { device, shape, dtype } = parameter
-  const zeros = () => keep(fill(device, shape, { value: 0, dtype: 'f32' }))
-  return { parameter, master: dtype === 'bf16' ? keep(cast(parameter, 'f32')) : undefined, m: zeros(), v: zeros() }
+  const zeros = (type: MomentType) => keep(fill(device, shape, { value: 0, dtype: type }))
+  const state = { parameter, master: undefined as Tensor | undefined, m: zeros(moments), v: zeros(moments) }
+  // A parameter that is bf16 to begin with has lost nothing yet: its lower half is 0.
+  if (dtype === 'bf16') state.master = master === 'split' ? zeros('bf16') : keep(cast(parameter, 'f32'))
+  return state
 }

@@ -1,5 +1,4 @@
 // The plan of a run, before anything is allocated: sizes, memory, work and time, and where every setting comes from.
-import { totalmem } from 'node:os'
 import { CaravanError } from '../base/errors.js'
 import { openDataset, withoutRows } from '../data/dataset.js'
 import { pairRows } from '../data/pair_rows.js'
@@ -9,11 +8,13 @@ import {
   forwardFlopsPerToken,
   parameterCount,
   readModelConfig,
+  type TrainingCostOptions,
   trainingFlopsPerToken,
   trainingMemory,
 } from '../models/index.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { linear, openDevice, randomNormal } from '../ops/index.js'
+import type { MasterForm, MomentType } from '../optim/adamw.js'
 import type { Device } from '../runtime/index.js'
 import { keep, type Tensor } from '../tensor/index.js'
 import { loraCost } from './lora_setting.js'
@@ -67,9 +68,10 @@ const PROBE = { rows: 512, width: 1024, repeats: 4 }
 /** Plans `recipe` without training. Errors as run() would give them before its first step. */
 export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunPlan> {
   const resolved = resolveRun(recipe, options)
-  const { dtype = recipe.dtype, threads, device: kind } = options
-  using device = openDevice({ kind, threads })
+  const { dtype = recipe.dtype, threads, device: kind, memoryBudgetBytes } = options
+  using device = openDevice({ kind, threads, memoryBudgetBytes })
   const flopsPerSecond = await productSpeed(device)
+  const memoryBytes = device.stats().budgetBytes
   const stages: StagePlan[] = []
   let shape: DecoderShape | undefined
   for (const [name, stage] of resolved) {
@@ -80,7 +82,7 @@ export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunP
         ? pocketShape(values, values.vocabularySize)
         : await chatShape(name, values, { recipe, before: shape })
     const work = await workOf(values, recipe)
-    stages.push(stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }))
+    stages.push(stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond, memoryBytes }))
   }
   const { name, scale } = recipe
   return { recipe: name, scale, dtype, threads: device.threads, stages }
@@ -107,13 +109,21 @@ interface StageFacts {
   work: Work
   dtype: 'f32' | 'bf16'
   flopsPerSecond: number
+  /** Most bytes that the device gives to tensors. */
+  memoryBytes: number
 }
 
-function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }: StageFacts): StagePlan {
+function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond, memoryBytes }: StageFacts): StagePlan {
   const { steps, tokens, notes, forwardOnly } = work
   const { longest, micro } = rowSizes(values)
   const adapter = loraCost(shape, values)
-  const sizes = { tokens: micro, dtype, checkpoint: values.activationCheckpointing }
+  const sizes = {
+    tokens: micro,
+    dtype,
+    checkpoint: values.activationCheckpointing,
+    master: values.master as MasterForm,
+    moments: values.moments as MomentType,
+  }
   const { total: own, ...parts } = trainingMemory(shape, { ...sizes, adapter })
   const beside = 'algorithm' in values ? modelsBeside(shape, values, sizes) : {}
   const total = Object.values(beside).reduce((sum, bytes) => sum + bytes, own)
@@ -121,8 +131,11 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }
   const perToken = trainingFlopsPerToken(shape, context, adapter) + forwardOnly * forwardFlopsPerToken(shape, context)
   const flops = tokens === null ? null : perToken * tokens
   const parameters = parameterCount(shape)
-  if (total > totalmem()) {
-    notes.push(`needs ${(total / 2 ** 30).toFixed(0)} GiB, this machine has ${(totalmem() / 2 ** 30).toFixed(0)} GiB`)
+  if (total > memoryBytes) {
+    const [wanted, there] = [total, memoryBytes].map((bytes) => (bytes / 2 ** 30).toFixed(0))
+    notes.push(
+      `needs ${wanted} GiB, ${there} GiB may be used: ${savings(values, { dtype, adapter: adapter !== undefined })}`,
+    )
   }
   return {
     name,
@@ -141,6 +154,18 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond }
   }
 }
 
+/** What makes a stage smaller, of what it does not do yet. */
+function savings(values: StageSettings, { dtype, adapter }: { dtype: 'f32' | 'bf16'; adapter: boolean }): string {
+  const ways: string[] = []
+  if (!values.activationCheckpointing) ways.push('activationCheckpointing=true')
+  if (dtype === 'f32') ways.push('--dtype bf16')
+  else if (!adapter && values.master === 'full') ways.push('master=split')
+  if (values.moments === 'f32') ways.push('moments=bf16')
+  ways.push('a smaller microBatchTokens')
+  if (!adapter) ways.push('lora.rank=16')
+  return `make it smaller with ${ways.join(', ')}`
+}
+
 /** Longest sequence, and tokens that go through the model at once. */
 function rowSizes(values: StageSettings): { longest: number; micro: number } {
   const { microBatchTokens } = values
@@ -153,7 +178,7 @@ function rowSizes(values: StageSettings): { longest: number; micro: number } {
 function modelsBeside(
   shape: DecoderShape,
   { algorithm, kl, asyncRollouts, slots, maxPromptTokens, maxNewTokens }: RlvrSettings,
-  sizes: { tokens: number; dtype: 'f32' | 'bf16'; checkpoint: boolean },
+  sizes: TrainingCostOptions,
 ): Record<string, number> {
   const bytes = sizes.dtype === 'bf16' ? 2 : 4
   const { weights, gradients, optimizer } = trainingMemory(shape, sizes)

@@ -5,7 +5,7 @@ import { CaravanError } from '../base/errors.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
 import { mergeAdapter, saveAdapter, saveModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
-import { AdamW } from '../optim/adamw.js'
+import { AdamW, type MasterForm, type MomentType } from '../optim/adamw.js'
 import { JointOptimizer, type Optimizer } from '../optim/optimizer.js'
 import { scheduleKind } from '../optim/schedule.js'
 import type { Device } from '../runtime/index.js'
@@ -202,9 +202,10 @@ function allParameters(own: Map<string, Tensor>, beside: readonly BesideModel[])
 function optimizerOf(
   own: Map<string, Tensor>,
   beside: readonly BesideModel[],
-  { beta1, beta2, eps, weightDecay }: StageSettings,
+  { beta1, beta2, eps, weightDecay, ...forms }: StageSettings,
 ): Optimizer {
-  const options = { beta1, beta2, eps, weightDecay }
+  const [master, moments] = [forms.master as MasterForm, forms.moments as MomentType]
+  const options = { beta1, beta2, eps, weightDecay, master, moments }
   const main = new AdamW(own, options)
   const others = beside.flatMap(({ name, model, trained }) =>
     trained ? [{ name, optimizer: new AdamW(model.parameters(), options), ...trained }] : [],

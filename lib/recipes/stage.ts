@@ -8,6 +8,7 @@ import { lossReductions } from '../losses/sft.js'
 import { lossAverages } from '../methods/online_method.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { klKinds, surrogates } from '../ops/index.js'
+import { masterForms, momentTypes } from '../optim/adamw.js'
 import { scheduleKinds } from '../optim/schedule.js'
 import { loraDefaults } from './lora_setting.js'
 
@@ -28,6 +29,8 @@ const choices: { [key: string]: readonly string[] } = {
   surrogate: surrogates,
   kl: klKinds,
   valueHead: ['keep', 'zero'],
+  master: masterForms,
+  moments: momentTypes,
 }
 
 /** What every stage with an optimizer can be told. */
@@ -44,6 +47,10 @@ const optimizerDefaults = {
   beta2: 0.999,
   eps: 1e-8,
   weightDecay: 0,
+  /** Beside bf16 weights: full f32 copies, or the lower halves of the same numbers (split), 2 bytes a weight less. */
+  master: 'full',
+  /** Type of AdamW's two moments: f32, or bf16 rounded at random, 4 bytes a weight less. */
+  moments: 'f32',
   /** Largest gradient norm; 0 = no clipping. */
   maxNorm: 1,
   /** Steps in a row with gradients that are not finite before the run gives up. */

@@ -1,6 +1,7 @@
 #include "cuda/device.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "cuda/gemm.h"
@@ -193,6 +194,16 @@ void CudaDevice::report_fault() {
   if (static_cast<FaultKind>(found.kind) == FaultKind::kSegment) {
     fail("ERR_SHAPE", "%s: segment %lld does not lie in its rows: it ends at %lld, there are %lld", found.op,
          found.position, found.value, found.limit);
+  }
+  if (static_cast<FaultKind>(found.kind) == FaultKind::kRule) {
+    std::string given;
+    for (int i = 0; i < found.given_count; i++) {
+      char number[32];
+      std::snprintf(number, sizeof(number), "%s%g", i == 0 ? "" : ", ", found.given[i]);
+      given += number;
+    }
+    fail("ERR_DATA", "%s: %s[%lld] = (%s) must be %s", found.op, found.rule.subject, found.position, given.c_str(),
+         found.rule.text);
   }
   fail("ERR_RANGE", "%s: entry %lld is %lld; allowed are 0 to %lld", found.op, found.position, found.value,
        found.limit - 1);

@@ -10,53 +10,13 @@
 #include "cpu/device.h"
 #include "kernels/dispatch.h"
 #include "kernels/number_convert.h"
+#include "kernels/policy_formula.h"
 
 namespace caravan::CARAVAN_ISA {
 namespace {
 namespace policy_detail {
 
-enum Surrogate { kClip, kCispo, kSequence };
-enum Divergence { kNone, kK1, kK2, kK3 };
-constexpr double kMostLogRatio = 40;
-
-struct Options {
-  int surrogate;
-  double low, high, cap;
-  int divergence;
-  double coefficient;
-};
-
-struct Term {
-  double value, slope;
-};
-
-Term divergence(double difference, int kind) {
-  const double d = fmax(-kMostLogRatio, fmin(kMostLogRatio, difference));
-  const bool free = d == difference;
-  switch (kind) {
-    case kK1:
-      return {d, free ? 1.0 : 0.0};
-    case kK2:
-      return {0.5 * d * d, free ? d : 0.0};
-    case kK3:
-      return {expm1(-d) + d, free ? -expm1(-d) : 0.0};
-    default:
-      return {0, 0};
-  }
-}
-
-/** Slope with respect to log r. */
-Term clipped_surrogate(double ratio, double advantage, const Options& o) {
-  const bool is_capped = o.cap > 0 && ratio >= o.cap;
-  const double plain = advantage * (is_capped ? o.cap : ratio);
-  const double clipped = advantage * fmax(1 - o.low, fmin(1 + o.high, ratio));
-  if (plain > clipped) return {-clipped, 0};
-  return {-plain, is_capped ? 0 : -advantage * ratio};
-}
-
-struct Row {
-  double logp, old, reference, advantage, weight;
-};
+using namespace policy_formula;
 
 template <typename T>
 Row row_at(const Args& a, int64_t n) {
@@ -91,19 +51,7 @@ double mean_log_ratio(const Args& a, const Span& span) {
 
 struct Sums {
   double loss = 0;
-  double metrics[6] = {};
-
-  void add(const Row& row, const Term& surrogate, const Term& kl, double log_ratio, const Options& o) {
-    const double ratio = ::exp(log_ratio);
-    const double terms[6] = {surrogate.value,
-                             kl.value,
-                             0.5 * log_ratio * log_ratio,
-                             ratio < 1 - o.low && row.advantage < 0 ? 1.0 : 0.0,
-                             ratio > 1 + o.high && row.advantage > 0 ? 1.0 : 0.0,
-                             ratio};
-    for (int i = 0; i < 6; i++) metrics[i] += row.weight * terms[i];
-    loss += row.weight * (surrogate.value + o.coefficient * kl.value);
-  }
+  double metrics[kMetrics] = {};
 };
 
 template <typename T>
@@ -119,29 +67,22 @@ void answer(const Args& a, const Span& span, const Options& o, Sums& sums) {
   T* dlogp = a.out[1].as<T>();
   for (int64_t n = span.begin; n < span.begin + span.tokens; n++) {
     const Row row = row_at<T>(a, n);
-    const double log_ratio = is_sequence ? mean : row.logp - row.old;
-    const Term kl = divergence(row.logp - row.reference, o.divergence);
-    Term surrogate = clipped_surrogate(::exp(log_ratio), row.advantage, o);
-    if (o.surrogate == kCispo) {
-      const double factor = row.advantage * fmin(::exp(log_ratio), 1 + o.high);
-      surrogate = {-factor * row.logp, -factor};
-    }
-    const double slope = is_sequence ? spread : row.weight * surrogate.slope;
-    dlogp[n] = rounded<T>(slope + row.weight * o.coefficient * kl.slope);
-    sums.add(row, surrogate, kl, log_ratio, o);
+    const RowTerms terms = row_terms(row, is_sequence ? mean : row.logp - row.old, spread, o);
+    dlogp[n] = rounded<T>(terms.slope);
+    sums.loss += terms.loss;
+    for (int i = 0; i < kMetrics; i++) sums.metrics[i] += terms.metrics[i];
   }
 }
 
 template <typename T>
 void policy_loss(const Args& a) {
-  const Options o{static_cast<int>(a.attrs[0]), a.attrs[1], a.attrs[2], a.attrs[3],
-                  static_cast<int>(a.attrs[4]), a.attrs[5]};
+  const Options o = options_of(a.attrs);
   T* dlogp = a.out[1].as<T>();
   for (int64_t n = 0; n < a.out[1].count(); n++) dlogp[n] = T{};
   Sums sums;
   for (int64_t s = 0; s < a.in[1].shape[0]; s++) answer<T>(a, actions_of(a.in[1], s, a.in[0].count()), o, sums);
   a.out[0].as<T>()[0] = rounded<T>(sums.loss);
-  for (int i = 0; i < 6; i++) round_to(sums.metrics[i], a.out[2].as<T>() + i);
+  for (int i = 0; i < kMetrics; i++) round_to(sums.metrics[i], a.out[2].as<T>() + i);
 }
 
 template <typename T>
@@ -150,13 +91,10 @@ void value_loss(const Args& a) {
   double loss = 0, clipped_weight = 0;
   for (int64_t n = 0; n < a.in[0].count(); n++) {
     const auto at = [&](int i) { return to_f64(a.in[i].as<T>()[n]); };
-    const double value = at(0), old = at(1), target = at(2), weight = at(3);
-    const double near = clip > 0 ? old + fmax(-clip, fmin(clip, value - old)) : value;
-    const double error = (value - target) * (value - target), near_error = (near - target) * (near - target);
-    const bool is_clipped = near_error > error;
-    loss += weight * 0.5 * (is_clipped ? near_error : error);
-    clipped_weight += is_clipped ? weight : 0;
-    a.out[1].as<T>()[n] = rounded<T>(is_clipped ? 0 : coefficient * weight * (value - target));
+    const ValueTerms terms = value_terms({at(0), at(1), at(2), at(3)}, clip, coefficient);
+    loss += terms.loss;
+    clipped_weight += terms.clipped_weight;
+    a.out[1].as<T>()[n] = rounded<T>(terms.slope);
   }
   a.out[0].as<T>()[0] = rounded<T>(coefficient * loss);
   round_to(loss, a.out[2].as<T>());

@@ -10,6 +10,7 @@
 #include "cpu/device.h"
 #include "kernels/dispatch.h"
 #include "kernels/number_convert.h"
+#include "kernels/preference_formula.h"
 
 namespace caravan::CARAVAN_ISA {
 namespace {
@@ -43,80 +44,37 @@ void fill_span(T* x, const Span& span, double value) {
   for (int64_t n = span.begin; n < span.end; n++) x[n] = stored;
 }
 
-/** -log sigmoid(x), and sigmoid(x), without overflow. */
-double softplus_of_minus(double x) { return (x < 0 ? -x : 0.0) + log1p(::exp(x < 0 ? x : -x)); }
-double sigmoid(double x) { return x < 0 ? ::exp(x) / (1 + ::exp(x)) : 1 / (1 + ::exp(-x)); }
+using namespace preference_formula;
 
-enum Kind { kSigmoid, kHinge, kIpo, kRobust };
-
-struct Options {
-  int kind;
-  double beta, margin, smoothing;
-  bool average, weighted;
-};
-
-struct PairLoss {
-  double loss, slope;
-};
-
-PairLoss pair_loss(double z, const Options& o) {
-  const double scaled = o.beta * z;
-  switch (o.kind) {
-    case kHinge:
-      return scaled < 1 ? PairLoss{1 - scaled, -o.beta} : PairLoss{0, 0};
-    case kIpo: {
-      const double distance = z - 1 / (2 * o.beta);
-      return {distance * distance, 2 * distance};
-    }
-    default: {
-      // robust: the unbiased estimate under label noise; the smoothed term is subtracted and the rest scaled up.
-      const double sign = o.kind == kRobust ? -1 : 1;
-      const double scale = o.kind == kRobust ? 1 / (1 - 2 * o.smoothing) : 1;
-      const double loss =
-          (1 - o.smoothing) * softplus_of_minus(scaled) + sign * o.smoothing * softplus_of_minus(-scaled);
-      const double slope = -(1 - o.smoothing) * sigmoid(-scaled) + sign * o.smoothing * sigmoid(scaled);
-      return {scale * loss, scale * o.beta * slope};
-    }
-  }
-}
-
-struct Answer {
+struct SpanAnswer {
   Span span;
-  double sum, mean, gain, norm;
+  Answer answer;
 };
 
 template <typename T>
-Answer answer_at(const Args& a, int64_t s, const Options& o) {
+SpanAnswer answer_at(const Args& a, int64_t s, const Options& o) {
   const Span span = span_at("preference_loss", a.in[1], s, a.in[0].count());
-  const double tokens = span.tokens > 0 ? static_cast<double>(span.tokens) : 1;
-  const double sum = sum_of(a.in[0].as<T>(), span), reference = a.in[2].as<double>()[s];
-  const double norm = o.average ? tokens : 1;
-  return {span, sum, sum / tokens, sum / norm - reference / norm, norm};
+  return {span, answer_of(sum_of(a.in[0].as<T>(), span), span.tokens, a.in[2].as<double>()[s], o)};
 }
 
 template <typename T>
 void run(const Args& a) {
-  const Options o{static_cast<int>(a.attrs[0]), a.attrs[1], a.attrs[2], a.attrs[3], a.attrs[4] != 0, a.attrs[5] != 0};
+  const Options o = options_of(a.attrs);
   T* dlogp = a.out[1].as<T>();
   for (int64_t n = 0; n < a.out[1].count(); n++) dlogp[n] = T{};
   double loss = 0;
-  double metrics[8] = {};
+  double metrics[kMetrics] = {};
   for (int64_t p = 0; p < a.in[1].shape[0]; p++) {
-    const Answer chosen = answer_at<T>(a, 2 * p, o), rejected = answer_at<T>(a, 2 * p + 1, o);
-    const double weight = o.weighted ? fmin(1.0, ::exp(chosen.mean + rejected.mean)) : 1.0;
-    const PairLoss pair = pair_loss(chosen.gain - rejected.gain - o.margin, o);
-    loss += weight * pair.loss;
-    fill_span(dlogp, chosen.span, weight * pair.slope / chosen.norm);
-    fill_span(dlogp, rejected.span, -weight * pair.slope / rejected.norm);
-    const double rewards[2] = {o.beta * chosen.gain, o.beta * rejected.gain};
-    const double terms[8] = {
-        rewards[0], rewards[1],   rewards[0] > rewards[1] ? 1.0 : 0.0,     rewards[0] - rewards[1],
-        chosen.sum, rejected.sum, static_cast<double>(chosen.span.tokens), static_cast<double>(rejected.span.tokens)};
-    for (int i = 0; i < 8; i++) metrics[i] += terms[i];
+    const SpanAnswer chosen = answer_at<T>(a, 2 * p, o), rejected = answer_at<T>(a, 2 * p + 1, o);
+    const PairTerms terms = pair_terms(chosen.answer, rejected.answer, o);
+    loss += terms.loss;
+    fill_span(dlogp, chosen.span, terms.chosen_slope);
+    fill_span(dlogp, rejected.span, terms.rejected_slope);
+    for (int i = 0; i < kMetrics; i++) metrics[i] += terms.metrics[i];
   }
   a.out[0].as<T>()[0] = rounded<T>(loss);
   T* totals = a.out[2].as<T>();
-  for (int i = 0; i < 8; i++) round_to(metrics[i], totals + i);
+  for (int i = 0; i < kMetrics; i++) round_to(metrics[i], totals + i);
 }
 
 }  // namespace preference_detail

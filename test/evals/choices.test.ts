@@ -11,6 +11,7 @@ import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Tokenizer } from '../../lib/text/tokenizer.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { modelFolder } from '../models/golden_model.js'
 
 interface Golden {
@@ -31,7 +32,7 @@ let model: CausalLm
 let tokenizer: Tokenizer
 
 beforeAll(async () => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
   model = await loadModel(device, modelFolder('llama_mha_tied'))
   tokenizer = await Tokenizer.load(modelFolder('llama_mha_tied'))
   for (const [task, sets] of Object.entries(golden)) {

@@ -6,11 +6,12 @@ import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { linearLogprob, openDevice, selfSegments } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { leaks, scope, Tensor, withoutTape } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenNames, modelFolder } from '../models/golden_model.js'
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

@@ -12,11 +12,12 @@ import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { linear, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { leaks, scope, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { deviation, goldenFacts, goldenNames, modelFolder, rowsOnDevice } from '../models/golden_model.js'
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

@@ -4,6 +4,7 @@ import { checkKtoOptions, ktoLoss } from '../../lib/losses/kto.js'
 import { fill, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenJson, goldenTensors, largest, largestDifference } from '../train/golden_tensors.js'
 
 const facts = goldenJson<{
@@ -19,7 +20,7 @@ const [S, T, V] = [8, 11, 19]
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

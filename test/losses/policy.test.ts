@@ -5,6 +5,7 @@ import { checkPolicyOptions, type PolicyLossOptions, policyLoss, valueLoss } fro
 import { fill, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenJson, goldenTensors, largest, largestDifference } from '../train/golden_tensors.js'
 
 interface Group {
@@ -26,7 +27,7 @@ const values = (name: string) => Array.from(golden.get(name)!.data)
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

@@ -10,6 +10,7 @@ import {
 import { fill, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenJson, goldenTensors, largest, largestDifference } from '../train/golden_tensors.js'
 
 const facts = goldenJson<{ [group: string]: { values?: { loss: number }; metrics?: { [name: string]: number } } }>(
@@ -41,7 +42,7 @@ const [B, T, V] = [4, 11, 19]
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

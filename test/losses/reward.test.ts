@@ -4,6 +4,7 @@ import { rewardLoss } from '../../lib/losses/reward.js'
 import { fill, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenJson, goldenTensors, largest } from '../train/golden_tensors.js'
 
 const facts = goldenJson<{ [group: string]: { values: { loss: number } } }>('losses/losses.json')
@@ -12,7 +13,7 @@ const P = 5
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

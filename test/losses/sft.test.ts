@@ -4,6 +4,7 @@ import { sftLoss } from '../../lib/losses/sft.js'
 import { crossEntropy, fill, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenJson, goldenTensors, largest, largestDifference } from '../train/golden_tensors.js'
 
 const facts = goldenJson<{
@@ -21,7 +22,7 @@ const count = values('cross_entropy.count')[0]!
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

@@ -11,12 +11,13 @@ import {
 import { loadModel, loadRewardModel } from '../../lib/models/index.js'
 import { openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenNames, modelFolder } from '../models/golden_model.js'
 import { goldenModel, goldenTensors, largestDifference } from '../train/golden_tensors.js'
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

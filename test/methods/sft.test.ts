@@ -8,13 +8,14 @@ import type { CausalLm } from '../../lib/models/index.js'
 import { fill, linearLogprob, openDevice, selfSegments } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, scope, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { largest, largestDifference } from '../train/golden_tensors.js'
 import { randomExamples, sftOf, smallModel, tiny } from '../train/small_runs.js'
 
 let device: Device
 let model: CausalLm
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
   model = smallModel(device, tiny)
 })
 afterAll(async () => {

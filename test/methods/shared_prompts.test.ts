@@ -8,11 +8,12 @@ import { answerLogprobs } from '../../lib/methods/answer_logprobs.js'
 import { loadModel } from '../../lib/models/index.js'
 import { openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenNames, modelFolder } from '../models/golden_model.js'
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

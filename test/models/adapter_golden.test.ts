@@ -11,6 +11,7 @@ import {
 import { crossEntropy, fill, linear, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, leaks, scope, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenPath, readGolden, readGoldenJson } from '../golden_tensors.js'
 import {
   deviation,
@@ -42,7 +43,7 @@ const adapterFolder = (name: string) => goldenPath(`lora/${name}/adapter`)
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

@@ -3,6 +3,7 @@ import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { crossEntropy, fill, linear, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, leaks, scope, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import {
   type CaseName,
   cases,
@@ -19,7 +20,7 @@ import {
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(() => device.close())
 

@@ -9,6 +9,7 @@ import { loadModel, loadRewardModel, type PackedRows, type RewardModel, saveMode
 import { fill, openDevice, selfSegments } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, reshape, scope, Tape, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { type GradientFacts, goldenTensors, modelFolder } from './golden_model.js'
 
 interface RewardFacts {
@@ -31,7 +32,7 @@ const lengths = Array.from({ length: B }, (_, b) =>
 let device: Device
 let directory: string
 beforeAll(async () => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
   directory = await mkdtemp(join(tmpdir(), 'reward-'))
 })
 afterAll(async () => {

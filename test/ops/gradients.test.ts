@@ -29,7 +29,7 @@ import {
   uniformArguments,
   upload,
 } from '../../lib/tensor/sample_call.js'
-import { deviceUnderTest } from '../device_under_test.js'
+import { deviceUnderTest, hasBf16Products } from '../device_under_test.js'
 import { cancellingTerms, naiveAttentionBackward } from './attention_backward.js'
 import { differentiable, gradientsBy, seedValues } from './autodiff.js'
 import { expectWithinNaive, largestMagnitude } from './tolerance.js'
@@ -103,7 +103,7 @@ const readsRounded: { [op: string]: string } = {
   preference_loss: 'dlogp, as stored',
   policy_loss: 'dlogp, as stored',
   value_loss: 'dvalues, as stored',
-  ...(device.isa === 'avx512bf16' && { linear_logprob: 'the gradient of the logits, a bf16 operand there' }),
+  ...(hasBf16Products(device.isa) && { linear_logprob: 'the gradient of the logits, a bf16 operand there' }),
 }
 
 async function naiveGradients(call: SampleCall, dtype: 'f32' | 'bf16'): Promise<Map<string, Float64Array>> {

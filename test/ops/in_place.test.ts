@@ -12,6 +12,7 @@ import {
   callOp,
   disposeAll,
   type FloatDType,
+  type HostArgument,
   readAll,
   rounded,
   roundedCall,
@@ -138,6 +139,18 @@ it.each(['f32', 'bf16'] as const)('scatter_rows writes the rows it is told, in %
 // ---- the optimizer
 // -----------------------------------------------------------------------------------------------------
 
+const wordOf = (x: number) => new Uint32Array(Float32Array.of(x).buffer)[0]!
+const f32Of = (word: number) => new Float32Array(Uint32Array.of(word >>> 0).buffer)[0]!
+const bf16Of = (half: number) => f32Of(half << 16)
+/** The bf16 that an f32 rounds to, half up, and the bits that this leaves, read as a bf16. */
+const upperHalf = (x: number) => bf16Of(((wordOf(x) + 0x8000) >>> 16) & 0xffff)
+const lowerHalf = (x: number) => bf16Of(wordOf(x) & 0xffff)
+
+/** The argument `low` of an argument `master`. */
+function halves(master: HostArgument): HostArgument {
+  return { ...master, name: 'low', values: Float64Array.from(master.values, lowerHalf), dtype: 'bf16' }
+}
+
 describe('adamw', () => {
   const op = opOf('adamw')
   const attributes = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 }
@@ -160,6 +173,40 @@ describe('adamw', () => {
     const master = got.get('master')!
     expectWithinNaive({ what: 'master', got: master, truth: truth.p, naive: naive.p, dtype: 'f32' })
     expect(got.get('p')).toEqual(master.map((value) => rounded(value, 'bf16')))
+  })
+
+  it.each(lengths)('split in halves: the numbers of an f32 master, %i elements', async (length) => {
+    const sample = { lead: [length], with_master: 1, ...attributes }
+    const whole = roundedCall(plausibleCall(op, sample), 'bf16')
+    // Lower halves that would be a NaN as a bf16 do not survive the way through numbers.
+    const masters = valuesOf(whole, 'master')
+    for (const [i, x] of masters.entries()) masters[i] = f32Of(wordOf(x) & ~0x4000)
+    const split = { ...whole, op: opOf('adamw_split') }
+    split.inputs = whole.inputs.map((input) => (input.name === 'master' ? halves(input) : input))
+    // p must be the upper half of the master to begin with.
+    const upper = Float64Array.from(valuesOf(whole, 'master'), upperHalf)
+    split.inputs[0] = { ...split.inputs[0]!, values: upper, dtype: 'bf16' }
+    const [full, got] = [await afterRunning(whole, 'bf16'), await afterRunning(split, 'bf16')]
+    const updated = Array.from(full.get('master')!)
+    expect(Array.from(got.get('p')!)).toEqual(updated.map(upperHalf))
+    expect(Array.from(got.get('low')!)).toEqual(updated.map(lowerHalf))
+    for (const name of ['m', 'v']) expect(got.get(name)).toEqual(full.get(name))
+  })
+
+  it.each(['adamw_bf16_moments', 'adamw_split_bf16_moments'])('%s rounds moments to a neighbour', async (name) => {
+    const call = roundedCall(plausibleCall(opOf(name), { lead: [1000], ...attributes }), 'bf16')
+    const got = await afterRunning(call, 'bf16')
+    const exact = adamwLoop({ ...call, inputs: call.inputs.filter((input) => input.name !== 'low') }, (x) => x)
+    for (const moment of ['m', 'v'] as const) {
+      let ups = 0
+      for (const [i, value] of got.get(moment)!.entries()) {
+        const wanted = exact[moment][i]!
+        expect(Math.abs(value - wanted)).toBeLessThan(2 ** -7 * Math.abs(wanted))
+        ups += Number(Math.abs(value) > Math.abs(wanted))
+      }
+      // As often up as down: 500 +- 16.
+      expect(Math.abs(ups - 500)).toBeLessThan(80)
+    }
   })
 
   it('changes nothing when the gradients are not finite', async () => {

@@ -197,6 +197,67 @@ describe('draws', () => {
   })
 })
 
+describe('a vocabulary of many parts, against a sort', () => {
+  const V = 9001
+  const random = new Random(12)
+  const head = Float32Array.from({ length: V }, () => 2 * random.normal())
+  // Multiples of 1/4 tie with others at every edge.
+  const coarse = head.map((x) => Math.round(4 * x) / 4)
+
+  /** The distribution of one row, by the definition of each filter in f64; among ties at the edge of top-p the lowest
+   *  ids stay. */
+  function filtered(logits: Float32Array, { temperature, topK, topP, minP }: SampleSettings): Float64Array {
+    const peak = logits.reduce((x, y) => Math.max(x, y))
+    const weights = Float64Array.from(logits, (x) => Math.exp(Math.fround(Math.fround(x - peak) / temperature)))
+    const order = Array.from(weights.keys()).sort((i, j) => logits[i]! - logits[j]! || j - i)
+    if (topK > 0) for (const v of order) if (logits[v]! < logits[order[V - topK]!]!) weights[v] = 0
+    const limit = (1 - topP) * weights.reduce((x, y) => x + y)
+    let removed = 0
+    for (const v of order) {
+      if (removed + weights[v]! > limit) break
+      removed += weights[v]!
+      weights[v] = 0
+    }
+    const kept = weights.map((w) => (w < minP ? 0 : w))
+    const total = kept.reduce((x, y) => x + y)
+    return kept.map((w) => w / total)
+  }
+
+  it.each([
+    [{ temperature: 0.7 }],
+    [{ topK: 40 }],
+    [{ topK: 6000 }],
+    [{ topP: 0.9 }],
+    [{ topP: 0.3, temperature: 1.7 }],
+    [{ topK: 1000, topP: 0.95, minP: 0.01, temperature: 1.2 }],
+  ])('%o', async (changed) => {
+    const settings = { ...plain, ...changed }
+    for (const values of [head, coarse]) {
+      const factors = [1, -0.5]
+      const made = scope(() =>
+        sampleOp({
+          hidden: Tensor.from(device, Float32Array.from(factors), [2, 1]),
+          head: Tensor.from(device, values, [V, 1]),
+          settings: Tensor.from(device, Float64Array.from([settings, settings].flatMap(settingsRow)), [2, 5]),
+          keys: Tensor.from(device, new Int32Array(8), [2, 4]),
+          with_probs: 1,
+        }),
+      )
+      const probs = (await made.probs!.read()) as Float32Array
+      for (const tensor of Object.values(made)) tensor?.dispose()
+      for (const [n, factor] of factors.entries()) {
+        const wanted = filtered(
+          values.map((x) => factor * x),
+          settings,
+        )
+        let off = 0
+        for (let v = 0; v < V; v++) off = Math.max(off, Math.abs(probs[n * V + v]! - wanted[v]!))
+        expect(off, `factor ${factor}`).toBeLessThan(1e-6)
+      }
+    }
+  })
+})
+
 it.each(['f32', 'bf16'] as const)('gives the log-probability of linear_logprob bit for bit in %s', async (dtype) => {
   const random = new Random(9)
   const [N, V, D] = [37, 3001, 48]
@@ -227,6 +288,11 @@ describe('refuses', () => {
 
   it('previous tokens that the vocabulary lacks', async () => {
     const run = draw({ settings: { ...plain, repetitionPenalty: 2 }, key, previous: [2] })
-    await expect(run).rejects.toMatchObject({ code: 'ERR_DATA', message: expect.stringContaining('below V=2; got 2') })
+    // A GPU finds a wrong id where it is read, and says so in the words of every index there.
+    const [code, message] =
+      deviceUnderTest.kind === 'cuda'
+        ? ['ERR_RANGE', 'sample: entry 0 is 2; allowed are 0 to 1']
+        : ['ERR_DATA', 'below V=2; got 2']
+    await expect(run).rejects.toMatchObject({ code, message: expect.stringContaining(message!) })
   })
 })

@@ -2,9 +2,10 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { bf16ToF32, f32ToBf16 } from '../../lib/base/half.js'
 import { openDevice } from '../../lib/ops/index.js'
-import { AdamW } from '../../lib/optim/adamw.js'
+import { AdamW, type AdamWOptions } from '../../lib/optim/adamw.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenJson, goldenTensors, largestDifference } from '../train/golden_tensors.js'
 import { leakedTensors } from '../train/small_runs.js'
 
@@ -31,7 +32,7 @@ const STEPS = facts.inputs.steps
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(() => device.close())
 
@@ -204,4 +205,75 @@ describe('AdamW', () => {
     await device.idle()
     expect(await leakedTensors()).toBe(0)
   })
+
+  it('with moments in bf16, the second moment still follows the gradients', async () => {
+    // beta2 = 0.999: each step moves it by at most 0.1 %, less than half the distance of two bf16 numbers.
+    const size = 512
+    const parameters = new Map([['w', Tensor.from(device, new Float32Array(size), [1, size])]])
+    const settings = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 }
+    const optimizer = new AdamW(parameters, { ...settings, moments: 'bf16' })
+    const steps = 1500
+    for (let step = 0; step < steps; step++) {
+      using gradients = new Gradients()
+      using g = Tensor.from(device, new Float32Array(size).fill(2), [1, size])
+      gradients.accumulate(parameters.get('w')!, g)
+      await optimizer.step(gradients, { lr: 1e-4, scale: 1, maxNorm: 0 })
+    }
+    const v = await optimizer.tensors().get('w.v')!.read()
+    const mean = [...v].reduce((sum, x) => sum + Number(x), 0) / size
+    expect(mean).toBeGreaterThan(0.99 * 4 * (1 - 0.999 ** steps))
+    expect(mean).toBeLessThan(1.01 * 4 * (1 - 0.999 ** steps))
+    parameters.get('w')!.dispose()
+    optimizer.dispose()
+  })
+
+  it('a split master makes the same weights as a full one, and the same again after a pause', async () => {
+    const { config } = facts.adamw
+    const finals: Float32Array[][] = []
+    for (const master of ['full', 'split'] as const) {
+      const parameters = parametersOn('bf16')
+      let optimizer = new AdamW(parameters, { ...optionsOf(config), master })
+      for (let step = 0; step < STEPS; step++) {
+        using gradients = gradientsOf(parameters, step)
+        await optimizer.step(gradients, { lr: config.lr!, scale: 1, maxNorm: 0 })
+        if (step === 4) optimizer = await resumed(optimizer, parameters, { ...optionsOf(config), master })
+      }
+      const states = optimizer.tensors()
+      finals.push(await Promise.all(names.map((i) => truthOf(master, parameters.get(i)!, states, i))))
+      for (const parameter of parameters.values()) parameter.dispose()
+      optimizer.dispose()
+    }
+    expect(finals[1]).toEqual(finals[0])
+  })
 })
+
+/** A new optimizer with the state of another one, as a checkpoint gives it. */
+async function resumed(before: AdamW, parameters: Map<string, Tensor>, options: AdamWOptions): Promise<AdamW> {
+  const after = new AdamW(parameters, options)
+  for (const [name, tensor] of after.tensors()) {
+    device.upload(tensor.id, await rawBytes(before.tensors().get(name)!))
+  }
+  after.restore(before.state())
+  before.dispose()
+  return after
+}
+
+async function rawBytes(tensor: Tensor): Promise<Uint8Array<ArrayBuffer>> {
+  const bytes = new Uint8Array(tensor.bytes)
+  await device.read(tensor.id, bytes)
+  return bytes
+}
+
+/** The f32 weights of a parameter: its master, or its two halves put together. */
+async function truthOf(
+  master: 'full' | 'split',
+  parameter: Tensor,
+  states: Map<string, Tensor>,
+  name: string,
+): Promise<Float32Array> {
+  if (master === 'full') return (await states.get(`${name}.master`)!.read()) as Float32Array
+  const upper = new Uint16Array((await rawBytes(parameter)).buffer)
+  const low = new Int16Array((await rawBytes(states.get(`${name}.low`)!)).buffer)
+  const words = Uint32Array.from(upper, (bits, i) => ((bits << 16) + low[i]!) >>> 0)
+  return new Float32Array(words.buffer)
+}

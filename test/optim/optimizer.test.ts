@@ -5,10 +5,11 @@ import { AdamW } from '../../lib/optim/adamw.js'
 import { JointOptimizer } from '../../lib/optim/optimizer.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

@@ -11,6 +11,7 @@ import { RewardTraining } from '../../lib/methods/reward_model.js'
 import { loadModel, loadRewardModel } from '../../lib/models/index.js'
 import { openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenModel } from './golden_tensors.js'
 import { expectSteps, expectWeights, facts, follow, golden, type Trajectory } from './golden_trajectory.js'
 
@@ -50,7 +51,7 @@ function goldenLoader(pairs: EncodedPairs, microBatchTokens: number, steps: numb
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(async () => {
   await device.idle()

@@ -8,6 +8,7 @@ import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { openDevice, selfSegments } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Tensor } from '../../lib/tensor/index.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { goldenModel } from './golden_tensors.js'
 import { expectSteps, expectWeights, facts, follow, golden, type Trajectory } from './golden_trajectory.js'
 
@@ -86,7 +87,7 @@ class GoldenBatches implements Method<{ policy: CausalLm }, PackedBatch> {
 
 let device: Device
 beforeAll(() => {
-  device = openDevice({ threads: 2 })
+  device = openDevice(deviceUnderTest)
 })
 afterAll(() => device.close())
 

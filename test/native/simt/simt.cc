@@ -418,26 +418,36 @@ void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed) {
   }
 }
 
+// One lane multiplies for all: every operand is widened once, and the others wait.
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  struct Operands {
-    uint32_t a[4];
-    uint32_t b[2];
-  } own, all[kWarp];
-  std::memcpy(own.a, a, sizeof(own.a));
-  std::memcpy(own.b, b, sizeof(own.b));
+  struct Fragments {
+    float* d;
+    const uint32_t* a;
+    const uint32_t* b;
+  } own{d, a, b}, all[kWarp];
   gather_bytes(&own, sizeof(own), all);
-  const int group = lane() / 4, member = lane() % 4;
-  for (int i = 0; i < 4; i++) {
-    const int row = group + (i / 2) * 8, column = member * 2 + i % 2;
-    float sum = 0;
-    for (int k = 0; k < 16; k++) {
-      // a0: rows 0-7, k 0-7; a1: rows 8-15, k 0-7; a2: rows 0-7, k 8-15; a3: rows 8-15, k 8-15.
-      const Operands& left = all[row % 8 * 4 + k % 8 / 2];
-      const Operands& right = all[column * 4 + k % 8 / 2];
-      sum += bf16_value(left.a[(k / 8) * 2 + row / 8], k % 2) * bf16_value(right.b[k / 8], k % 2);
+  if (lane() == 0) {
+    float left[16][16], right[8][16];
+    for (int l = 0; l < kWarp; l++) {
+      const int group = l / 4, k = l % 4 * 2;
+      for (int half = 0; half < 2; half++) {
+        for (int quarter = 0; quarter < 4; quarter++) {
+          // a0: rows 0-7, k 0-7; a1: rows 8-15, k 0-7; a2: rows 0-7, k 8-15; a3: rows 8-15, k 8-15.
+          left[group + quarter % 2 * 8][k + half + quarter / 2 * 8] = bf16_value(all[l].a[quarter], half);
+        }
+        for (int upper = 0; upper < 2; upper++) right[group][k + half + upper * 8] = bf16_value(all[l].b[upper], half);
+      }
     }
-    d[i] += sum;
+    for (int l = 0; l < kWarp; l++) {
+      for (int i = 0; i < 4; i++) {
+        const int row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2;
+        float sum = 0;
+        for (int k = 0; k < 16; k++) sum += left[row][k] * right[column][k];
+        all[l].d[i] += sum;
+      }
+    }
   }
+  warp_barrier(0xffffffffu);
 }
 
 }  // namespace simt
