@@ -11,6 +11,7 @@ import {
   disposeAll,
   roundedCall,
   type SampleCall,
+  type Tensors,
   testSamples,
 } from '../tensor/sample_call.js'
 import { sampleText, takesDtype } from './bench_call.js'
@@ -189,8 +190,9 @@ async function runTwice(
   dtype: 'f32' | 'bf16',
 ): Promise<{ results: Results; repeats: boolean }> {
   const given = [argumentsOn(device, call, dtype), argumentsOn(device, call, dtype)]
-  const made = given.map((one) => scope(() => callOp(call.op, one)))
+  const made: Tensors[] = []
   try {
+    for (const one of given) made.push(scope(() => callOp(call.op, one)))
     const tensors = made.map((one, i) => resultTensors(call.op, given[i]!, one))
     const [a, b] = [await digestOf(tensors[0]!), await digestOf(tensors[1]!)]
     const repeats = Object.keys(a).every((name) => a[name] === b[name])

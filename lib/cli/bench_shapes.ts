@@ -1,5 +1,5 @@
-// The models of `caravan bench step`, `generate` and `rl`: the shapes of bench/torch_peer.py, which runs the same work in
-// PyTorch. Weights and tokens are random; only the sizes matter. The last three are for a GPU.
+// The models of `caravan bench step`, `generate` and `rl`: the shapes of bench/torch_peer.py, which runs the same work
+// in PyTorch. Weights and tokens are random; only the sizes matter. The last three are for a GPU.
 import type { DecoderConfig } from '../models/index.js'
 
 export const benchModels = ['tiny', 'small', 'base', 'qwen05b', 'llama1b', 'llama8b'] as const

@@ -58,7 +58,8 @@ export function machineLine(device: Device): string {
   return `${processorName()}, ${cores}, ${device.isa}, ${bytesText(totalmem())}, load ${loadText()}`
 }
 
-/** Measures both peaks, best of a few, in about `seconds` seconds. Random numbers: on equal ones a GPU clocks higher. */
+/** Measures both peaks, best of a few, in about `seconds` seconds, on random numbers: on equal ones a GPU clocks
+ *  higher. */
 export async function measurePeak(
   device: Device,
   dtype: 'f32' | 'bf16',

@@ -1,7 +1,7 @@
 // PyTorch's kernels as rivals: one Python process that answers requests, a line of JSON each, so that both sides take
-// turns under the same load. An op that PyTorch does not have is answered with nothing. What PyTorch can call is a rival
-// of its own: the oneDNN inside it for matrix products, which PyTorch itself gives to another library; on a GPU its
-// compiler, and attention by FlashAttention and by cuDNN.
+// turns under the same load. An op that PyTorch does not have is answered with nothing. What PyTorch can call is a
+// rival of its own: the oneDNN inside it for matrix products, which PyTorch itself gives to another library; on a GPU
+// its compiler, and attention by FlashAttention and by cuDNN.
 import { type ChildProcessByStdio, spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import type { Readable, Writable } from 'node:stream'

@@ -2,7 +2,8 @@
 // Sanitizer (test/native/simt), opened as device 'cuda', and put through the very tests of the op table that the CPU
 // passes; then once more with the threads of every block in reverse, which a missing barrier would not survive.
 import { spawnSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 
@@ -23,6 +24,18 @@ function sanitizers(): string {
   return found.join(' ')
 }
 
+/** The environment of a process that opens the emulated device. */
+function emulated(more: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return {
+    ...process.env,
+    CARAVAN_CUDA_MODULE: module,
+    LD_PRELOAD: sanitizers(),
+    ASAN_OPTIONS: 'detect_leaks=0:detect_stack_use_after_return=0',
+    NO_COLOR: '1',
+    ...more,
+  }
+}
+
 function runTables(order: 'forward' | 'reverse'): { status: number | null; output: string } {
   const { status, stdout, stderr } = spawnSync(
     process.execPath,
@@ -31,15 +44,7 @@ function runTables(order: 'forward' | 'reverse'): { status: number | null; outpu
       cwd: root,
       encoding: 'utf8',
       maxBuffer: 1 << 28,
-      env: {
-        ...process.env,
-        CARAVAN_TEST_DEVICE: 'cuda',
-        CARAVAN_CUDA_MODULE: module,
-        CARAVAN_SIMT_ORDER: order,
-        LD_PRELOAD: sanitizers(),
-        ASAN_OPTIONS: 'detect_leaks=0:detect_stack_use_after_return=0',
-        NO_COLOR: '1',
-      },
+      env: emulated({ CARAVAN_TEST_DEVICE: 'cuda', CARAVAN_SIMT_ORDER: order }),
     },
   )
   return { status, output: `${stdout}\n${stderr}` }
@@ -64,4 +69,17 @@ describe('the module for GPUs on the emulated device', () => {
     },
     900_000,
   )
+
+  it('is checked and timed by scripts/gpu_check from the first part to the last', () => {
+    const out = mkdtempSync(join(tmpdir(), 'caravan-gpu-check-'))
+    const words = [join(root, 'scripts/gpu_check'), 'quick', out, '--emulated']
+    const { status, stdout, stderr } = spawnSync('bash', words, { encoding: 'utf8', env: emulated({}) })
+    expect(status, `${stdout}${stderr}`).toBe(0)
+    const summary = readFileSync(join(out, 'summary.txt'), 'utf8')
+    expect(summary).toContain('device cuda: SIMT emulation on the host')
+    expect(summary).toMatch(/machine ok \d+ s; doctor ok \d+ s; check-own ok \d+ s; kernels-bf16 ok/)
+    expect(summary).toMatch(/check-own: 2 checks, 0 failed/)
+    expect(summary).toMatch(/swiglu +N=3 F=64 .* us .* GB\/s/)
+    rmSync(out, { recursive: true })
+  }, 300_000)
 })
