@@ -6,6 +6,7 @@
 // table is reported at the next wait; its row is read as zeros, or not written.
 #include "cuda/packs.h"
 #include "cuda/sort.h"
+#include "cuda/zero.h"
 #include "kernels/dispatch.h"
 
 namespace caravan::cuda {
@@ -292,7 +293,7 @@ CARAVAN_KERNEL(embedding, cuda, "ids[N]:i32 w[V,D] -> y[N,D]") {
 
 CARAVAN_KERNEL(embedding_backward, cuda, "dy[N,D] ids[N]:i32 -> dw[V,D]:f32 | V") {
   const View& dw = a.out[0];
-  if (dw.bytes() != 0) check(cudaMemsetAsync(dw.data, 0, dw.bytes(), stream_of(a)), "zeros");
+  zero(a, dw);
   scatter_add("embedding_backward", a, dw, a.in[0], a.in[1], false);
 }
 
