@@ -1,5 +1,5 @@
-// Packs what a machine without Node and without npm needs to run the command line on its GPU, into carry/: the Node that
-// runs this (node.xz), and the build with the few packages that the benchmark imports (engine.tar.xz).
+// Packs what a machine without Node and without npm needs to run the command line on its GPU, into carry/: the Node
+// that runs this (node.xz), and the build with the few packages that the benchmark imports (engine.tar.xz).
 import { spawnSync } from 'node:child_process'
 import {
   cpSync,

@@ -52,7 +52,8 @@ const freeRoundings: { [op: string]: { [dtype in DType]?: number } } = {
   // Along a tree that differs between devices: so many roundings, if all went the same way.
   squared_sum_add: { f64: 100 },
   // One chain of a thousand or two over the queries of all heads of a group, which the composition cuts by head: its
-  // roundings add up like steps of a random walk. In bf16 the weights and the slopes of the scores are operands of products.
+  // roundings add up like steps of a random walk. In bf16 the weights and the slopes of the scores are operands of
+  // products.
   attention_backward: { f32: 32, bf16: 2 },
   // Moments are rounded at random, up or down.
   adamw_bf16_moments: { bf16: 2 },
