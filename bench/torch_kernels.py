@@ -389,17 +389,25 @@ def timed(request):
                 torch.cuda.empty_cache()
         try:
             made[key] = [prepare(request["library"], request["op"], request["sample"]), 0]
-        except (RuntimeError, NotImplementedError):  # no such kernel here, or no memory for it
+        except Exception:  # no such kernel here, no memory for it, or nothing that can be compiled
             made[key] = [None, 0]
             if cuda:
                 torch.cuda.empty_cache()
     calls, repeats = made[key]
     if calls is None:
         return {}
+    try:
+        return {"seconds": measured(key, calls, repeats, request["budget"])}
+    except RuntimeError:  # no memory for what a call makes
+        made[key] = [None, 0]
+        return {}
+
+
+def measured(key, calls, repeats, budget):
     if repeats == 0:
         once = max(seconds_of(calls, len(calls)) / len(calls), 1e-7)
-        repeats = made[key][1] = max(1, min(2000, math.ceil(request["budget"] / once)))
-    return {"seconds": seconds_of(calls, repeats) / repeats}
+        repeats = made[key][1] = max(1, min(2000, math.ceil(budget / once)))
+    return seconds_of(calls, repeats) / repeats
 
 
 if cuda and not torch.cuda.is_available():

@@ -18,7 +18,7 @@ const MOST_SHARED = 48 << 10
 /** Kernels that use the stack for a reason. */
 const allowedStack = [
   {
-    kernel: /(Cos|Sin)>|rope_table|random_normal|draw_normal/,
+    kernel: /(Cos|Sin)>/,
     bytes: 40,
     why: "the library's reduction of huge angles",
   },

@@ -98,11 +98,14 @@ function kernelLines(room) {
     if (!head?.roofs) continue
     const { gflops, gbps, product } = head.roofs
     const longest = new Map()
-    for (const row of rows) if (!(longest.get(row.op)?.medianSeconds > row.medianSeconds)) longest.set(row.op, row)
+    const measured = rows.filter(({ type }) => type === 'kernel')
+    for (const row of measured) if (!(longest.get(row.op)?.medianSeconds > row.medianSeconds)) longest.set(row.op, row)
     lines.push(
       `${name}: peak ${short(gflops / 1000)} TFLOP/s (${product}), ${short(gbps)} GB/s; time, rate, share of the floor, rivals / ours`,
     )
     lines.push(...[...longest.values()].map(kernelLine))
+    const failed = rows.filter(({ type }) => type === 'failed')
+    lines.push(...failed.map(({ op, sample, reason }) => `  ${op} ${sample} failed: ${reason}`.slice(0, 150)))
   }
   return lines.slice(0, Math.max(0, room))
 }

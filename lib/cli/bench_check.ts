@@ -1,9 +1,9 @@
 // `caravan bench check`: every kernel of a device against the CPU engine, under the tolerance rule of the tests, and
 // twice for equal bits. It needs no test files: on a machine where only the package is, this says whether to trust it.
 import { CaravanError, nearestName } from '../base/errors.js'
-import { compareTables, openDevice } from '../ops/index.js'
+import { compareTables, fill, openDevice } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
-import { declaredOps, type Op, type Sample, scope } from '../tensor/index.js'
+import { declaredOps, type Op, type Sample, scope, type Tensor } from '../tensor/index.js'
 import {
   argumentsOn,
   callOp,
@@ -183,7 +183,8 @@ async function checkCall(plain: SampleCall, { under, cpu, dtype, result, fault }
 
 const shareOf = (error: number, allowed: number) => (error === 0 ? 0 : error / allowed)
 
-/** Runs `call` two times with memory of its own each, and compares all bits of the results. */
+/** Runs `call` two times and compares all bits of the results. The second run writes where numbers lie that are none, so
+ *  that a kernel which reads what it should have written is seen. */
 async function runTwice(
   device: Device,
   call: SampleCall,
@@ -192,7 +193,10 @@ async function runTwice(
   const given = [argumentsOn(device, call, dtype), argumentsOn(device, call, dtype)]
   const made: Tensors[] = []
   try {
-    for (const one of given) made.push(scope(() => callOp(call.op, one)))
+    for (const one of given) {
+      for (const tensor of Object.values(made[0] ?? {})) poison(tensor)
+      made.push(scope(() => callOp(call.op, one)))
+    }
     const tensors = made.map((one, i) => resultTensors(call.op, given[i]!, one))
     const [a, b] = [await digestOf(tensors[0]!), await digestOf(tensors[1]!)]
     const repeats = Object.keys(a).every((name) => a[name] === b[name])
@@ -200,6 +204,12 @@ async function runTwice(
   } finally {
     disposeAll(...given, ...made)
   }
+}
+
+/** Fills as much memory as `tensor` has and gives it back: the next tensor of that size is likely to get it. */
+function poison({ device, shape, dtype }: Tensor): void {
+  if (dtype === 'u8' || dtype === 'f16') return
+  fill(device, shape, { value: dtype === 'i32' ? 0x7ead_beef : Number.NaN, dtype }).dispose()
 }
 
 function resultLines(result: CheckResult, terminal: Terminal): string[] {

@@ -45,6 +45,13 @@ export interface KernelResult extends Spread {
   rivals: { [name: string]: Spread }
 }
 
+/** A call that could not be measured. */
+export interface FailedKernel {
+  op: string
+  sample: string
+  reason: string
+}
+
 export interface KernelFile {
   kind: 'kernels'
   machine: BenchMachine
@@ -53,6 +60,8 @@ export interface KernelFile {
   rivals: { name: string; version: string }[]
   notes: string[]
   kernels: KernelResult[]
+  /** Absent when all could be measured. */
+  failed?: FailedKernel[]
 }
 
 export interface GrowthPoint extends Spread {

@@ -6,7 +6,14 @@ import { openDevice } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { declaredOps, type Op, type Sample } from '../tensor/index.js'
 import { benchCall, sampleText, takesDtype } from './bench_call.js'
-import { afterwards, benchMachine, type KernelFile, type KernelResult, writeBenchFile } from './bench_file.js'
+import {
+  afterwards,
+  benchMachine,
+  type FailedKernel,
+  type KernelFile,
+  type KernelResult,
+  writeBenchFile,
+} from './bench_file.js'
 import { attentionFlops, floorOf, type Roofs } from './bench_floor.js'
 import { kernelLines } from './bench_kernel_lines.js'
 import { measureRoofs } from './bench_roofs.js'
@@ -61,11 +68,11 @@ export async function benchKernels(names: readonly string[], flags: BenchKernelF
     const named = rivals.map(({ name: rival, version }) => ({ name: rival, version }))
     const head = { kind: 'kernels', machine, dtype: flags.dtype, roofs, rivals: named, notes } as const
     if (flags.json === true) terminal.line(JSON.stringify({ type: 'machine', ...head }))
-    const kernels = await measureAll(rows, { device, flags, roofs, rivals }, terminal)
-    const file: KernelFile = { ...head, machine: afterwards(machine), kernels }
+    const { kernels, failed } = await measureAll(rows, { device, flags, roofs, rivals }, terminal)
+    const file: KernelFile = { ...head, machine: afterwards(machine), kernels, ...(failed.length > 0 && { failed }) }
     if (flags.json !== true) for (const line of kernelLines(file, terminal)) terminal.line(line)
     if (typeof flags.json === 'string') await writeBenchFile(flags.json, file)
-    return exitCodes.done
+    return failed.length === 0 ? exitCodes.done : exitCodes.failed
   } finally {
     for (const rival of rivals) rival.close()
   }
@@ -101,29 +108,34 @@ interface Measuring {
   rivals: readonly Rival[]
 }
 
+/** Measures row by row. One that cannot be run, for want of memory or since its kernel fails, is named among the failed
+ *  ones, and the rest goes on: time on a GPU is too dear to lose what was measured. */
 async function measureAll(
   rows: readonly { op: Op; sample: Sample }[],
   measuring: Measuring & { roofs: Roofs; flags: BenchKernelFlags },
   terminal: Terminal,
-): Promise<KernelResult[]> {
+): Promise<{ kernels: KernelResult[]; failed: FailedKernel[] }> {
   const asLines = measuring.flags.json === true
   const progress = new ProgressLine(terminal)
-  const results: KernelResult[] = []
+  const kernels: KernelResult[] = []
+  const failed: FailedKernel[] = []
   for (const { op, sample } of rows) {
-    const parts = ['measuring', op.definition.name, sampleText(sample)]
-    if (terminal.interactive && !asLines)
-      progress.show({ id: 'kernels', done: results.length, total: rows.length, parts })
-    const measured = await measureCall(op, sample, measuring)
-    const result = kernelResult(
-      { op: op.definition.name, sample, dtype: measuring.flags.dtype },
-      measured,
-      measuring.roofs,
-    )
-    results.push(result)
-    if (asLines) terminal.line(JSON.stringify({ type: 'kernel', ...result }))
+    const call = { op: op.definition.name, sample, dtype: measuring.flags.dtype }
+    const parts = ['measuring', call.op, sampleText(sample)]
+    const done = kernels.length + failed.length
+    if (terminal.interactive && !asLines) progress.show({ id: 'kernels', done, total: rows.length, parts })
+    try {
+      const result = kernelResult(call, await measureCall(op, sample, measuring), measuring.roofs)
+      kernels.push(result)
+      if (asLines) terminal.line(JSON.stringify({ type: 'kernel', ...result }))
+    } catch (error) {
+      if (!(error instanceof CaravanError)) throw error
+      failed.push({ op: call.op, sample: sampleText(sample), reason: error.message })
+      if (asLines) terminal.line(JSON.stringify({ type: 'failed', ...failed.at(-1) }))
+    }
   }
   progress.clear()
-  return results
+  return { kernels, failed }
 }
 
 /** What was measured of one op at one sample. */

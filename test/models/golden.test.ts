@@ -3,7 +3,7 @@ import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { crossEntropy, fill, linear, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, leaks, scope, Tape, Tensor } from '../../lib/tensor/index.js'
-import { deviceUnderTest } from '../device_under_test.js'
+import { deviceUnderTest, hasBf16Products } from '../device_under_test.js'
 import {
   type CaseName,
   cases,
@@ -179,7 +179,7 @@ describe('bf16', () => {
       const { rms } = deviation(values.get(parameter)!.subarray(0, reference.length), reference)
       // bf16 keeps 8 bits: 2^-9 a rounding, some ten of them on the way, and two more where the gradient of the logits
       // is a bf16 operand.
-      const roundings = device.isa === 'avx512bf16' ? 12 : 10
+      const roundings = hasBf16Products(device.isa) ? 12 : 10
       const scale = wanted.l2 / Math.sqrt(wanted.shape.reduce((a, b) => a * b, 1))
       expect(rms, parameter).toBeLessThan(
         roundings *

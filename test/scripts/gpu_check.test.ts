@@ -80,6 +80,12 @@ describe('gpu_check', () => {
     }
     const right = { ...check, op: 'rope', worst: 0.5, faults: [] }
     writeFileSync(join(out, 'parts.tsv'), 'machine\tok\t1\ncheck-own\tfailed:1\t7\nmemcheck\ttimeout\t70\n')
+    const kernels = [
+      { type: 'machine', roofs: { gflops: 788_000, gbps: 4300, product: 'torch' } },
+      { type: 'kernel', op: 'rope', sample: 'N=1', medianSeconds: 1e-4, gbps: 2150, shareOfFloor: 0.5, rivals: {} },
+      { type: 'failed', op: 'adamw', sample: '9', reason: 'out of memory' },
+    ]
+    writeFileSync(join(out, 'kernels-bf16.jsonl'), kernels.map((row) => JSON.stringify(row)).join('\n'))
     writeFileSync(join(out, 'check-own.jsonl'), `${JSON.stringify(check)}\n${JSON.stringify(right)}\n{"type":"che`)
     const { stdout, status } = spawnSync(process.execPath, [join(root, 'scripts/gpu_summary.mjs'), out, 'quick'], {
       encoding: 'utf8',
