@@ -3,7 +3,6 @@ import { afterAll, describe, expect, it } from 'vitest'
 import { dtypeBytes } from '../../lib/base/dtype.js'
 import { attentionOp, attentionPagedOp, openDevice, PAGE_KEYS } from '../../lib/ops/index.js'
 import { declaredOps, type Op, type Sample } from '../../lib/tensor/index.js'
-import { deviceUnderTest } from '../device_under_test.js'
 import {
   argumentsOn,
   bitsOf,
@@ -14,7 +13,8 @@ import {
   roundedCall,
   type SampleCall,
   sampleCall,
-} from './sample_call.js'
+} from '../../lib/tensor/sample_call.js'
+import { deviceUnderTest } from '../device_under_test.js'
 
 const device = openDevice(deviceUnderTest)
 afterAll(() => device.close())
