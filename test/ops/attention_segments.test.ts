@@ -6,8 +6,8 @@ import { Random } from '../../lib/base/random.js'
 import { countOf } from '../../lib/base/shape.js'
 import { attentionBackwardOp, attentionOp, attentionPagedOp, openDevice, PAGE_KEYS } from '../../lib/ops/index.js'
 import type { Tensor } from '../../lib/tensor/index.js'
-import { deviceUnderTest } from './device_under_test.js'
-import { disposeAll, readAll, upload } from './sample_call.js'
+import { disposeAll, readAll, upload } from '../../lib/tensor/sample_call.js'
+import { deviceUnderTest } from '../device_under_test.js'
 
 const device = openDevice(deviceUnderTest)
 
