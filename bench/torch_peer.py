@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """The rival of `caravan bench step` and `caravan bench generate`: the same work in PyTorch + transformers, same shapes.
 
-usage: torch_peer.py [sft|dpo|generate] --model {tiny|small|base} --dtype {fp32|bf16} [--threads N] [--steps N] [--compile]
-                     [--cached-reference] [--batch N]
+usage: torch_peer.py [sft|dpo|generate] --model NAME --dtype {fp32|bf16} [--device {cpu|cuda}] [--threads N] [--steps N]
+                     [--compile] [--pure] [--cached-reference] [--batch N] [--length N] [--prompt N] [--new-tokens N]
 
-Prints one JSON line. sft, dpo: tokens per second of the median step, peak resident memory in MiB, the last loss; bf16 means
-f32 master weights with bf16 autocast, which is what trainers do. generate: new tokens per second of the median call, prompts
-of 32 tokens, 64 new ones, temperature 1; bf16 means bf16 weights. Weights and tokens are random. Needs torch and
-transformers.
+Prints one JSON line. sft, dpo: tokens per second of the median step, peak memory in MiB (resident, and of the GPU), the last
+loss; bf16 means f32 master weights with bf16 autocast, which is what trainers do, and with --pure bf16 weights and moments,
+which is faster and loses small updates. generate: new tokens per second of the median call at temperature 1; bf16 means bf16
+weights. Weights and tokens are random. Needs torch and transformers.
 """
 import argparse
 import json
@@ -23,35 +23,68 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 WARM_UP_STEPS = 2
 
 
+def llama(vocabulary, hidden, layers, heads, key_heads, inner, tied=True, context=512, theta=10000.0):
+    """A configuration of the Llama family."""
+    return LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+                       num_attention_heads=heads, num_key_value_heads=key_heads, max_position_embeddings=context,
+                       tie_word_embeddings=tied, rope_theta=theta)
+
+
 def shapes(name):
     """Model class, configuration, sequences, tokens in each, measured steps: as lib/cli/bench_shapes.ts has them."""
     if name == "tiny":
-        config = LlamaConfig(vocab_size=512, hidden_size=128, intermediate_size=352, num_hidden_layers=4,
-                             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-                             tie_word_embeddings=True)
-        return LlamaForCausalLM, config, 32, 128, 20
+        return LlamaForCausalLM, llama(512, 128, 4, 4, 2, 352), 32, 128, 20
     if name == "small":
-        config = LlamaConfig(vocab_size=32000, hidden_size=288, intermediate_size=768, num_hidden_layers=6,
-                             num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=512,
-                             tie_word_embeddings=True)
-        return LlamaForCausalLM, config, 8, 256, 8
+        return LlamaForCausalLM, llama(32000, 288, 6, 6, 6, 768), 8, 256, 8
+    if name == "llama1b":
+        config = llama(128256, 2048, 16, 32, 8, 8192, context=8192, theta=500000.0)
+        return LlamaForCausalLM, config, 8, 2048, 8
+    if name == "llama8b":
+        config = llama(128256, 4096, 32, 32, 8, 14336, tied=False, context=8192, theta=500000.0)
+        return LlamaForCausalLM, config, 2, 4096, 4
     config = Qwen2Config(vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-                         num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=1024,
+                         num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=8192,
                          tie_word_embeddings=True)
-    return Qwen2ForCausalLM, config, 2, 256, 3
+    return (Qwen2ForCausalLM, config, 2, 256, 3) if name == "base" else (Qwen2ForCausalLM, config, 8, 2048, 8)
 
 
 def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("mode", nargs="?", choices=["sft", "dpo", "generate"], default="sft")
-    parser.add_argument("--model", choices=["tiny", "small", "base"], default="tiny")
+    parser.add_argument("--model", choices=["tiny", "small", "base", "qwen05b", "llama1b", "llama8b"], default="tiny")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--pure", action="store_true")
     parser.add_argument("--cached-reference", action="store_true")
     return parser.parse_args()
+
+
+def clock(args):
+    """Seconds, when all that was asked of the device is done."""
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def new_model(args, model_class, config):
+    """Random weights, made where they are used: those of billions of parameters take minutes on a processor."""
+    pure = args.dtype == "bf16" and (args.pure or args.mode == "generate")
+    torch.set_default_dtype(torch.bfloat16 if pure else torch.float32)
+    with torch.device(args.device):
+        model = model_class(config)
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def peak_device_mib(args):
+    return torch.cuda.max_memory_allocated() // 2**20 if args.device == "cuda" else None
 
 
 def answer_means(forward, ids, mask):
@@ -80,22 +113,17 @@ def dpo_loss(forward, reference, ids):
     return -functional.logsigmoid(5.0 * (gain[:half] - gain[half:])).mean()
 
 
-PROMPT_TOKENS, NEW_TOKENS = 32, 64
-
-
 def generate(args, model, batch):
     model.eval()
-    if args.dtype == "bf16":
-        model = model.to(torch.bfloat16)
     times = []
     for call in range((args.steps or 3) + 1):
-        ids = torch.randint(0, model.config.vocab_size, (batch, PROMPT_TOKENS))
-        start = time.perf_counter()
+        ids = torch.randint(0, model.config.vocab_size, (batch, args.prompt), device=args.device)
+        start = clock(args)
         with torch.no_grad():
-            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS,
-                           min_new_tokens=NEW_TOKENS, do_sample=True, temperature=1.0, top_k=0, pad_token_id=0)
+            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.new_tokens,
+                           min_new_tokens=args.new_tokens, do_sample=True, temperature=1.0, top_k=0, pad_token_id=0)
         if call > 0:
-            times.append(time.perf_counter() - start)
+            times.append(clock(args) - start)
     median = statistics.median(times)
     print(json.dumps({
         "peer": "torch",
@@ -103,9 +131,11 @@ def generate(args, model, batch):
         "mode": "generate",
         "model": args.model,
         "dtype": args.dtype,
+        "device": args.device,
         "batch": batch,
-        "tokens_per_s": round(batch * NEW_TOKENS / median, 1),
+        "tokens_per_s": round(batch * args.new_tokens / median, 1),
         "call_s": round(median, 5),
+        "peak_device_mib": peak_device_mib(args),
     }))
 
 
@@ -113,25 +143,27 @@ def main():
     args = parse()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
     model_class, config, batch, length, steps = shapes(args.model)
+    batch, length = args.batch or batch, args.length or length
     config._attn_implementation = "sdpa"
-    model = model_class(config)
+    model = new_model(args, model_class, config)
     if args.mode == "generate":
-        return generate(args, model, args.batch or batch)
+        return generate(args, model, batch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     forward = torch.compile(model) if args.compile else model
     reference = None
     if args.mode == "dpo" and not args.cached_reference:
-        reference = model_class(config)
+        reference = new_model(args, model_class, config)
         reference.load_state_dict(model.state_dict())
         reference.eval().requires_grad_(False)
         reference = torch.compile(reference) if args.compile else reference
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16")
+    autocast = torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bf16" and not args.pure)
     times = []
     for step in range((args.steps or steps) + WARM_UP_STEPS):
-        ids = torch.randint(0, config.vocab_size, (batch, length))
-        start = time.perf_counter()
+        ids = torch.randint(0, config.vocab_size, (batch, length), device=args.device)
+        start = clock(args)
         with autocast:
             sft = args.mode == "sft"
             loss = sft_loss(forward, ids, config.vocab_size) if sft else dpo_loss(forward, reference, ids)
@@ -140,7 +172,7 @@ def main():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step >= WARM_UP_STEPS:
-            times.append(time.perf_counter() - start)
+            times.append(clock(args) - start)
     median = statistics.median(times)
     print(json.dumps({
         "peer": "torch",
@@ -148,7 +180,9 @@ def main():
         "mode": args.mode,
         "model": args.model,
         "dtype": args.dtype,
+        "device": args.device,
         "compile": args.compile,
+        "pure": args.pure,
         "params": parameters,
         "batch": batch,
         "seq": length,
@@ -156,6 +190,7 @@ def main():
         "step_s": round(median, 5),
         "gflops": round(6 * parameters * batch * length / median / 1e9, 2),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_device_mib": peak_device_mib(args),
         "loss": round(float(loss.detach()), 4),
     }))
 

@@ -2,10 +2,9 @@
 // JavaScript, ops with a reference with that reference in f64 on the very same (rounded) numbers.
 import { afterAll, describe, expect, it } from 'vitest'
 import { type DType, dtypeOf } from '../lib/base/dtype.js'
+import { oddSamples } from '../lib/cli/odd_samples.js'
 import { compareTables, openDevice } from '../lib/ops/index.js'
 import { declaredOps, leaks, type Op, runReference, type Sample, scope } from '../lib/tensor/index.js'
-import { deviceUnderTest, hasBf16Products } from './device_under_test.js'
-import { type Oracle, oracles } from './ops/oracles.js'
 import {
   argumentsOn,
   callOp,
@@ -20,8 +19,9 @@ import {
   sampleText,
   testSamples,
   uniformArguments,
-} from './ops/sample_call.js'
-import { oddSamples } from './ops/sample_sizes.js'
+} from '../lib/tensor/sample_call.js'
+import { deviceUnderTest, hasBf16Products } from './device_under_test.js'
+import { type Oracle, oracles } from './ops/oracles.js'
 import { expectRounded, expectWithinNaive } from './ops/tolerance.js'
 
 const device = openDevice(deviceUnderTest)

@@ -6,9 +6,9 @@ import { f32ToBf16 } from '../base/half.js'
 import { Random } from '../base/random.js'
 import { countOf, type Shape } from '../base/shape.js'
 import type { Argument } from '../base/signature.js'
-import { cast, fill, randomNormal } from '../ops/index.js'
+import { attentionOp, cast, fill, linearLogprobOp, randomNormal } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
-import { keep, type Op, type Sample, Tensor } from '../tensor/index.js'
+import { keep, type Op, type Sample, scope, Tensor } from '../tensor/index.js'
 
 export interface BenchCall {
   /** Runs the op once. */
@@ -31,12 +31,16 @@ export function takesDtype(op: Op, dtype: DType): boolean {
   return (op.definition.dtypes ?? ['f32', 'bf16']).includes(dtype)
 }
 
-/** The call that `sample` describes, with data on `device`. */
-export function benchCall(op: Op, sample: Sample, { device, dtype }: { device: Device; dtype: DType }): BenchCall {
+/** The call that `sample` describes, with random data made on `device`; different data for another `set`. */
+export function benchCall(
+  op: Op,
+  sample: Sample,
+  { device, dtype, set = 0 }: { device: Device; dtype: DType; set?: number },
+): BenchCall {
   const random = new Random(1, 11)
   const given = op.definition.data?.(sample, random) as { [name: string]: Float64Array | Int32Array } | undefined
   const inputs = new Map<string, Tensor>()
-  let stream = 0
+  let stream = 100 * set
   let [bytes, written] = [0, 0]
   for (const argument of op.parsed.inputs) {
     if (argument.optional && !sample[`with_${argument.name}`]) continue
@@ -52,6 +56,7 @@ export function benchCall(op: Op, sample: Sample, { device, dtype }: { device: D
   }
   const attributes: { [name: string]: number } = {}
   for (const name of op.parsed.attributes) attributes[name] = Number(sample[name])
+  giveForwardResults(op.definition.name, inputs, attributes)
   const call = { ...Object.fromEntries(inputs), ...attributes }
   const shapes = op.definition.shapes?.(call as never) as { [name: string]: Shape } | undefined
   const hasPartlyRead = op.parsed.inputs.some(({ name }) => readInPart.has(`${op.definition.name}.${name}`))
@@ -65,6 +70,20 @@ export function benchCall(op: Op, sample: Sample, { device, dtype }: { device: D
   }
   const flops = op.definition.flops?.({ ...sizesOf(sample), rows: countOf(leadOf(sample)) })
   return { run: () => op(call as never), inputs, bytes, written, flops }
+}
+
+/** Random numbers in place of a log-sum-exp would make a backward pass compute with infinities. */
+function giveForwardResults(op: string, inputs: Map<string, Tensor>, attributes: { [name: string]: number }): void {
+  const given = { ...Object.fromEntries(inputs), ...attributes } as never
+  const made = scope((): { o?: Tensor; lse?: Tensor } => {
+    if (op === 'attention_backward') return attentionOp(given)
+    if (!op.startsWith('linear_logprob_backward')) return {}
+    return { lse: linearLogprobOp(Object.assign(given, { with_entropy: 0 })).lse }
+  })
+  for (const [name, tensor] of Object.entries(made)) {
+    inputs.get(name)?.dispose()
+    inputs.set(name, keep(tensor))
+  }
 }
 
 function leadOf(sample: Sample): number[] {
@@ -119,7 +138,7 @@ export function sampleText(sample: Sample): string {
   for (const [key, value] of Object.entries(sample)) {
     if (
       typeof value === 'number' &&
-      !/^(with_|chunk_bytes$|eps$|scale$|window$|z_loss$|transpose_|beta|weight_decay$|direction$)/.test(key)
+      !/^(with_|plain$|chunk_bytes$|eps$|scale$|window$|z_loss$|transpose_|beta|weight_decay$|direction$)/.test(key)
     )
       parts.push(`${key}=${value}`)
     else if (key === 'lead') parts.push((value as number[]).join('x'))

@@ -11,6 +11,9 @@ import type { DtypeFlag } from './command_options.js'
 import { processorName } from './machine.js'
 
 export interface BenchMachine {
+  /** What computed; absent in files of older versions: cpu. */
+  device?: 'cpu' | 'cuda'
+  /** Of the GPU where that computed. */
   processor: string
   cores: number
   memoryBytes: number
@@ -42,6 +45,13 @@ export interface KernelResult extends Spread {
   rivals: { [name: string]: Spread }
 }
 
+/** A call that could not be measured. */
+export interface FailedKernel {
+  op: string
+  sample: string
+  reason: string
+}
+
 export interface KernelFile {
   kind: 'kernels'
   machine: BenchMachine
@@ -50,6 +60,8 @@ export interface KernelFile {
   rivals: { name: string; version: string }[]
   notes: string[]
   kernels: KernelResult[]
+  /** Absent when all could be measured. */
+  failed?: FailedKernel[]
 }
 
 export interface GrowthPoint extends Spread {
@@ -101,9 +113,10 @@ const VERSION = 1
 const listOf = { kernels: 'kernels', growth: 'series', startup: 'measures' } as const
 
 /** This machine as it is now. */
-export function benchMachine(device: Pick<Device, 'isa' | 'threads'>): BenchMachine {
+export function benchMachine(device: Pick<Device, 'isa' | 'threads' | 'kind' | 'name'>): BenchMachine {
   return {
-    processor: processorName(),
+    device: device.kind,
+    processor: device.kind === 'cuda' ? device.name : processorName(),
     cores: availableParallelism(),
     memoryBytes: totalmem(),
     node: process.version,
@@ -147,7 +160,8 @@ export async function readBenchFile(path: string): Promise<BenchFile> {
 }
 
 /** Where a file was measured, and under which load. */
-export function benchMachineLine({ processor, cores, threads, isa, load }: BenchMachine): string {
+export function benchMachineLine({ device, processor, cores, threads, isa, load }: BenchMachine): string {
   const [before, after] = [load.before[0]!.toFixed(1), load.after[0]!.toFixed(1)]
-  return `${processor}, ${threads} of ${cores} threads, ${isa}, load ${before} before, ${after} after`
+  const share = device === 'cuda' ? '' : ` ${threads} of ${cores} threads,`
+  return `${processor},${share} ${isa}, load ${before} before, ${after} after`
 }

@@ -1,4 +1,4 @@
-// `caravan bench generate`: prompts of 32 random tokens, 64 new tokens each, drawn at temperature 1, through the same
+// `caravan bench generate`: prompts of random tokens, some new tokens each, drawn at temperature 1, through the same
 // engine as everything else. Decoding is what is left of the time when that of the prompts is taken off.
 import { Random } from '../base/random.js'
 import { type GenerateRequest, generateAll } from '../generate/index.js'
@@ -20,6 +20,9 @@ export interface BenchGenerateFlags {
   device?: DeviceFlag
   threads?: number
   batch: readonly number[]
+  /** Tokens of a prompt, and new ones. */
+  prompt: number
+  newTokens: number
   rounds: number
   peer?: boolean | string
   peerTimeout: number
@@ -37,9 +40,6 @@ export interface GenerateResult {
   stepMs: number
 }
 
-export const PROMPT_TOKENS = 32
-export const NEW_TOKENS = 64
-
 /** Measures generation and prints it; the value is the exit code. */
 export async function benchGenerate(flags: BenchGenerateFlags): Promise<number> {
   const terminal = new Terminal(process.stdout)
@@ -49,12 +49,12 @@ export async function benchGenerate(flags: BenchGenerateFlags): Promise<number> 
   const machine = machineLine(device)
   const rows: { ours: GenerateResult; peer: PeerGenerate | undefined }[] = []
   for (const batch of flags.batch) {
-    const ours = await measureGenerate(model, batch, flags.rounds)
+    const ours = await measureGenerate(model, { ...flags, batch })
     rows.push({ ours, peer: flags.peer ? await runTorchGenerate({ ...flags, batch }) : undefined })
   }
   if (flags.json) {
-    const { model: name, dtype, threads } = flags
-    const shape = { prompt: PROMPT_TOKENS, newTokens: NEW_TOKENS }
+    const { model: name, dtype, device: kind, threads, prompt, newTokens } = flags
+    const shape = { device: kind, prompt, newTokens }
     for (const { ours, peer } of rows) {
       terminal.line(JSON.stringify({ ...ours, peer, model: name, dtype, threads, ...shape, machine }))
     }
@@ -65,13 +65,22 @@ export async function benchGenerate(flags: BenchGenerateFlags): Promise<number> 
   return exitCodes.done
 }
 
+/** The sizes of a measurement. */
+interface GenerateWork {
+  batch: number
+  prompt: number
+  newTokens: number
+  rounds: number
+}
+
 /** Median of `rounds` calls, after one that is not counted. */
-export async function measureGenerate(model: CausalLm, batch: number, rounds: number): Promise<GenerateResult> {
+export async function measureGenerate(model: CausalLm, work: GenerateWork): Promise<GenerateResult> {
+  const { batch, prompt, newTokens, rounds } = work
   const whole: number[] = []
   const prompts: number[] = []
   for (let round = 0; round <= rounds; round++) {
-    const seconds = { prompts: await timed(model, { batch, maxTokens: 1, round }), whole: 0 }
-    seconds.whole = await timed(model, { batch, maxTokens: NEW_TOKENS, round })
+    const seconds = { prompts: await timed(model, { ...work, newTokens: 1, round }), whole: 0 }
+    seconds.whole = await timed(model, { ...work, round })
     if (round === 0) continue
     whole.push(seconds.whole)
     prompts.push(seconds.prompts)
@@ -80,21 +89,21 @@ export async function measureGenerate(model: CausalLm, batch: number, rounds: nu
   const decode = Math.max(all - prefill, Number.EPSILON)
   return {
     batch,
-    tokensPerSecond: (batch * NEW_TOKENS) / all,
-    prefillTokensPerSecond: (batch * PROMPT_TOKENS) / prefill,
-    decodeTokensPerSecond: (batch * (NEW_TOKENS - 1)) / decode,
-    stepMs: (1000 * decode) / (NEW_TOKENS - 1),
+    tokensPerSecond: (batch * newTokens) / all,
+    prefillTokensPerSecond: (batch * prompt) / prefill,
+    decodeTokensPerSecond: (batch * (newTokens - 1)) / decode,
+    stepMs: (1000 * decode) / (newTokens - 1),
   }
 }
 
 async function timed(
   model: CausalLm,
-  { batch, maxTokens, round }: { batch: number; maxTokens: number; round: number },
+  { batch, prompt, newTokens, round }: GenerateWork & { round: number },
 ): Promise<number> {
   const random = new Random(round, batch)
   const requests: GenerateRequest[] = Array.from({ length: batch }, () => ({
-    prompt: Int32Array.from({ length: PROMPT_TOKENS }, () => random.integer(0, model.config.V)),
-    maxTokens,
+    prompt: Int32Array.from({ length: prompt }, () => random.integer(0, model.config.V)),
+    maxTokens: newTokens,
   }))
   const started = performance.now()
   await generateAll(model, requests, { slots: batch, seed: round })
@@ -122,7 +131,7 @@ function resultLines(
   const header = ['batch', 'tokens/s', 'prefill/s', 'decode/s', 'ms/step', ...(measured ? ['PyTorch', 'ratio'] : [])]
   const absent = rows.map(({ peer }) => peer).find((peer) => peer && 'absent' in peer)
   return [
-    `${bold(flags.model)}  ${flags.dtype}, prompts of ${PROMPT_TOKENS}, ${NEW_TOKENS} new tokens, temperature 1`,
+    `${bold(flags.model)}  ${flags.dtype}, prompts of ${flags.prompt}, ${flags.newTokens} new tokens, temperature 1`,
     ...tableLines([header.map((cell) => dim(cell)), ...cells], { align: 'rrrrrrr', indent: '  ' }),
     ...(absent && 'absent' in absent ? [dim(absent.absent)] : []),
   ]

@@ -7,7 +7,7 @@ import type { Terminal } from './terminal.js'
 
 /** The table of a file, with what is needed to read it above. */
 export function kernelLines(file: KernelFile, terminal: Terminal): string[] {
-  const { bold, dim } = terminal.color
+  const { bold, dim, red } = terminal.color
   const { roofs, rivals, notes } = file
   const titles = ['kernel', 'sizes', 'us', '+-', 'GB/s', 'GFLOP/s', 'of peak', 'floor us', 'of floor']
   const rows = file.kernels.map((result) => [
@@ -39,6 +39,7 @@ export function kernelLines(file: KernelFile, terminal: Terminal): string[] {
     ...(rivals.length > 0 ? [dim(`in turns with ${names}; x: its time / ours`)] : []),
     ...notes.map((note) => dim(note)),
     ...tableLines([header, ...rows], { align: `ll${'r'.repeat(header.length - 2)}` }),
+    ...(file.failed ?? []).map(({ op, sample, reason }) => red(`${op} ${sample} could not be measured: ${reason}`)),
   ]
 }
 

@@ -1,5 +1,6 @@
 // The options of `caravan bench`.
-import type { Command } from 'commander'
+import { type Command, Option } from 'commander'
+import { benchModels } from './bench_shapes.js'
 import { deviceOption, dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
 import { decimal, oneOf, wholeNumber, wholeNumbers } from './option_values.js'
 
@@ -23,9 +24,14 @@ Examples:
   $ CARAVAN_PYTHON=.venv/bin/python caravan bench step --model tiny --peer`,
     )
   bench
-    .command('kernels [name]', { isDefault: true })
+    .command('kernels [names...]', { isDefault: true })
     .description('time, GB/s and GFLOP/s of the kernels, as shares of the measured peak of this machine')
     .option('--samples <n>', 'measurements of each; the median counts', wholeNumber('--samples', 1), 9)
+    .option(
+      '--shapes <which>',
+      'cpu, gpu or tiny: sizes to measure at (default: those of the device)',
+      oneOf('--shapes', ['cpu', 'gpu', 'tiny'] as const),
+    )
     .option('--no-peer', 'do not look for other libraries')
     .addOption(dtypeOption().default('fp32'))
     .addOption(deviceOption())
@@ -34,11 +40,36 @@ Examples:
       '--json [file]',
       'print as JSON, one line a kernel; or write one document to this file, for compare and page',
     )
-    .action(async (name, flags) => ended(await (await import('./bench_kernels.js')).benchKernels(name, flags)))
+    .action(async (names, flags) => ended(await (await import('./bench_kernels.js')).benchKernels(names, flags)))
+  addCheckCommand(bench, ended)
   addReadingCommands(bench, ended)
   addStepCommands(bench, ended)
   addRewardCommands(bench, ended)
   addGrowthCommands(bench, ended)
+}
+
+function modelOption(): Option {
+  const text = 'tiny, small or base; for a GPU qwen05b, llama1b or llama8b'
+  return new Option('--model <size>', text).argParser(oneOf('--model', benchModels)).default('tiny')
+}
+
+function addCheckCommand(bench: Command, ended: Ended): void {
+  bench
+    .command('check [op]')
+    .description('kernels of a device against the CPU engine in f64, and twice for equal bits')
+    .option(
+      '--extent <which>',
+      "few (the op table's samples), usual (and several tiles) or all (and every odd size)",
+      oneOf('--extent', ['few', 'usual', 'all'] as const),
+      'usual',
+    )
+    .option('--seed <n>', 'of the data', wholeNumber('--seed', 0), 1)
+    .option('--isolated', 'each op in a process of its own, which a kernel that faults on a GPU does not outlive')
+    .addOption(dtypeOption())
+    .addOption(deviceOption())
+    .addOption(threadsOption())
+    .addOption(jsonOption('print as JSON, one line an op'))
+    .action(async (op, flags) => ended(await (await import('./bench_check.js')).benchCheck(op, flags)))
 }
 
 function addStepCommands(bench: Command, ended: Ended): void {
@@ -47,9 +78,12 @@ function addStepCommands(bench: Command, ended: Ended): void {
     .description('one step of a training method: forward, backward, clipping, AdamW')
     .option('--method <name>', 'sft, or dpo (length-normalised)', oneOf('--method', ['sft', 'dpo'] as const), 'sft')
     .option('--cached-reference', 'dpo: without the pass of the reference model')
-    .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
+    .addOption(modelOption())
     .option('--steps <n>', 'measured steps, after two that are not (default: 20, 8 or 3)', wholeNumber('--steps', 1))
+    .option('--batch <n>', 'sequences in a step (default: as suits the model)', wholeNumber('--batch', 1))
+    .option('--length <n>', 'tokens in each (default: as suits the model)', wholeNumber('--length', 2))
     .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')
+    .option('--peer-compile', 'let PyTorch compile the model')
     .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)
     .option('--rounds <n>', 'times that each side runs, in turns', wholeNumber('--rounds', 1), 1)
     .addOption(dtypeOption().default('fp32'))
@@ -59,9 +93,11 @@ function addStepCommands(bench: Command, ended: Ended): void {
     .action(async (flags) => ended(await (await import('./bench_step.js')).benchStep(flags)))
   bench
     .command('generate')
-    .description('generation: prompts of 32 tokens, 64 new tokens each, at temperature 1')
-    .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
+    .description('generation at temperature 1')
+    .addOption(modelOption())
     .option('--batch <sizes>', 'sequences at a time, separated by commas', wholeNumbers('--batch', 1), [1, 8, 32])
+    .option('--prompt <n>', 'tokens of a prompt', wholeNumber('--prompt', 1), 32)
+    .option('--new-tokens <n>', 'new tokens of each', wholeNumber('--new-tokens', 2), 64)
     .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')
     .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)
     .option('--rounds <n>', 'measured calls of each, after one that is not', wholeNumber('--rounds', 1), 3)
@@ -77,8 +113,9 @@ function addRewardCommands(bench: Command, ended: Ended): void {
     .command('rl')
     .description('a step of reinforcement learning, and where its time goes')
     .option('--algorithm <name>', 'ppo or grpo', oneOf('--algorithm', ['ppo', 'grpo'] as const), 'grpo')
-    .option('--model <size>', 'tiny, small or base', oneOf('--model', ['tiny', 'small', 'base'] as const), 'tiny')
+    .addOption(modelOption())
     .option('--answers <n>', 'answers of a rollout, a multiple of 32', wholeNumber('--answers', 32), 128)
+    .option('--new-tokens <n>', 'tokens of an answer', wholeNumber('--new-tokens', 1), 64)
     .addOption(dtypeOption().default('fp32'))
     .addOption(deviceOption())
     .addOption(threadsOption())

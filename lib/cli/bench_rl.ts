@@ -28,6 +28,8 @@ export interface BenchRlFlags {
   threads?: number
   algorithm: 'ppo' | 'grpo'
   answers: number
+  /** New tokens of an answer. */
+  newTokens: number
   json?: boolean
 }
 
@@ -44,7 +46,6 @@ export interface RlResult {
 }
 
 const PROMPT_TOKENS = 64
-const NEW_TOKENS = 64
 const SAMPLES = 8
 const MINIBATCHES = 4
 
@@ -67,7 +68,7 @@ export async function benchRl(flags: BenchRlFlags): Promise<number> {
   const machine = machineLine(device)
   if (flags.json) {
     const { model, dtype, threads, algorithm } = flags
-    const shape = { prompt: PROMPT_TOKENS, newTokens: NEW_TOKENS }
+    const shape = { device: flags.device, prompt: PROMPT_TOKENS, newTokens: flags.newTokens }
     terminal.line(JSON.stringify({ ...result, model, dtype, threads, algorithm, ...shape, machine }))
     return exitCodes.done
   }
@@ -117,7 +118,7 @@ async function measureRl(device: Device, flags: BenchRlFlags): Promise<RlResult>
   const [generate, score] = [metrics['time/generate']!, metrics['time/prepare']!]
   return {
     answers: flags.answers,
-    answerTokens: flags.answers * NEW_TOKENS,
+    answerTokens: flags.answers * flags.newTokens,
     generate,
     score,
     train,
@@ -137,7 +138,7 @@ function randomValues(device: Device, config: ConstructorParameters<typeof Rewar
   return values
 }
 
-function methodOf({ algorithm, answers }: BenchRlFlags, V: number): OnlineMethod<RolloutPrompt> {
+function methodOf({ algorithm, answers, newTokens, device }: BenchRlFlags, V: number): OnlineMethod<RolloutPrompt> {
   const samplesPerPrompt = algorithm === 'ppo' ? 1 : SAMPLES
   const prompts = (rollout: number) =>
     Array.from({ length: answers / samplesPerPrompt }, (_, i) => {
@@ -148,7 +149,7 @@ function methodOf({ algorithm, answers }: BenchRlFlags, V: number): OnlineMethod
     prompts,
     judge: drawn,
     samplesPerPrompt,
-    maxNewTokens: NEW_TOKENS,
+    maxNewTokens: newTokens,
     temperature: 1,
     stopIds: [],
     seed: 1,
@@ -157,7 +158,7 @@ function methodOf({ algorithm, answers }: BenchRlFlags, V: number): OnlineMethod
     updateEpochs: 1,
     miniBatches: MINIBATCHES,
     average: 'token',
-    microBatchTokens: 4096,
+    microBatchTokens: device === 'cuda' ? 16_384 : 4096,
     activationCheckpointing: false,
     maxSteps: 0,
     surrogate: 'clip',
@@ -183,7 +184,11 @@ function methodOf({ algorithm, answers }: BenchRlFlags, V: number): OnlineMethod
   })
 }
 
-function resultLines({ model, dtype, algorithm }: BenchRlFlags, result: RlResult, terminal: Terminal): string[] {
+function resultLines(
+  { model, dtype, algorithm, newTokens }: BenchRlFlags,
+  result: RlResult,
+  terminal: Terminal,
+): string[] {
   const { bold, dim } = terminal.color
   const { generate, score, train, answers, answerTokens, answersPerSecond, peakMiB } = result
   const all = generate + score + train
@@ -200,7 +205,7 @@ function resultLines({ model, dtype, algorithm }: BenchRlFlags, result: RlResult
     `${countText(Math.round(answerTokens / seconds))} answer tokens/s`,
   ])
   return [
-    `${bold(model)}  ${algorithm}, ${dtype}, ${answers} answers of ${NEW_TOKENS} tokens to prompts of ${PROMPT_TOKENS}`,
+    `${bold(model)}  ${algorithm}, ${dtype}, ${answers} answers of ${newTokens} tokens to prompts of ${PROMPT_TOKENS}`,
     ...tableLines(cells, { align: 'lrrr', indent: '  ' }),
     dim(`  ${shortNumber(answersPerSecond)} answers/s, peak ${Math.round(peakMiB)} MiB of tensors`),
   ]

@@ -1,12 +1,13 @@
 // `caravan bench step`: whole steps of a training method through the real training loop (forward, backward, clipping,
 // AdamW; the reference model's pass of DPO too), at shapes that PyTorch can run beside it.
+import { CaravanError } from '../base/errors.js'
 import { newModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { AdamW } from '../optim/adamw.js'
 import type { Device } from '../runtime/index.js'
 import { trainLoop } from '../train/loop.js'
 import { type BenchMethod, benchMethod } from './bench_methods.js'
-import { type BenchModel, type BenchShape, benchShapes } from './bench_shapes.js'
+import { type BenchModel, type BenchShape, benchShape } from './bench_shapes.js'
 import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { countText, shortNumber } from './format.js'
@@ -25,8 +26,12 @@ export interface BenchStepFlags {
   device?: DeviceFlag
   threads?: number
   steps?: number
+  /** Sequences in a step, an even number for dpo, and tokens in each, a multiple of 4. */
+  batch?: number
+  length?: number
   rounds: number
   peer?: boolean | string
+  peerCompile?: boolean
   peerTimeout: number
   json?: boolean
 }
@@ -50,17 +55,18 @@ const WARM_UP_STEPS = 2
 /** Measures steps and prints them; the value is the exit code. */
 export async function benchStep(flags: BenchStepFlags): Promise<number> {
   const terminal = new Terminal(process.stdout)
-  const shape = benchShapes[flags.model]
+  const shape = shapeOf(flags)
   const ours: StepResult[] = []
   const theirs: PeerStep[] = []
   const loadBefore = await withDevice(flags, (device) => machineLine(device))
   for (let round = 0; round < flags.rounds; round++) {
     ours.push(await withDevice(flags, (device) => measureSteps(device, shape, flags)))
-    if (flags.peer) theirs.push(await runTorchStep({ ...flags, steps: flags.steps ?? shape.steps }))
+    if (flags.peer)
+      theirs.push(await runTorchStep({ ...flags, steps: flags.steps ?? shape.steps, batch: shape.B, length: shape.T }))
   }
   const result = { ...best(ours), peer: theirs.length > 0 ? bestPeer(theirs) : undefined }
   if (flags.json) {
-    const { method, cachedReference, model, dtype, threads } = flags
+    const { method, cachedReference, model, dtype, device, threads } = flags
     terminal.line(
       JSON.stringify({
         ...result,
@@ -68,6 +74,7 @@ export async function benchStep(flags: BenchStepFlags): Promise<number> {
         cachedReference,
         model,
         dtype,
+        device,
         threads,
         batch: shape.B,
         sequence: shape.T,
@@ -79,6 +86,18 @@ export async function benchStep(flags: BenchStepFlags): Promise<number> {
   terminal.line(terminal.color.dim(loadBefore))
   for (const line of resultLines(flags, result, terminal)) terminal.line(line)
   return exitCodes.done
+}
+
+function shapeOf({ model, batch, length, method }: BenchStepFlags): BenchShape {
+  const shape = benchShape(model, { batch, length })
+  if (method === 'dpo' && (shape.B % 2 !== 0 || shape.T % 4 !== 0)) {
+    const got = `--batch ${shape.B} --length ${shape.T}`
+    throw new CaravanError(
+      'ERR_USAGE',
+      `dpo takes pairs, a quarter of each its prompt: an even batch and a length that is a multiple of 4; got ${got}`,
+    )
+  }
+  return shape
 }
 
 async function withDevice<T>(flags: BenchStepFlags, body: (device: Device) => T | Promise<T>): Promise<T> {
@@ -152,13 +171,13 @@ function bestPeer(results: readonly PeerStep[]): PeerStep {
 
 function resultLines(flags: BenchStepFlags, result: StepResult & { peer?: PeerStep }, terminal: Terminal): string[] {
   const { bold, dim } = terminal.color
-  const { B, T } = benchShapes[flags.model]
+  const { B, T } = shapeOf(flags)
   const row = (name: string, r: StepResult) => [
     name,
     countText(Math.round(r.tokensPerSecond)),
     shortNumber(r.gflops),
     shortNumber(r.stepSeconds * 1000),
-    shortNumber(r.peakMiB),
+    shortNumber(flags.device === 'cuda' ? (r.deviceMiB ?? r.peakMiB) : r.peakMiB),
     r.loss.toFixed(4),
   ]
   const rows = [

@@ -80,8 +80,8 @@ async function engineFindings(threads?: number): Promise<Diagnosis['engine']> {
     const tableFaults = compareTables()
     using device = openDevice({ threads })
     const peak = {
-      f32: await measurePeak(device, 'f32', 0.7),
-      bf16: await measurePeak(device, 'bf16', 0.7),
+      f32: await measurePeak(device, 'f32', { seconds: 0.7 }),
+      bf16: await measurePeak(device, 'bf16', { seconds: 0.7 }),
     }
     return { addon: addonPath(), isa, chosenIsa: device.isa, threads: device.threads, peak, tableFaults }
   } catch (error) {

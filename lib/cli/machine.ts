@@ -1,7 +1,7 @@
 // What the machine is, and how fast it is at the two things that matter: multiply-add and moving memory. The peaks are
 // measured with the engine's own kernels, so a share of them is a share of what is known to be reachable here.
 import { cpus, loadavg, totalmem } from 'node:os'
-import { affine, fill, linear } from '../ops/index.js'
+import { affine, linear, randomNormal } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { keep } from '../tensor/index.js'
 import { bytesText } from './format.js'
@@ -14,9 +14,24 @@ export interface Peak {
   gbps: number
 }
 
-/** Elements of the copy: 128 MiB read and as many written, more than the caches of current processors. */
-const COPY_ELEMENTS = 2 ** 25
-const PRODUCT = { rows: 512, inputs: 1024, outputs: 1024 }
+/** How large the work is whose speed counts as the peak. */
+export interface PeakSizes {
+  /** Elements that are copied: more bytes than the caches hold. */
+  copyElements: number
+  /** Sources of the copies, in turns, so that none is left in a cache. */
+  sources: number
+  product: { rows: number; inputs: number; outputs: number }
+}
+
+export type PeakScale = 'cpu' | 'gpu' | 'tiny'
+
+/** 128 MiB read and as many written; on a GPU 512 MiB each. 'tiny' measures nothing: it tries the way. */
+export const peakSizes: { readonly [scale in PeakScale]: PeakSizes } = {
+  cpu: { copyElements: 2 ** 25, sources: 1, product: { rows: 512, inputs: 1024, outputs: 1024 } },
+  gpu: { copyElements: 2 ** 27, sources: 2, product: { rows: 8192, inputs: 8192, outputs: 8192 } },
+  tiny: { copyElements: 2 ** 10, sources: 2, product: { rows: 16, inputs: 32, outputs: 16 } },
+}
+
 const SAMPLES = 5
 
 /** Name of the processor as the system tells it. */
@@ -43,15 +58,31 @@ export function machineLine(device: Device): string {
   return `${processorName()}, ${cores}, ${device.isa}, ${bytesText(totalmem())}, load ${loadText()}`
 }
 
-/** Measures both peaks, best of a few, in about `seconds` seconds. */
-export async function measurePeak(device: Device, dtype: 'f32' | 'bf16', seconds = 1): Promise<Peak> {
-  const { rows, inputs, outputs } = PRODUCT
-  using x = keep(fill(device, [rows, inputs], { value: 0.5, dtype }))
-  using w = keep(fill(device, [outputs, inputs], { value: 0.25, dtype }))
-  const product = await bestSeconds(device, () => linear(x, w), seconds / 2)
-  using source = keep(fill(device, [COPY_ELEMENTS], { value: 1, dtype: 'f32' }))
-  const copy = await bestSeconds(device, () => affine(source, 1, 0), seconds / 2)
-  return { gflops: (2 * rows * inputs * outputs) / product / 1e9, gbps: (8 * COPY_ELEMENTS) / copy / 1e9 }
+/** Measures both peaks, best of a few, in about `seconds` seconds, on random numbers: on equal ones a GPU clocks
+ *  higher. */
+export async function measurePeak(
+  device: Device,
+  dtype: 'f32' | 'bf16',
+  { seconds = 1, scale = device.kind === 'cuda' ? 'gpu' : 'cpu' }: { seconds?: number; scale?: PeakScale } = {},
+): Promise<Peak> {
+  const { copyElements, sources, product } = peakSizes[scale]
+  const { rows, inputs, outputs } = product
+  const random = (shape: number[], stream: number, type: 'f32' | 'bf16' = dtype) =>
+    keep(randomNormal(device, shape, { deviation: 1, seed: 1, stream, dtype: type }))
+  using x = random([rows, inputs], 1)
+  using w = random([outputs, inputs], 2)
+  const productSeconds = await bestSeconds(device, () => linear(x, w), seconds / 2)
+  const copied = Array.from({ length: sources }, (_, i) => random([copyElements], 3 + i, 'f32'))
+  const copySeconds = await bestSeconds(device, inTurns(copied.map((one) => () => affine(one, 1, 0))), seconds / 2)
+  for (const one of copied) one.dispose()
+  const flops = 2 * rows * inputs * outputs
+  return { gflops: flops / productSeconds / 1e9, gbps: (8 * copyElements) / copySeconds / 1e9 }
+}
+
+/** Runs another of `calls` each time. */
+export function inTurns(calls: readonly (() => unknown)[]): () => unknown {
+  let next = 0
+  return () => calls[next++ % calls.length]!()
 }
 
 async function bestSeconds(device: Device, call: () => unknown, seconds: number): Promise<number> {

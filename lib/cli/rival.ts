@@ -19,6 +19,8 @@ export interface AbsentRival {
 export interface RivalOptions {
   threads: number
   dtype: 'fp32' | 'bf16'
+  /** Where they compute, too; default cpu. */
+  device?: 'cpu' | 'cuda'
 }
 
 /** Every rival that is installed here, and a line for each that is not. */
@@ -26,13 +28,17 @@ export async function startRivals(options: RivalOptions): Promise<{ rivals: Riva
   const started: (Rival | AbsentRival)[] = []
   const { startTorch } = await import('./torch_kernels.js')
   started.push(...(await startTorch(options)))
-  const { startOnnxRuntime } = await import('./rival_onnx.js')
-  started.push(await startOnnxRuntime(options))
-  const { startTensorFlow } = await import('./rival_tensorflow.js')
-  started.push(await startTensorFlow(options))
+  if (options.device !== 'cuda') started.push(...(await startProcessorRivals(options)))
   const rivals = started.filter((one): one is Rival => 'seconds' in one)
   const notes = started.flatMap((one) => ('absent' in one ? [one.absent] : []))
   return { rivals, notes }
+}
+
+/** Those that compute on the CPU alone. */
+async function startProcessorRivals(options: RivalOptions): Promise<(Rival | AbsentRival)[]> {
+  const { startOnnxRuntime } = await import('./rival_onnx.js')
+  const { startTensorFlow } = await import('./rival_tensorflow.js')
+  return [await startOnnxRuntime(options), await startTensorFlow(options)]
 }
 
 /** Imports a package that need not be installed; undefined where it is not. Types are the caller's: the package's own

@@ -1,6 +1,7 @@
 // PyTorch's kernels as rivals: one Python process that answers requests, a line of JSON each, so that both sides take
-// turns under the same load. An op that PyTorch does not have is answered with nothing. The oneDNN inside PyTorch is a
-// rival of its own for matrix products, which PyTorch itself gives to another library.
+// turns under the same load. An op that PyTorch does not have is answered with nothing. What PyTorch can call is a
+// rival of its own: the oneDNN inside it for matrix products, which PyTorch itself gives to another library; on a GPU
+// its compiler, and attention by FlashAttention and by cuDNN.
 import { type ChildProcessByStdio, spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import type { Readable, Writable } from 'node:stream'
@@ -31,20 +32,20 @@ export class TorchKernels {
     child.stdin.on('error', end)
   }
 
-  version = ''
-  oneDnn: string | undefined
+  /** Versions by the name of the library. */
+  libraries: { [name: string]: string } = {}
 
   /** Starts the process; undefined when it has no PyTorch. */
   static async start(options: RivalOptions): Promise<TorchKernels | undefined> {
     const script = benchScript('torch_kernels.py')
     const words = [script, '--threads', String(options.threads), '--dtype', options.dtype]
+    if (options.device === 'cuda') words.push('--device', 'cuda')
     const child = spawn(pythonCommand(), words, { stdio: ['pipe', 'pipe', 'ignore'] })
     const peer = new TorchKernels(child)
     const first = await peer.#line()
-    const hello = first === undefined ? undefined : (JSON.parse(first) as { version?: string; onednn?: string })
-    if (hello?.version) {
-      peer.version = hello.version
-      peer.oneDnn = hello.onednn
+    const hello = first === undefined ? undefined : (JSON.parse(first) as { libraries?: { [name: string]: string } })
+    if (hello?.libraries) {
+      peer.libraries = hello.libraries
       return peer
     }
     peer.close()
@@ -52,7 +53,7 @@ export class TorchKernels {
   }
 
   /** Seconds for one call, measured over about `budget` seconds; undefined where the library has no such op. */
-  async seconds(library: 'torch' | 'onednn', op: string, sample: Sample, budget: number): Promise<number | undefined> {
+  async seconds(library: string, op: string, sample: Sample, budget: number): Promise<number | undefined> {
     if (this.#ended) return undefined
     this.child.stdin.write(`${JSON.stringify({ library, op, sample, budget })}\n`)
     const line = await this.#line()
@@ -71,19 +72,17 @@ export class TorchKernels {
   }
 }
 
-/** PyTorch, and oneDNN where that PyTorch has it. */
+/** PyTorch, and the libraries that it can call. */
 export async function startTorch(options: RivalOptions): Promise<(Rival | AbsentRival)[]> {
   const process = await TorchKernels.start(options)
   if (!process) {
-    const hint = 'CARAVAN_PYTHON names another interpreter'
-    return [{ absent: `no PyTorch beside it: ${pythonCommand()} has none (${hint})` }]
+    const [hint, what] = ['CARAVAN_PYTHON names another interpreter', options.device === 'cuda' ? ' for CUDA' : '']
+    return [{ absent: `no PyTorch${what} beside it: ${pythonCommand()} has none (${hint})` }]
   }
-  const as = (library: 'torch' | 'onednn', version: string): Rival => ({
-    name: library,
+  return Object.entries(process.libraries).map(([name, version]) => ({
+    name,
     version,
-    seconds: (op, sample, budget) => process.seconds(library, op, sample, budget),
+    seconds: (op, sample, budget) => process.seconds(name, op, sample, budget),
     close: () => process.close(),
-  })
-  const oneDnn = process.oneDnn === undefined ? [] : [as('onednn', process.oneDnn)]
-  return [as('torch', process.version), ...oneDnn]
+  }))
 }

@@ -11,7 +11,10 @@ export type PeerStep = (StepResult & { version?: string }) | { absent: string }
 interface TorchOptions {
   model: string
   dtype: 'fp32' | 'bf16'
+  device?: 'cpu' | 'cuda'
   threads?: number
+  /** torch.compile. */
+  peerCompile?: boolean
   peer?: boolean | string
   /** Seconds after which PyTorch is stopped. */
   peerTimeout: number
@@ -21,6 +24,8 @@ export interface TorchStepOptions extends TorchOptions {
   method: 'sft' | 'dpo'
   cachedReference?: boolean
   steps: number
+  batch: number
+  length: number
 }
 
 /** The interpreter to try: CARAVAN_PYTHON, else python3. */
@@ -35,14 +40,16 @@ export function benchScript(name: string): string {
 
 /** Runs the same step in PyTorch with its default script, or the one that `peer` names. */
 export async function runTorchStep(options: TorchStepOptions): Promise<PeerStep> {
-  const { method, cachedReference, steps, ...shared } = options
-  const words = ['--steps', String(steps), ...(cachedReference ? ['--cached-reference'] : [])]
+  const { method, cachedReference, steps, batch, length, ...shared } = options
+  const sizes = ['--steps', String(steps), '--batch', String(batch), '--length', String(length)]
+  const words = [...sizes, ...(cachedReference ? ['--cached-reference'] : [])]
   const row = await runTorch(method, words, shared)
   if ('absent' in row) return row
   return {
     tokensPerSecond: row.numbers.tokens_per_s!,
     gflops: row.numbers.gflops!,
     peakMiB: row.numbers.peak_rss_mib!,
+    deviceMiB: row.numbers.peak_device_mib ?? undefined,
     stepSeconds: row.numbers.step_s!,
     loss: row.numbers.loss!,
     version: row.version,
@@ -53,9 +60,12 @@ export async function runTorchStep(options: TorchStepOptions): Promise<PeerStep>
 export type PeerGenerate = { tokensPerSecond: number; version?: string } | { absent: string }
 
 /** Generates the same batch in PyTorch. */
-export async function runTorchGenerate(options: TorchOptions & { batch: number }): Promise<PeerGenerate> {
-  const { batch, ...shared } = options
-  const row = await runTorch('generate', ['--batch', String(batch)], shared)
+export async function runTorchGenerate(
+  options: TorchOptions & { batch: number; prompt: number; newTokens: number },
+): Promise<PeerGenerate> {
+  const { batch, prompt, newTokens, ...shared } = options
+  const words = ['--batch', String(batch), '--prompt', String(prompt), '--new-tokens', String(newTokens)]
+  const row = await runTorch('generate', words, shared)
   return 'absent' in row ? row : { tokensPerSecond: row.numbers.tokens_per_s!, version: row.version }
 }
 
@@ -68,11 +78,13 @@ interface PeerRow {
 async function runTorch(
   mode: string,
   words: readonly string[],
-  { model, dtype, threads, peer, peerTimeout }: TorchOptions,
+  { model, dtype, device, threads, peer, peerCompile, peerTimeout }: TorchOptions,
 ): Promise<PeerRow | { absent: string }> {
   const script = typeof peer === 'string' ? peer : benchScript('torch_peer.py')
   if (!existsSync(script)) return { absent: `no PyTorch numbers: ${script} is not there` }
   const all = [script, mode, '--model', model, '--dtype', dtype, ...words]
+  if (device === 'cuda') all.push('--device', 'cuda')
+  if (peerCompile) all.push('--compile')
   if (threads !== undefined) all.push('--threads', String(threads))
   const { exitCode, stdout, stderr, timedOut } = await runProcess(pythonCommand(), all, peerTimeout)
   if (timedOut) {

@@ -6,6 +6,7 @@ import { type Shape, shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Sample, type Tensor } from '../tensor/index.js'
 import { add, affine, cast, div, exp, greater, iota, log, maximum, mul, sub } from './elementwise.js'
 import { embedding } from './embedding.js'
+import { gpuSamples } from './gpu_samples.js'
 import { matmul } from './matmul.js'
 import { broadcastTo, concat, slice, transpose } from './movement.js'
 import { max, sum } from './reduce.js'
@@ -83,12 +84,50 @@ function attentionReference(call: {
   return { o: transpose(o, [1, 0, 2]), lse: reshape(transpose(add(peak, log(total)), [1, 0, 2]), [N, H]) }
 }
 
+/** The textbook formulas, from the weights that `lse` stands for: dS = P * (do v^T - rowsum(do * o)) scale. */
+function attentionBackwardReference(call: {
+  do: Tensor
+  q: Tensor
+  k: Tensor
+  v: Tensor
+  o: Tensor
+  lse: Tensor
+  segments: Tensor
+  scale: number
+  window: number
+}): { dq: Tensor; dk: Tensor; dv: Tensor } {
+  const { do: dout, q, k, v, o, lse, segments, scale, window } = call
+  const [N, H, C] = q.shape as [number, number, number]
+  const [M, K] = k.shape as [number, number, number]
+  const [queries, slopes] = [headsFirst(q, 1), headsFirst(dout, 1)]
+  const [keys, values] = [headsFirst(k, H / K), headsFirst(v, H / K)]
+  const mask = reshape(visible(N, M, { q, segments, window }), [1, N, M])
+  const scores = affine(matmul(queries, keys, { transposeB: true }), scale, 0) // [H,N,M]
+  const logs = sub(add(mul(scores, mask), affine(mask, 1e30, -1e30)), reshape(transpose(lse, [1, 0]), [H, N, 1]))
+  const weights = mul(exp(logs), mask)
+  const delta = sum(mul(slopes, headsFirst(o, 1)), -1)
+  const dweights = matmul(slopes, values, { transposeB: true })
+  const dscores = affine(mul(weights, sub(dweights, delta)), scale, 0)
+  /** [H,M,C] summed over the query heads of each key/value head, as [M,K,C]. */
+  const grouped = (x: Tensor) => transpose(reshape(sum(reshape(x, [K, H / K, M, C]), 1), [K, M, C]), [1, 0, 2])
+  return {
+    dq: transpose(matmul(dscores, keys), [1, 0, 2]),
+    dk: grouped(matmul(dscores, queries, { transposeA: true })),
+    dv: grouped(matmul(weights, slopes, { transposeA: true })),
+  }
+}
+
 const samples: readonly Sample[] = [
   { N: 6, M: 6, H: 2, K: 1, C: 4, S: 2, queries: [4, 2], keys: [4, 2], scale: 0.5, window: 0 },
   { N: 9, M: 9, H: 4, K: 2, C: 8, S: 1, queries: [9], keys: [9], scale: 0.35, window: 3 },
   { N: 70, M: 70, H: 2, K: 2, C: 17, S: 2, queries: [67, 3], keys: [67, 3], scale: 0.25, window: 0 },
   { N: 3, M: 140, H: 2, K: 1, C: 16, S: 2, queries: [1, 2], keys: [130, 10], scale: 0.25, window: 0 },
   { N: 1, M: 1, H: 1, K: 1, C: 1, S: 1, queries: [1], keys: [1], scale: 1, window: 0 },
+  // Head widths that tensor cores serve: several tiles and segments, a window, groups of heads, more keys than queries.
+  { N: 150, M: 150, H: 4, K: 2, C: 64, S: 3, queries: [100, 1, 49], keys: [100, 1, 49], scale: 0.125, window: 0 },
+  { N: 90, M: 147, H: 3, K: 1, C: 128, S: 2, queries: [80, 10], keys: [133, 14], scale: 0.09, window: 40 },
+  { N: 5, M: 300, H: 8, K: 2, C: 64, S: 3, queries: [1, 3, 1], keys: [200, 70, 30], scale: -0.125, window: 0 },
+  { N: 2, M: 210, H: 2, K: 1, C: 128, S: 1, queries: [2], keys: [210], scale: 0.09, window: 100 },
   {
     N: 2048,
     M: 2048,
@@ -116,6 +155,7 @@ const samples: readonly Sample[] = [
     bench: true,
   },
   { N: 1, M: 4096, H: 16, K: 4, C: 64, S: 1, queries: [1], keys: [4096], scale: 0.125, window: 0, bench: true },
+  ...gpuSamples.attention,
 ]
 
 /** Softmax(q k^T scale) v of each query over the keys that it may see; lse is the log-sum-exp of the scaled scores. */
@@ -139,6 +179,7 @@ export const attentionBackwardOp = defineOp({
   name: 'attention_backward',
   signature:
     'do[N,H,C] q[N,H,C] k[M,K,C] v[M,K,C] o[N,H,C] lse[N,H]:f32 segments[S,4]:i32 -> dq[N,H,C] dk[M,K,C] dv[M,K,C] | scale window',
+  reference: attentionBackwardReference,
   shapes: ({ q, k }) => checkHeads('attention_backward', q.shape, k.shape),
   data: testSegments,
   samples: samples.filter((sample) => sample.bench && sample.N !== 1),
@@ -151,6 +192,8 @@ const pagedSamples: readonly Sample[] = [
   { N: 6, P: 3, M: 2, H: 2, K: 1, C: 4, S: 2, queries: [4, 2], keys: [4, 2], scale: 0.5, window: 0 },
   { N: 3, P: 7, M: 4, H: 2, K: 1, C: 16, S: 2, queries: [1, 2], keys: [130, 10], scale: 0.25, window: 0 },
   { N: 75, P: 5, M: 3, H: 4, K: 2, C: 17, S: 2, queries: [72, 3], keys: [72, 64], scale: 0.25, window: 20 },
+  { N: 75, P: 5, M: 4, H: 4, K: 1, C: 128, S: 2, queries: [72, 3], keys: [72, 100], scale: 0.09, window: 0 },
+  { N: 3, P: 9, M: 7, H: 6, K: 3, C: 64, S: 3, queries: [1, 1, 1], keys: [200, 64, 100], scale: 0.125, window: 0 },
   {
     N: 32,
     P: 512,
@@ -165,6 +208,7 @@ const pagedSamples: readonly Sample[] = [
     window: 0,
     bench: true,
   },
+  ...gpuSamples.decode,
 ]
 
 /** Test sequences whose pages lie in reverse order. */

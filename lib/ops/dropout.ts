@@ -4,6 +4,7 @@ import { Random } from '../base/random.js'
 import { countOf } from '../base/shape.js'
 import { defineOp, Tensor } from '../tensor/index.js'
 import { affine, cast, mul } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 
 /** 1 where an element is kept, 0 where it is dropped, as the kernels draw them. */
 function mask(x: Tensor, { rate, seed, stream }: DropoutDraw): Tensor {
@@ -28,6 +29,7 @@ export const dropoutOp = defineOp({
     { shapes: { x: [2, 5] }, rate: 0, seed: 1, stream: 5 },
     { shapes: { x: [0] }, rate: 0.5, seed: 1, stream: 1 },
     { shapes: { x: [4096, 1024] }, rate: 0.1, seed: 1, stream: 1, bench: true },
+    ...gpuSamples.unary.map((sample) => ({ ...sample, rate: 0.1, seed: 1, stream: 1 })),
   ],
 })
 

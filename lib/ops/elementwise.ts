@@ -5,6 +5,7 @@ import { CaravanError } from '../base/errors.js'
 import { broadcastShape, type Shape, sameShape, shapeText } from '../base/shape.js'
 import type { Device } from '../runtime/index.js'
 import { defineOp, Gradients, reshape, type Sample, type Tensor } from '../tensor/index.js'
+import { gpuSamples } from './gpu_samples.js'
 import { sum } from './reduce.js'
 
 const primitive: readonly DType[] = ['f32', 'bf16', 'f64']
@@ -47,7 +48,7 @@ export const addOp = defineOp({
   dtypes: primitive,
   saved: ['a', 'b'],
   backward: ({ c: dc }, { a, b }) => ({ a: sumTo(dc!, a.shape), b: sumTo(dc!, b.shape) }),
-  samples: binarySamples,
+  samples: [...binarySamples, ...gpuSamples.binary],
 })
 
 export const subOp = defineOp({
@@ -67,7 +68,7 @@ export const mulOp = defineOp({
   dtypes: primitive,
   saved: ['a', 'b'],
   backward: ({ c: dc }, { a, b }) => ({ a: sumTo(mul(dc!, b), a.shape), b: sumTo(mul(dc!, a), b.shape) }),
-  samples: binarySamples,
+  samples: [...binarySamples, ...gpuSamples.binary],
 })
 
 export const divOp = defineOp({
@@ -137,7 +138,7 @@ export const expOp = defineOp({
   dtypes: primitive,
   saved: ['y'],
   backward: ({ y: dy }, { y }) => ({ x: mul(dy!, y) }),
-  samples: unarySamples,
+  samples: [...unarySamples, ...gpuSamples.unary],
 })
 
 export const logOp = defineOp({
@@ -212,6 +213,7 @@ export const affineOp = defineOp({
   samples: [
     { shapes: { x: [3, 7] }, scale: -2.5, shift: 0.25 },
     { shapes: { x: [0] }, scale: 1, shift: 1 },
+    ...gpuSamples.unary.map((sample) => ({ ...sample, scale: 2, shift: 1 })),
   ],
 })
 
@@ -233,7 +235,12 @@ export const addIntoOp = defineOp({
   },
   dtypes: primitive,
   mixed: true,
-  samples: [{ shapes: { y: [3, 7], x: [3, 7] } }, { shapes: { y: [33], x: [33] } }, { shapes: { y: [0], x: [0] } }],
+  samples: [
+    { shapes: { y: [3, 7], x: [3, 7] } },
+    { shapes: { y: [33], x: [33] } },
+    { shapes: { y: [0], x: [0] } },
+    ...gpuSamples.update,
+  ],
 })
 
 export const castOp = defineOp({
@@ -247,6 +254,7 @@ export const castOp = defineOp({
     { shapes: { x: [5, 9] }, dtype: dtypeCode.bf16 },
     { shapes: { x: [5, 9] }, dtype: dtypeCode.f64 },
     { shapes: { x: [0] }, dtype: dtypeCode.f32 },
+    ...gpuSamples.unary.map((sample) => ({ ...sample, dtype: dtypeCode.bf16 })),
   ],
 })
 

@@ -10,6 +10,7 @@ import {
   withoutTape,
 } from '../tensor/index.js'
 import { affine, cast, greater, iota, maximum, neg, sub } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { matmul } from './matmul.js'
 
 const withF64: readonly DType[] = ['f32', 'bf16', 'f64']
@@ -48,6 +49,7 @@ export const embeddingOp = defineOp({
     { N: 0, V: 3, D: 4 },
     { N: 5, V: 7, D: 1040 },
     { N: 4096, V: 32000, D: 1024, bench: true },
+    ...gpuSamples.embedding,
   ],
 })
 
@@ -65,6 +67,7 @@ export const embeddingBackwardOp = defineOp({
     { N: 7, V: 5, D: 9 },
     { N: 33, V: 17, D: 16 },
     { N: 4096, V: 32000, D: 1024, bench: true },
+    ...gpuSamples.embedding,
   ],
 })
 

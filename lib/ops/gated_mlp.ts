@@ -1,6 +1,7 @@
 // SwiGLU (Shazeer 2020): the activation of every decoder here.
 import { defineOp, type Tensor } from '../tensor/index.js'
 import { add, affine, mul, sigmoid } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 
 /** y = gate * sigmoid(gate) * up. */
 export const swigluOp = defineOp({
@@ -19,6 +20,7 @@ export const swigluOp = defineOp({
     { N: 1, F: 1 },
     { N: 0, F: 8 },
     { N: 4096, F: 2816, bench: true },
+    ...gpuSamples.gate,
   ],
 })
 
@@ -32,12 +34,7 @@ export const swigluBackwardOp = defineOp({
     const slope = add(s, mul(silu, affine(s, -1, 1)))
     return { dgate: mul(mul(dy, up), slope), dup: mul(dy, silu) }
   },
-  samples: [
-    { N: 3, F: 64 },
-    { N: 5, F: 31 },
-    { N: 33, F: 131 },
-    { N: 4096, F: 2816, bench: true },
-  ],
+  samples: [{ N: 3, F: 64 }, { N: 5, F: 31 }, { N: 33, F: 131 }, { N: 4096, F: 2816, bench: true }, ...gpuSamples.gate],
 })
 
 /** silu(gate) * up. */

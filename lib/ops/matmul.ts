@@ -5,6 +5,7 @@ import { CaravanError } from '../base/errors.js'
 import { countOf, type Shape, shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Tensor } from '../tensor/index.js'
 import { add } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { sum } from './reduce.js'
 
 const withF64: readonly DType[] = ['f32', 'bf16', 'f64']
@@ -73,6 +74,7 @@ export const linearOp = defineOp({
     { lead: [4096], D: 256, F: 256, bench: true },
     { lead: [1], D: 2048, F: 2048, bench: true },
     { lead: [8], D: 2048, F: 2048, bench: true },
+    ...gpuSamples.linear,
   ],
 })
 
@@ -89,6 +91,7 @@ export const linearBackwardInputOp = defineOp({
     { lead: [5], D: 7, F: 3 },
     { lead: [9], D: 17, F: 33, with_dx0: 1 },
     { lead: [512], D: 768, F: 3072, bench: true },
+    ...gpuSamples.linearBackward,
   ],
 })
 
@@ -103,6 +106,7 @@ export const linearBackwardWeightOp = defineOp({
     { lead: [33], D: 17, F: 9 },
     { lead: [0], D: 3, F: 2 },
     { lead: [512], D: 768, F: 3072, bench: true },
+    ...gpuSamples.linearBackward,
   ],
 })
 

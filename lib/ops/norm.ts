@@ -2,6 +2,7 @@
 // norm of queries and keys: `*` is any leading dimensions.
 import { defineOp, reshape, type Sample, type Tensor } from '../tensor/index.js'
 import { add, affine, div, mul, sqrt, sub } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { sum } from './reduce.js'
 
 /** Rows from heads to wide models, whole packs and not: a kernel shares them out in different ways. */
@@ -39,6 +40,7 @@ export const rmsNormOp = defineOp({
     { N: 0, D: 8, eps: 1e-5 },
     ...widths,
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
+    ...gpuSamples.norm,
   ],
 })
 
@@ -62,6 +64,7 @@ export const rmsNormBackwardOp = defineOp({
     { N: 2100, D: 16 },
     ...widths.map((sample) => ({ ...sample, with_dx0: 1 })),
     { N: 4096, D: 2048, bench: true },
+    ...gpuSamples.norm,
   ],
 })
 
@@ -85,6 +88,7 @@ export const addRmsNormOp = defineOp({
     { N: 33, D: 31, eps: 1e-6 },
     ...widths,
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
+    ...gpuSamples.norm,
   ],
 })
 
@@ -110,6 +114,7 @@ export const layerNormOp = defineOp({
     { N: 0, D: 8, eps: 1e-5 },
     ...widths,
     { N: 4096, D: 2048, eps: 1e-5, bench: true },
+    ...gpuSamples.norm,
   ],
 })
 
@@ -123,7 +128,7 @@ export const layerNormBackwardOp = defineOp({
     const average = (t: Tensor) => affine(sum(t, -1), 1 / D, 0)
     return { dx: mul(sub(sub(dy, average(dy)), mul(normed, average(mul(dy, normed)))), r) }
   },
-  samples: [{ N: 3, D: 64 }, { N: 33, D: 31 }, ...widths, { N: 4096, D: 2048, bench: true }],
+  samples: [{ N: 3, D: 64 }, { N: 33, D: 31 }, ...widths, { N: 4096, D: 2048, bench: true }, ...gpuSamples.norm],
 })
 
 /** RMSNorm over the last axis of x, times w [D], plus `residual` when given. */

@@ -2,6 +2,7 @@
 // tensor `control`, so that a step needs no wait: [lr, gradient scale, finite, 1 - beta1^t, 1 - beta2^t, gradient norm,
 // t, 0].
 import { defineOp } from '../tensor/index.js'
+import { gpuSamples } from './gpu_samples.js'
 
 const bench = { lead: [1024, 4096], beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, bench: true }
 
@@ -10,7 +11,7 @@ const bench = { lead: [1024, 4096], beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_
 export const adamwOp = defineOp({
   name: 'adamw',
   signature: 'p[*]! master[*]:f32? g[*]:f32 m[*]:f32! v[*]:f32! control[8]:f32 -> | beta1 beta2 eps weight_decay',
-  samples: [bench],
+  samples: [bench, ...gpuSamples.adamw],
 })
 
 /** AdamW on f32 weights in two halves: p is the upper one, rounded half up, `low` what that took away (a signed 16-bit
@@ -18,7 +19,7 @@ export const adamwOp = defineOp({
 export const adamwSplitOp = defineOp({
   name: 'adamw_split',
   signature: 'p[*]:bf16! low[*]:bf16! g[*]:f32 m[*]:f32! v[*]:f32! control[8]:f32 -> | beta1 beta2 eps weight_decay',
-  samples: [bench],
+  samples: [bench, ...gpuSamples.adamw],
 })
 
 /** AdamW with moments in bf16, rounded at random by element and control.t: their mean over many steps is right, where
@@ -26,14 +27,14 @@ export const adamwSplitOp = defineOp({
 export const adamwBf16MomentsOp = defineOp({
   name: 'adamw_bf16_moments',
   signature: 'p[*]! master[*]:f32? g[*]:f32 m[*]:bf16! v[*]:bf16! control[8]:f32 -> | beta1 beta2 eps weight_decay',
-  samples: [bench],
+  samples: [bench, ...gpuSamples.adamw],
 })
 
 /** Both savings: 8 bytes of state a weight beside 4 of its gradient, in place of 14. */
 export const adamwSplitBf16MomentsOp = defineOp({
   name: 'adamw_split_bf16_moments',
   signature: 'p[*]:bf16! low[*]:bf16! g[*]:f32 m[*]:bf16! v[*]:bf16! control[8]:f32 -> | beta1 beta2 eps weight_decay',
-  samples: [bench],
+  samples: [bench, ...gpuSamples.adamw],
 })
 
 /** sum += sum of squares of g, in f64 along a fixed tree. */
@@ -41,7 +42,7 @@ export const squaredSumAddOp = defineOp({
   name: 'squared_sum_add',
   signature: 'g[*] sum[1]:f64! ->',
   dtypes: ['f32', 'bf16', 'f64'],
-  samples: [{ lead: [1024, 4096], bench: true }],
+  samples: [{ lead: [1024, 4096], bench: true }, ...gpuSamples.gradients],
 })
 
 /** norm = sqrt(sum) * scale, finite = isfinite(norm), gradient scale = scale * min(1, max_norm / (norm + 1e-6)) as

@@ -4,6 +4,7 @@
 import type { DType } from '../base/dtype.js'
 import { defineOp, reshape, type Sample, type SampleDraw, type Tensor, withoutTape } from '../tensor/index.js'
 import { add, affine, cast, div, exp, greater, iota, maximum, mul, neg, sub } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { matmul } from './matmul.js'
 import { concat, slice, transpose } from './movement.js'
 import { testSpans } from './preference.js'
@@ -187,6 +188,7 @@ export const policyLossOp = defineOp({
     { N: 0, S: 1, ...plain },
     { N: 1100, S: 2, ...plain, surrogate: 2, kl_kind: 3, kl_coefficient: 0.04 },
     { N: 65536, S: 256, ...plain, kl_kind: 3, kl_coefficient: 0.04, bench: true },
+    { ...gpuSamples.losses, ...plain, kl_kind: 3, kl_coefficient: 0.04 },
   ],
 })
 
@@ -235,5 +237,6 @@ export const valueLossOp = defineOp({
     { N: 0, clip: 0.2, coefficient: 0.5 },
     { N: 5000, clip: 0.2, coefficient: 0.1 },
     { N: 65536, clip: 0.2, coefficient: 0.1, bench: true },
+    { ...gpuSamples.losses, clip: 0.2, coefficient: 0.1 },
   ],
 })

@@ -4,6 +4,7 @@
 import type { DType } from '../base/dtype.js'
 import { defineOp, reshape, type Sample, type SampleDraw, type Tensor, withoutTape } from '../tensor/index.js'
 import { add, affine, cast, div, exp, greater, iota, maximum, mul, neg, sigmoid, softplus, sub } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { matmul } from './matmul.js'
 import { concat, slice } from './movement.js'
 import { sum } from './reduce.js'
@@ -203,5 +204,6 @@ export const preferenceLossOp = defineOp({
     { N: 0, P: 1, ...plain },
     { N: 1100, P: 1, ...plain, average: 1 },
     { N: 65536, P: 128, ...plain, bench: true },
+    { ...gpuSamples.losses, P: 128, ...plain },
   ],
 })

@@ -4,6 +4,7 @@ import { CaravanError } from '../base/errors.js'
 import { type Shape, shapeText } from '../base/shape.js'
 import { defineOp, type Tensor } from '../tensor/index.js'
 import { affine, div, greater, mul } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { broadcastTo } from './movement.js'
 
 const primitive: readonly DType[] = ['f32', 'bf16', 'f64']
@@ -30,7 +31,7 @@ export const sumOp = defineOp({
   dtypes: primitive,
   saved: ['x'],
   backward: ({ y: dy }, { x }) => ({ x: broadcastTo(dy!, x.shape) }),
-  samples,
+  samples: [...samples, ...gpuSamples.unary.map((sample) => ({ ...sample, axis: 1 }))],
 })
 
 /** The gradient is shared equally by all elements that hold the maximum. */

@@ -4,6 +4,7 @@ import { CaravanError } from '../base/errors.js'
 import { shapeText } from '../base/shape.js'
 import { defineOp, reshape, type Tensor } from '../tensor/index.js'
 import { add, affine, cast, cos, mul, neg, sin } from './elementwise.js'
+import { gpuSamples } from './gpu_samples.js'
 import { concat, slice } from './movement.js'
 
 /** table[n] = cos(p f_0 .. p f_{C/2-1}), sin(p f_0 ..). */
@@ -62,6 +63,7 @@ export const ropeOp = defineOp({
     { N: 37, H: 9, C: 16, direction: 1 },
     { N: 2, H: 41, C: 256, direction: -1 },
     { N: 4096, H: 16, C: 64, direction: 1, bench: true },
+    ...gpuSamples.rope,
   ],
 })
 

@@ -3,6 +3,7 @@
 import { CaravanError } from '../base/errors.js'
 import { shapeText } from '../base/shape.js'
 import { defineOp, type Sample, type SampleDraw, Tensor } from '../tensor/index.js'
+import { gpuSamples } from './gpu_samples.js'
 
 /** How the token of one row is chosen. */
 export interface SampleSettings {
@@ -36,15 +37,18 @@ export function keyRow({ seed, sample, position }: SampleKey): number[] {
   return [seed | 0, Math.floor(seed / 2 ** 32) | 0, sample, position]
 }
 
+/** Settings of every kind; all of them off with `plain: 1`, as rollouts have them. */
 function drawnData(sample: Sample, draw: SampleDraw) {
   const { N, V, M = 0 } = sample as { N: number; V: number; M?: number }
-  const rows = Array.from({ length: N }, (_, n) => ({
+  const off: SampleSettings = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 }
+  const ofEveryKind = (n: number): SampleSettings => ({
     temperature: n % 4 === 3 ? 0 : 0.5 + draw.integer(0, 100) / 100,
     topK: n % 3 === 1 ? draw.integer(1, V + 1) : 0,
     topP: n % 5 === 2 ? 0.8 : 1,
     minP: n % 7 === 4 ? 0.05 : 0,
     repetitionPenalty: n % 2 === 1 ? 1.3 : 1,
-  }))
+  })
+  const rows = Array.from({ length: N }, (_, n) => (sample.plain ? off : ofEveryKind(n)))
   return {
     settings: Float64Array.from(rows.flatMap(settingsRow)),
     keys: Int32Array.from(rows.flatMap((_, n) => keyRow({ seed: 2 ** 40 + n, sample: n % 3, position: n }))),
@@ -75,6 +79,7 @@ export const sampleOp = defineOp({
     { N: 0, V: 5, D: 3, with_probs: 0 },
     { N: 8, V: 32000, D: 288, with_probs: 0, bench: true },
     { N: 32, V: 151936, D: 896, with_probs: 0, bench: true },
+    ...gpuSamples.sample,
   ],
 })
 

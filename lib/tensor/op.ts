@@ -29,11 +29,11 @@ import type { Tensor } from './tensor.js'
 /** Sizes for one test of an op: shape letters and attributes by name. `lead` is what `*` stands for (default [N] when N
  *  is given, else [2,3]); `shapes` gives arguments written `[...]`. */
 export interface Sample {
-  [name: string]: number | boolean | number[] | { [argument: string]: number[] } | undefined
+  [name: string]: number | boolean | 'cuda' | number[] | { [argument: string]: number[] } | undefined
   lead?: number[]
   shapes?: { [argument: string]: number[] }
-  /** Used by the micro-benchmark, not by the tests. */
-  bench?: boolean
+  /** Used by the micro-benchmark, not by the tests: true on the CPU, 'cuda' on a GPU. */
+  bench?: boolean | 'cuda'
 }
 
 export type Call<S extends string> = Arguments<S, Tensor>

@@ -4,9 +4,11 @@ import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { describe, expect, it } from 'vitest'
 import type { BenchFile, GrowthFile, KernelFile, KernelResult, StartupFile } from '../../lib/cli/bench_file.js'
+import { kernelLines } from '../../lib/cli/bench_kernel_lines.js'
 import { benchDocument } from '../../lib/cli/bench_page.js'
 import { logPlot, logTicks, shortText } from '../../lib/cli/bench_plots.js'
 import type { Spread } from '../../lib/cli/bench_spread.js'
+import { Terminal } from '../../lib/cli/terminal.js'
 import { caravan, jsonLines, temporaryFolder } from './command_line.js'
 
 const folder = temporaryFolder()
@@ -121,6 +123,33 @@ describe('bench kernels --json FILE', () => {
     expect(same.stdout).toContain('0 faster, 0 slower, 1 the same')
     expect(same.exitCode).toBe(0)
   }, 120_000)
+
+  it('measures several ops, and at the sizes that only try the way', async () => {
+    const words = [
+      'bench',
+      'kernels',
+      'rope',
+      'swiglu',
+      '--shapes',
+      'tiny',
+      '--samples',
+      '1',
+      '--threads',
+      '1',
+      '--json',
+    ]
+    const { stdout, exitCode, stderr } = await caravan([...words, '--no-peer'])
+    expect(exitCode, stderr).toBe(0)
+    const rows = jsonLines(stdout).filter(({ type }) => type === 'kernel')
+    expect(rows.map(({ op, sample }) => `${op} ${sample}`)).toEqual(['rope N=5 H=3 C=8', 'swiglu N=3 F=64'])
+  }, 60_000)
+
+  it('names what could not be measured', () => {
+    const failed = [{ op: 'adamw', sample: '1235814400', reason: 'out of memory' }]
+    const lines = kernelLines({ ...kernelFile([kernel('rope', 1e-4)]), failed }, new Terminal({ write: () => {} }, {}))
+    expect(lines.at(-2)).toContain('rope')
+    expect(lines.at(-1)).toContain('adamw 1235814400 could not be measured: out of memory')
+  })
 
   it('does not take an op for a file name', async () => {
     const { stderr, exitCode } = await caravan(['bench', 'kernels', '--json', 'rope'])

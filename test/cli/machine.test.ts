@@ -77,6 +77,15 @@ describe('bench step', () => {
     expect((result as { peer?: { absent?: string } }).peer?.absent).toMatch(/no PyTorch numbers/)
   }, 120_000)
 
+  it('takes another batch and length, and refuses what is no pairs', async () => {
+    const words = ['bench', 'step', '--steps', '1', '--threads', '2', '--json', '--batch', '2', '--length', '8']
+    const [result] = jsonLines((await caravan(words)).stdout)
+    expect(result).toMatchObject({ batch: 2, sequence: 8 })
+    const refused = await caravan(['bench', 'step', '--method', 'dpo', '--batch', '3'])
+    expect(refused.exitCode).toBe(2)
+    expect(refused.stderr).toContain('dpo takes pairs')
+  }, 60_000)
+
   it('stops a rival that does not end, says so, and ends itself', async () => {
     const script = join(folder, 'endless.sh')
     // The inner sleep holds the pipes after the outer process is gone.
@@ -93,7 +102,8 @@ describe('bench step', () => {
   it('has the parameter counts of the rival', () => {
     for (const { config } of Object.values(benchShapes)) checkConfig(config)
     const counts = Object.values(benchShapes).map(({ config }) => parameterCount(config))
-    expect(counts).toEqual([TINY_PARAMETERS, SMALL_PARAMETERS, BASE_PARAMETERS])
+    const largest = [BASE_PARAMETERS, LLAMA_1B_PARAMETERS, LLAMA_8B_PARAMETERS]
+    expect(counts).toEqual([TINY_PARAMETERS, SMALL_PARAMETERS, BASE_PARAMETERS, ...largest])
   })
 })
 
@@ -101,6 +111,9 @@ describe('bench step', () => {
 const TINY_PARAMETERS = 803_968
 const SMALL_PARAMETERS = 15_191_712
 const BASE_PARAMETERS = 494_032_768
+// As Meta's model cards have them: 1.24B and 8.03B.
+const LLAMA_1B_PARAMETERS = 1_235_814_400
+const LLAMA_8B_PARAMETERS = 8_030_261_248
 
 describe('bench kernels', () => {
   it('relates time, bytes and operations', async () => {

@@ -2,7 +2,8 @@
 // Sanitizer (test/native/simt), opened as device 'cuda', and put through the very tests that the CPU passes; then once
 // more with the threads of every block in reverse, which a missing barrier would not survive.
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 
@@ -40,15 +41,22 @@ function run(command: string, words: readonly string[], environment: NodeJS.Proc
   })
 }
 
-function runTests(order: 'forward' | 'reverse'): Promise<Ended> {
-  const vitest = join(root, 'node_modules/vitest/vitest.mjs')
-  return run(process.execPath, [vitest, 'run', '--project', 'tests', ...files[order], ...excluded], {
-    CARAVAN_TEST_DEVICE: 'cuda',
+/** What a process needs to open the emulated device. */
+function emulated(): NodeJS.ProcessEnv {
+  return {
     CARAVAN_CUDA_MODULE: module,
-    CARAVAN_SIMT_ORDER: order,
     LD_PRELOAD: sanitizers(),
     ASAN_OPTIONS: 'detect_leaks=0:detect_stack_use_after_return=0',
     NO_COLOR: '1',
+  }
+}
+
+function runTests(order: 'forward' | 'reverse'): Promise<Ended> {
+  const vitest = join(root, 'node_modules/vitest/vitest.mjs')
+  return run(process.execPath, [vitest, 'run', '--project', 'tests', ...files[order], ...excluded], {
+    ...emulated(),
+    CARAVAN_TEST_DEVICE: 'cuda',
+    CARAVAN_SIMT_ORDER: order,
   })
 }
 
@@ -68,4 +76,16 @@ describe('the module for GPUs on the emulated device', () => {
     },
     900_000,
   )
+
+  it('is checked and timed by scripts/gpu_check from the first part to the last', async () => {
+    const out = mkdtempSync(join(tmpdir(), 'caravan-gpu-check-'))
+    const { status, output } = await run('bash', ['scripts/gpu_check', 'quick', out, '--emulated'], emulated())
+    expect(status, output).toBe(0)
+    const summary = readFileSync(join(out, 'summary.txt'), 'utf8')
+    expect(summary).toContain('device cuda: SIMT emulation on the host')
+    expect(summary).toMatch(/machine ok \d+ s; doctor ok \d+ s; check-own ok \d+ s; kernels-bf16 ok/)
+    expect(summary).toMatch(/check-own: 2 checks, 0 failed/)
+    expect(summary).toMatch(/swiglu +N=3 F=64 .* us .* GB\/s/)
+    rmSync(out, { recursive: true })
+  }, 300_000)
 })

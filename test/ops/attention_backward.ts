@@ -1,7 +1,7 @@
 // The naive composition behind the backward pass of attention: the textbook formulas, one query and head at a time,
 // every intermediate value rounded to f32. It shows how exact such formulas can be: do.v - do.o cancels, which the
 // differentiated softmax does not show.
-import { type FloatDType, type HostArgument, rounded, type SampleCall } from './sample_call.js'
+import { type FloatDType, type HostArgument, rounded, type SampleCall } from '../../lib/tensor/sample_call.js'
 
 const f32 = Math.fround
 

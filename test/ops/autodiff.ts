@@ -3,7 +3,7 @@ import { isFloating } from '../../lib/base/dtype.js'
 import { Random } from '../../lib/base/random.js'
 import type { Device } from '../../lib/runtime/index.js'
 import { Gradients, type Op, scope, Tape, type Tensor } from '../../lib/tensor/index.js'
-import { type AnyCall, rounded, type Tensors, tensorsOf, upload } from './sample_call.js'
+import { type AnyCall, rounded, type Tensors, tensorsOf, upload } from '../../lib/tensor/sample_call.js'
 
 /** Results of `op` through which a gradient flows. */
 export function differentiable(op: Op, results: { [name: string]: Tensor | undefined }): Tensors {

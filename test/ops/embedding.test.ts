@@ -3,8 +3,8 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
 import { embedding, embeddingBackwardAddOp, embeddingBackwardOp, openDevice, scatterRows } from '../../lib/ops/index.js'
+import { type FloatDType, rounded, upload } from '../../lib/tensor/sample_call.js'
 import { deviceUnderTest } from '../device_under_test.js'
-import { type FloatDType, rounded, upload } from './sample_call.js'
 
 const device = openDevice(deviceUnderTest)
 

@@ -1,6 +1,7 @@
 // Wrong calls throw where they are made, and say which argument of which op is wrong, what it must be and what came.
 import { afterAll, describe, expect, it } from 'vitest'
 import type { CaravanError } from '../../lib/base/errors.js'
+import { allSamples, plausibleCall } from '../../lib/cli/check_samples.js'
 import {
   add,
   addOp,
@@ -19,8 +20,7 @@ import {
   transpose,
 } from '../../lib/ops/index.js'
 import { declaredOps, type Op, scope, Tensor } from '../../lib/tensor/index.js'
-import { allSamples, plausibleCall } from './extra_samples.js'
-import { argumentsOn, callOp, disposeAll, type SampleCall, tensorsOf, upload } from './sample_call.js'
+import { argumentsOn, callOp, disposeAll, type SampleCall, tensorsOf, upload } from '../../lib/tensor/sample_call.js'
 
 const device = openDevice({ threads: 1 })
 

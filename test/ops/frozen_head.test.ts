@@ -1,10 +1,18 @@
 // The fused losses under a frozen head: the same bits as with a trained one, and no [V,D] tensor.
 import { afterAll, describe, expect, it } from 'vitest'
+import { allSamples, plausibleCall } from '../../lib/cli/check_samples.js'
 import { crossEntropy, fill, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import { declaredOps, Gradients, leaks, type Op, Tape, Tensor } from '../../lib/tensor/index.js'
+import {
+  argumentsOn,
+  bitsOf,
+  callOp,
+  disposeAll,
+  roundedCall,
+  type SampleCall,
+  sampleText,
+} from '../../lib/tensor/sample_call.js'
 import { deviceUnderTest } from '../device_under_test.js'
-import { allSamples, plausibleCall } from './extra_samples.js'
-import { argumentsOn, bitsOf, callOp, disposeAll, roundedCall, type SampleCall, sampleText } from './sample_call.js'
 
 const device = openDevice(deviceUnderTest)
 const opOf = (name: string): Op => declaredOps().get(name)!

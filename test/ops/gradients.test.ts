@@ -2,6 +2,7 @@
 // against the differentiated reference in f64, under the tolerance rule.
 import { afterAll, describe, expect, it } from 'vitest'
 import { countOf } from '../../lib/base/shape.js'
+import { oddSamples } from '../../lib/cli/odd_samples.js'
 import { crossEntropyOp, openDevice } from '../../lib/ops/index.js'
 import {
   checkGradient,
@@ -14,9 +15,6 @@ import {
   Tape,
   type Tensor,
 } from '../../lib/tensor/index.js'
-import { deviceUnderTest, hasBf16Products } from '../device_under_test.js'
-import { cancellingTerms, naiveAttentionBackward } from './attention_backward.js'
-import { differentiable, gradientsBy, seedValues } from './autodiff.js'
 import {
   argumentsOn,
   callOp,
@@ -30,8 +28,10 @@ import {
   testSamples,
   uniformArguments,
   upload,
-} from './sample_call.js'
-import { oddSamples } from './sample_sizes.js'
+} from '../../lib/tensor/sample_call.js'
+import { deviceUnderTest, hasBf16Products } from '../device_under_test.js'
+import { cancellingTerms, naiveAttentionBackward } from './attention_backward.js'
+import { differentiable, gradientsBy, seedValues } from './autodiff.js'
 import { expectWithinNaive, largestMagnitude } from './tolerance.js'
 
 const device = openDevice(deviceUnderTest)

@@ -1,9 +1,10 @@
 // Ops that update an argument in place: against their twin that makes a new tensor, or loops over the definition.
 import { afterAll, describe, expect, it } from 'vitest'
+import { adamwLoop } from '../../lib/cli/adamw_loop.js'
+import { allSamples, plausibleCall } from '../../lib/cli/check_samples.js'
+import { oddSamples } from '../../lib/cli/odd_samples.js'
 import { openDevice } from '../../lib/ops/index.js'
 import { declaredOps, leaks, type Op, type Sample, type Tensor } from '../../lib/tensor/index.js'
-import { deviceUnderTest } from '../device_under_test.js'
-import { allSamples, plausibleCall } from './extra_samples.js'
 import {
   type AnyCall,
   argumentsOn,
@@ -20,8 +21,8 @@ import {
   sampleText,
   testSamples,
   upload,
-} from './sample_call.js'
-import { oddSamples } from './sample_sizes.js'
+} from '../../lib/tensor/sample_call.js'
+import { deviceUnderTest } from '../device_under_test.js'
 import { expectRounded, expectWithinNaive } from './tolerance.js'
 
 const device = openDevice(deviceUnderTest)
@@ -137,27 +138,6 @@ it.each(['f32', 'bf16'] as const)('scatter_rows writes the rows it is told, in %
 
 // ---- the optimizer
 // -----------------------------------------------------------------------------------------------------
-
-type Round = (x: number) => number
-
-/** torch.optim.AdamW on one parameter, every intermediate value through `round`. */
-function adamwStep(state: { p: number; g: number; m: number; v: number }, call: SampleCall, round: Round) {
-  const { beta1, beta2, eps, weight_decay } = call.attributes as { [name: string]: number }
-  const [lr, scale, , bias1, bias2] = valuesOf(call, 'control') as unknown as [number, number, number, number, number]
-  const g = round(state.g * scale)
-  const p = round(state.p - round(lr * weight_decay!) * state.p)
-  const m = round(state.m + (1 - beta1!) * (g - state.m))
-  const v = round(round(beta2! * state.v) + (1 - beta2!) * round(g * g))
-  const denominator = round(round(round(Math.sqrt(v)) / round(Math.sqrt(bias2))) + eps!)
-  return { p: round(p - round(round(lr / bias1) * round(m / denominator))), m, v }
-}
-
-function adamwLoop(call: SampleCall, round: Round): { p: number[]; m: number[]; v: number[] } {
-  const truth = call.inputs.find((input) => input.name === 'master') ?? call.inputs[0]!
-  const [g, m, v] = ['g', 'm', 'v'].map((name) => valuesOf(call, name)) as [Float64Array, Float64Array, Float64Array]
-  const steps = Array.from(truth.values, (p, i) => adamwStep({ p, g: g[i]!, m: m[i]!, v: v[i]! }, call, round))
-  return { p: steps.map((s) => s.p), m: steps.map((s) => s.m), v: steps.map((s) => s.v) }
-}
 
 const wordOf = (x: number) => new Uint32Array(Float32Array.of(x).buffer)[0]!
 const f32Of = (word: number) => new Float32Array(Uint32Array.of(word >>> 0).buffer)[0]!

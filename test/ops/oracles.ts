@@ -1,7 +1,7 @@
 // What the primitives mean, as plain loops over Float64Array. Written from their one-line definitions, not from the
 // kernels, and without sharing code with them.
 import { countOf } from '../../lib/base/shape.js'
-import type { HostArgument, SampleCall } from './sample_call.js'
+import type { HostArgument, SampleCall } from '../../lib/tensor/sample_call.js'
 
 export interface Oracle {
   /** Results by output name. */

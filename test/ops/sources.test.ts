@@ -2,8 +2,8 @@
 import { afterAll, describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
 import { fill, iota, openDevice, randomNormal, randomUniform } from '../../lib/ops/index.js'
+import { rounded } from '../../lib/tensor/sample_call.js'
 import { deviceUnderTest } from '../device_under_test.js'
-import { rounded } from './sample_call.js'
 import { expectRounded } from './tolerance.js'
 
 const device = openDevice(deviceUnderTest)

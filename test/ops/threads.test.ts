@@ -1,8 +1,8 @@
 // Same bits on any number of threads, for every op: training is to be repeatable on another machine's core count.
 import { afterAll, describe, expect, it } from 'vitest'
+import { allSamples, plausibleCall } from '../../lib/cli/check_samples.js'
 import { openDevice } from '../../lib/ops/index.js'
 import { declaredOps } from '../../lib/tensor/index.js'
-import { allSamples, plausibleCall } from './extra_samples.js'
 import {
   argumentsOn,
   callOp,
@@ -12,7 +12,7 @@ import {
   roundedCall,
   type SampleCall,
   sampleText,
-} from './sample_call.js'
+} from '../../lib/tensor/sample_call.js'
 
 const devices = [1, 2, 3, 4].map((threads) => openDevice({ threads }))
 

@@ -1,8 +1,18 @@
 // Samples for what the table leaves out: ops whose samples are those of a benchmark, and sizes at which a kernel is cut
-// into tasks for several threads.
-import { dtypeCode } from '../../lib/base/dtype.js'
-import type { Op, Sample } from '../../lib/tensor/index.js'
-import { type SampleCall, sampleCall, testSamples } from './sample_call.js'
+// into tasks for several threads or into several tiles; and data that make sense where random numbers would not.
+import { dtypeCode } from '../base/dtype.js'
+import { attentionOp } from '../ops/index.js'
+import type { Device } from '../runtime/index.js'
+import { type Op, runReference, type Sample, scope } from '../tensor/index.js'
+import {
+  disposeAll,
+  readAll,
+  roundedCall,
+  type SampleCall,
+  sampleCall,
+  testSamples,
+  uniformArguments,
+} from '../tensor/sample_call.js'
 
 const segments = { queries: [150, 1, 49], keys: [150, 1, 49], S: 3 }
 const decode = { N: 3, M: 700, H: 4, K: 2, C: 24, S: 3, queries: [1, 1, 1], keys: [300, 1, 399] }
@@ -130,6 +140,12 @@ export function allSamples(op: Op): Sample[] {
   return [...testSamples(op), ...large]
 }
 
+/** `call` with log-sum-exps that belong to its logits. */
+function withLse(call: SampleCall): SampleCall {
+  const values = call.inputs.some(({ name }) => name === 'lse') ? logSumExp(call) : undefined
+  return { ...call, inputs: call.inputs.map((input) => (input.name === 'lse' ? { ...input, values: values! } : input)) }
+}
+
 /** Log-sum-exp of each row of hidden head^T. */
 function logSumExp({ inputs }: SampleCall): Float64Array {
   const [hidden, head] = ['hidden', 'head'].map((name) => inputs.find((input) => input.name === name)!)
@@ -145,12 +161,84 @@ function logSumExp({ inputs }: SampleCall): Float64Array {
   })
 }
 
+/** Sizes that are multiples of a vector, at which kernels load 16 bytes at a time, and fill more than one tile. */
+const aligned: { [op: string]: Sample[] } = {
+  attention: [
+    { ...whole([1, 190, 129]), H: 8, K: 2, C: 64, scale: 0.125, window: 0 },
+    { ...whole([257]), H: 7, K: 1, C: 128, scale: 0.09, window: 0 },
+    { ...whole(Array(20).fill(13)), H: 2, K: 2, C: 64, scale: 0.125, window: 100 },
+  ],
+  attention_backward: [
+    { ...whole([1, 190, 129]), H: 8, K: 2, C: 64, scale: 0.125, window: 0 },
+    { ...whole([257]), H: 7, K: 1, C: 128, scale: 0.09, window: 0 },
+  ],
+  attention_paged: [
+    { N: 3, P: 14, M: 11, H: 8, K: 2, C: 64, S: 3, queries: [1, 1, 1], keys: [300, 1, 320], scale: 0.125, window: 0 },
+    { N: 2, P: 14, M: 11, H: 16, K: 1, C: 128, S: 2, queries: [1, 1], keys: [64, 600], scale: 0.09, window: 0 },
+  ],
+  linear: [{ lead: [264], D: 256, F: 384, with_bias: 1, with_residual: 1 }],
+  linear_backward_input: [{ lead: [264], D: 256, F: 384, with_dx0: 1 }],
+  linear_backward_weight: [{ lead: [264], D: 256, F: 384 }],
+  linear_backward_weight_add: [{ lead: [264], D: 256, F: 384 }],
+  linear_logprob: [{ N: 136, V: 1024, D: 128, with_entropy: 1, chunk_bytes: 1 << 18 }],
+  linear_logprob_backward: [{ N: 136, V: 1024, D: 128, with_dentropy: 1, chunk_bytes: 1 << 18 }],
+  cross_entropy: [{ N: 136, V: 1024, D: 128, z_loss: 1e-3, chunk_bytes: 1 << 18 }],
+  cross_entropy_frozen: [{ N: 136, V: 1024, D: 128, z_loss: 0, chunk_bytes: 1 << 18 }],
+  rms_norm: [4096, 8192].map((D) => ({ N: 5, D, eps: 1e-5 })),
+  rms_norm_backward: [4096, 8192].map((D) => ({ N: 5, D })),
+  add_rms_norm: [{ N: 5, D: 4096, eps: 1e-5 }],
+  swiglu: [{ N: 5, F: 4096 }],
+  swiglu_backward: [{ N: 5, F: 4096 }],
+  embedding: [{ N: 40, V: 50, D: 1024 }],
+  embedding_backward: [{ N: 600, V: 50, D: 256 }],
+  rope: [{ N: 70, H: 4, C: 128, direction: 1 }],
+  sample: [{ N: 16, V: 4096, D: 64, with_probs: 1 }],
+}
+
+/** Sequences of these lengths whose keys are their queries. */
+function whole(lengths: number[]): Sample {
+  const N = lengths.reduce((sum, length) => sum + length, 0)
+  return { N, M: N, S: lengths.length, queries: lengths, keys: lengths }
+}
+
+/** Every sample of `bench check`: those of the tests, and vectors of full width. */
+export function checkSamples(op: Op): Sample[] {
+  return [...allSamples(op), ...(aligned[op.definition.name] ?? [])]
+}
+
+/** A call with data that make sense to `op`, some of them computed on `cpu`; a bf16 parameter gets its master. */
+export async function completeCall(
+  op: Op,
+  sample: Sample,
+  { cpu, dtype, seed }: { cpu: Device; dtype: 'f32' | 'bf16'; seed: number },
+): Promise<SampleCall> {
+  const takesMaster = dtype === 'bf16' && op.parsed.inputs.some(({ name }) => name === 'master')
+  const complete = takesMaster ? { ...sample, with_master: 1 } : sample
+  const call = roundedCall(plausibleCall(op, complete, seed), dtype)
+  // What the forward pass gives on the numbers that the kernels will see.
+  if (op.definition.name.startsWith('linear_logprob_backward')) return withLse(call)
+  return op.definition.name === 'attention_backward' ? withForward(call, cpu) : call
+}
+
+async function withForward(call: SampleCall, cpu: Device): Promise<SampleCall> {
+  const forward: SampleCall = { ...call, op: attentionOp as Op }
+  const inputs = forward.inputs.filter(({ name }) => attentionOp.parsed.inputs.some((input) => input.name === name))
+  const given = uniformArguments(cpu, { ...forward, inputs }, 'f64')
+  const made = scope(() => runReference(attentionOp as Op, given))
+  const results = await readAll(made)
+  disposeAll(given, made)
+  return {
+    ...call,
+    inputs: call.inputs.map((input) => ({ ...input, values: results.get(input.name) ?? input.values })),
+  }
+}
+
 /** As sampleCall, with data that make sense to the optimizer's ops and log-sum-exps that belong to their logits. */
-export function plausibleCall(op: Op, sample: Sample): SampleCall {
-  const call = sampleCall(op, sample)
+export function plausibleCall(op: Op, sample: Sample, seed = 1): SampleCall {
+  const call = sampleCall(op, sample, seed)
   const control = [1e-2, 0.5, 1, 0.1, 0.05, 3, 0, 0]
+  if (op.definition.name.startsWith('linear_logprob')) return withLse(call)
   for (const input of call.inputs) {
-    if (input.name === 'lse' && op.definition.name.startsWith('linear_logprob')) input.values = logSumExp(call)
     if (input.name === 'control') input.values = Float64Array.from(control)
     if (input.name === 'sum' || (op.definition.name.startsWith('adamw') && input.name === 'v')) {
       input.values = input.values.map((value) => value * value)

@@ -2,13 +2,15 @@
 // made on the host in f64 and rounded to the dtype under test, so that every run of one sample starts from the same
 // numbers.
 import { createHash } from 'node:crypto'
-import type { DType } from '../../lib/base/dtype.js'
-import { bf16BitsToF32, f32ToBf16, f32ToBf16Bits } from '../../lib/base/half.js'
-import { Random } from '../../lib/base/random.js'
-import { countOf, type Shape } from '../../lib/base/shape.js'
-import type { Argument } from '../../lib/base/signature.js'
-import type { Device } from '../../lib/runtime/index.js'
-import { type Op, type Sample, Tensor, type TypedArray } from '../../lib/tensor/index.js'
+import type { DType } from '../base/dtype.js'
+import { CaravanError } from '../base/errors.js'
+import { bf16BitsToF32, f32ToBf16, f32ToBf16Bits } from '../base/half.js'
+import { Random } from '../base/random.js'
+import { countOf, type Shape } from '../base/shape.js'
+import type { Argument } from '../base/signature.js'
+import type { Device } from '../runtime/index.js'
+import type { Op, Sample } from './op.js'
+import { Tensor, type TypedArray } from './tensor.js'
 
 export type FloatDType = 'f32' | 'bf16' | 'f64'
 
@@ -45,13 +47,15 @@ function leadOf(sample: Sample): number[] {
 function shapeOf(op: Op, argument: Argument, sample: Sample): number[] {
   if (!argument.dims) {
     const shape = sample.shapes?.[argument.name]
-    if (!shape) throw new Error(`${op.definition.name}: a sample gives no shape for ${argument.name}`)
+    if (!shape)
+      throw new CaravanError('ERR_INTERNAL', `${op.definition.name}: a sample gives no shape for ${argument.name}`)
     return shape
   }
   return argument.dims.flatMap((dim) => {
     if (dim === '*') return leadOf(sample)
     const size = Number.isInteger(Number(dim)) ? Number(dim) : sample[dim]
-    if (typeof size !== 'number') throw new Error(`${op.definition.name}: a sample gives no size ${dim}`)
+    if (typeof size !== 'number')
+      throw new CaravanError('ERR_INTERNAL', `${op.definition.name}: a sample gives no size ${dim}`)
     return [size]
   })
 }
@@ -67,7 +71,8 @@ export function sampleCall(op: Op, sample: Sample, seed = 1): SampleCall {
     const values = given?.[argument.name]
       ? Float64Array.from(given[argument.name]!)
       : Float64Array.from({ length: countOf(shape) }, () => random.normal())
-    if (values.length !== countOf(shape)) throw new Error(`${op.definition.name}: data of ${argument.name} do not fit`)
+    if (values.length !== countOf(shape))
+      throw new CaravanError('ERR_INTERNAL', `${op.definition.name}: data of ${argument.name} do not fit`)
     inputs.push({ name: argument.name, shape, values, dtype: argument.dtype as DType | undefined })
   }
   const attributes: { [name: string]: number } = {}
@@ -110,7 +115,7 @@ export function upload(device: Device, dtype: DType, values: ArrayLike<number>, 
     case 'i32':
       return Tensor.from(device, Int32Array.from(values), shape)
     default:
-      throw new Error(`no test data of dtype ${dtype}`)
+      throw new CaravanError('ERR_INTERNAL', `no test data of dtype ${dtype}`)
   }
 }
 

@@ -1,7 +1,7 @@
 // Samples beyond those of the table: one size at a time is set to 0, 1 and the neighbours of the vector widths. Sizes
 // that hang together (the inner size of a product, the heads of a group) are moved together.
-import type { Op, Sample } from '../../lib/tensor/index.js'
-import { testSamples } from './sample_call.js'
+import type { Op, Sample } from '../tensor/index.js'
+import { testSamples } from '../tensor/sample_call.js'
 
 export const ODD_SIZES = [0, 1, 7, 8, 9, 15, 16, 17, 31, 33]
 
