@@ -188,8 +188,8 @@ async function checkCall(plain: SampleCall, { under, cpu, dtype, result, fault }
 
 const shareOf = (error: number, allowed: number) => (error === 0 ? 0 : error / allowed)
 
-/** Runs `call` two times and compares all bits of the results. The second run writes where numbers lie that are none, so
- *  that a kernel which reads what it should have written is seen. */
+/** Runs `call` two times and compares all bits of the results. The second run writes where numbers lie that are none,
+ *  so that a kernel which reads what it should have written is seen. */
 async function runTwice(
   device: Device,
   call: SampleCall,
