@@ -2,7 +2,7 @@
 // Fails on a spill, on local memory, and on more shared memory than every supported GPU has. Needs nvcc, not a GPU.
 //   node scripts/cuda_ledger.mjs            writes docs/cuda_ledger.md
 //   node scripts/cuda_ledger.mjs --check    fails when the table is out of date (or says that nvcc is missing)
-//   node scripts/cuda_ledger.mjs --arch 80  one architecture; --file NAME one kernel file: they print, and write nothing
+//   node scripts/cuda_ledger.mjs --arch 80  one architecture; --file NAME one kernel file: only printed
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'

@@ -123,6 +123,11 @@ const samples: readonly Sample[] = [
   { N: 70, M: 70, H: 2, K: 2, C: 17, S: 2, queries: [67, 3], keys: [67, 3], scale: 0.25, window: 0 },
   { N: 3, M: 140, H: 2, K: 1, C: 16, S: 2, queries: [1, 2], keys: [130, 10], scale: 0.25, window: 0 },
   { N: 1, M: 1, H: 1, K: 1, C: 1, S: 1, queries: [1], keys: [1], scale: 1, window: 0 },
+  // Head widths that tensor cores serve: several tiles and segments, a window, groups of heads, more keys than queries.
+  { N: 150, M: 150, H: 4, K: 2, C: 64, S: 3, queries: [100, 1, 49], keys: [100, 1, 49], scale: 0.125, window: 0 },
+  { N: 90, M: 147, H: 3, K: 1, C: 128, S: 2, queries: [80, 10], keys: [133, 14], scale: 0.09, window: 40 },
+  { N: 5, M: 300, H: 8, K: 2, C: 64, S: 3, queries: [1, 3, 1], keys: [200, 70, 30], scale: -0.125, window: 0 },
+  { N: 2, M: 210, H: 2, K: 1, C: 128, S: 1, queries: [2], keys: [210], scale: 0.09, window: 100 },
   {
     N: 2048,
     M: 2048,
@@ -187,6 +192,8 @@ const pagedSamples: readonly Sample[] = [
   { N: 6, P: 3, M: 2, H: 2, K: 1, C: 4, S: 2, queries: [4, 2], keys: [4, 2], scale: 0.5, window: 0 },
   { N: 3, P: 7, M: 4, H: 2, K: 1, C: 16, S: 2, queries: [1, 2], keys: [130, 10], scale: 0.25, window: 0 },
   { N: 75, P: 5, M: 3, H: 4, K: 2, C: 17, S: 2, queries: [72, 3], keys: [72, 64], scale: 0.25, window: 20 },
+  { N: 75, P: 5, M: 4, H: 4, K: 1, C: 128, S: 2, queries: [72, 3], keys: [72, 100], scale: 0.09, window: 0 },
+  { N: 3, P: 9, M: 7, H: 6, K: 3, C: 64, S: 3, queries: [1, 1, 1], keys: [200, 64, 100], scale: 0.125, window: 0 },
   {
     N: 32,
     P: 512,

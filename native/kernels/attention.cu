@@ -22,15 +22,14 @@ namespace {
 
 using namespace attention_detail;
 
-/** A call as the kernels see it; scale is that of base-2 exponents and positive. */
+/** A call as the kernels see it. */
 struct Problem {
   Sequences sequences;
   Geometry geometry;
   const bf16 *q, *k, *v;
   bf16* o;
   float* lse;
-  float scale;
-  bool negate;
+  Exponent exponent;
 };
 
 /** Where a split sequence leaves the products of its blocks of keys: a slot per block, each K x row_capacity rows. */
@@ -38,10 +37,9 @@ struct Splits {
   int count;  // blocks of the grid per sequence and tile of rows
   int row_capacity;
   int slots;
-  float* products;    // [C] per row
-  float* statistics;  // [kStatistics] per row: reference, sum of rounded weights, -, -, a sum of weights per quad lane
+  float* products;  // [C] per row
+  float4* totals;   // per row: reference, sum, sum of the rounded weights
 };
-constexpr int kStatistics = 8;
 
 // ---- a tile of rows -------------------------------------------------------------------------------------------------
 
@@ -58,17 +56,22 @@ template <int C, int kWarps, int kFragments>
 struct Shared {
   static constexpr int kThreads = kWarps * kWarp, kRows = kWarps * kFragments * 16;
   static constexpr int kStage = 2 * kBlockKeys * C;  // elements: keys, then values
-  static constexpr size_t kBytes = sizeof(bf16) * (kRows * C + 2 * kStage) + sizeof(Range) * kRows;
+  static constexpr size_t kBytes =
+      sizeof(bf16) * (kRows * C + 2 * kStage) + (sizeof(Range) + sizeof(int) + sizeof(Totals)) * kRows;
   bf16* queries;
   bf16* stages;
   Range* keys_of_row;
+  int* index_of_row;  // in [N, H]; -1 for none
+  Totals* totals;
   __device__ explicit Shared(bf16* memory)
       : queries(memory),
         stages(memory + kRows * C),
-        keys_of_row(reinterpret_cast<Range*>(memory + kRows * C + 2 * kStage)) {}
+        keys_of_row(reinterpret_cast<Range*>(memory + kRows * C + 2 * kStage)),
+        index_of_row(reinterpret_cast<int*>(keys_of_row + kRows)),
+        totals(reinterpret_cast<Totals*>(index_of_row + kRows)) {}
 };
 
-/** Leaves the product and the statistics of one block of keys in its slot. */
+/** Leaves the product and the totals of one block of keys in its slot. */
 template <int C>
 __device__ __forceinline__ void leave_block(const Problem& p, const Splits& splits, const RowTile& tile, int block,
                                             const BlockWeights<1>& weights, const bf16* values) {
@@ -83,15 +86,11 @@ __device__ __forceinline__ void leave_block(const Problem& p, const Splits& spli
         ((int64_t{tile.slot} + block) * p.geometry.K + tile.kv_head) * splits.row_capacity + tile.row + row;
     rows[h] = row < tile.rows ? splits.products + at * C : nullptr;
     if (row >= tile.rows) continue;
-    float* statistics = splits.statistics + at * kStatistics;
-    statistics[4 + lane % 4] = weights.sum[0][h];
-    if (lane % 4 != 0) continue;
-    statistics[0] = weights.reference[0][h];
-    statistics[1] = sums[0][h];
+    if (lane % 4 == 0) splits.totals[at] = make_float4(weights.reference[0][h], weights.sum[0][h], sums[0][h], 0.0f);
   }
-  block_product<C>(weights, values, [&](int n, const float (&t)[1][4][4]) {
+  block_product<C>(weights, values, [&](int n, const float (&t)[1][kSlice][4]) {
 #pragma unroll
-    for (int m = 0; m < 4; m++) {
+    for (int m = 0; m < kSlice; m++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         float2* to = reinterpret_cast<float2*>(rows[h] + (n + m) * 8) + lane % 4;
@@ -102,26 +101,24 @@ __device__ __forceinline__ void leave_block(const Problem& p, const Splits& spli
 }
 
 template <int C, int kWarps, int kFragments>
-__device__ __forceinline__ void store_tile(const Problem& p, const RowTile& tile,
-                                           const Shared<C, kWarps, kFragments>& shared,
-                                           const Running<C, kFragments>& running) {
+__device__ __forceinline__ void store_tile(const Problem& p, const Shared<C, kWarps, kFragments>& shared,
+                                           const float (&o)[kFragments][C / 8][4]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 #pragma unroll
   for (int i = 0; i < kFragments; i++) {
     const int first = (warp * kFragments + i) * 16;
-    const auto index_of = [&](int row) {
-      return row_index(p.geometry, tile.segment, tile.kv_head, tile.row + first + row);
-    };
     float factor[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       float lse;
-      factor[h] = finish_row(running.reference[i][h], running.rounded_sum[i][h], quad_sum(running.sum[i][h]), &lse);
-      const int row = lane / 4 + h * 8;
-      if (lane % 4 == 0 && first + row < tile.rows) p.lse[index_of(row)] = lse;
+      const int row = first + lane / 4 + h * 8, index = shared.index_of_row[row];
+      factor[h] = finish_row(shared.totals[row], &lse);
+      if (lane % 4 == 0 && index >= 0) p.lse[index] = lse;
     }
-    store_rows<C>(shared.queries + first * C, running.o[i], factor,
-                  [&](int row) { return first + row < tile.rows ? p.o + index_of(row) * C : nullptr; });
+    store_rows<C>(shared.queries + first * C, o[i], factor, [&](int row) {
+      const int index = shared.index_of_row[first + row];
+      return index >= 0 ? p.o + int64_t{index} * C : nullptr;
+    });
   }
 }
 
@@ -132,57 +129,55 @@ __device__ __forceinline__ void attend_tile(const Problem& p, const RowTile& til
   const Geometry& g = p.geometry;
   const Segment& segment = tile.segment;
   for (int r = threadIdx.x; r < Memory::kRows; r += Memory::kThreads) {
-    shared.keys_of_row[r] = r < tile.rows ? segment.keys_of((tile.row + r) / g.group, g.window) : Range{0, 0};
+    const bool exists = r < tile.rows;
+    shared.keys_of_row[r] = exists ? segment.keys_of((tile.row + r) / g.group, g.window) : Range{0, 0};
+    shared.index_of_row[r] = exists ? static_cast<int>(row_index(g, segment, tile.kv_head, tile.row + r)) : -1;
+    shared.totals[r] = {kMinusInfinity, 0.0f, 0.0f};
   }
-  fetch_rows<C, Memory::kRows, Memory::kThreads>(shared.queries, p.q, [&](int r) {
-    return r < tile.rows ? p.q + row_index(g, segment, tile.kv_head, tile.row + r) * C : nullptr;
-  });
+  __syncthreads();
+  fetch_rows<C, Memory::kRows, Memory::kThreads>({{shared.queries, p.q}},
+                                                 [&](int r) { return int64_t{shared.index_of_row[r]} * C; });
   int page = tile.blocks.empty() ? 0 : p.sequences.page_of(segment, tile.blocks.first);
   const auto start = [&](int block) {
     if (block < tile.blocks.end) {
       const int64_t first = (p.sequences.key_row(segment, block, page) * g.K + tile.kv_head) * C;
-      const int64_t stride = int64_t{g.K} * C;
+      const int stride = g.K * C;
       const int keys = segment.keys - block * kBlockKeys;
       bf16* stage = shared.stages + block % 2 * Memory::kStage;
-      const auto fetch = [&](bf16* to, const bf16* from) {
-        fetch_rows<C, kBlockKeys, Memory::kThreads>(
-            to, from, [&](int key) { return key < keys ? from + first + key * stride : nullptr; });
-      };
-      fetch(stage, p.k);
-      fetch(stage + kBlockKeys * C, p.v);
+      fetch_adjacent<C, kBlockKeys, Memory::kThreads>(stage, p.k + first, stride, keys);
+      fetch_adjacent<C, kBlockKeys, Memory::kThreads>(stage + kBlockKeys * C, p.v + first, stride, keys);
       if (block + 1 < tile.blocks.end) page = p.sequences.page_of(segment, block + 1);
     }
     cp_async_commit();
   };
   start(tile.blocks.first);
 
-  // Keys that some row of this warp sees, and those that all of them see.
   const int warp_row = static_cast<int>(threadIdx.x) / kWarp * kFragments * 16;
   const int warp_rows = min(kFragments * 16, tile.rows - warp_row);
-  const Range top = segment.keys_of((tile.row + warp_row) / g.group, g.window);
-  const Range bottom = segment.keys_of((tile.row + warp_row + max(warp_rows, 1) - 1) / g.group, g.window);
-  Running<C, kFragments> running;
+  float o[kFragments][C / 8][4] = {};
   for (int block = tile.blocks.first; block < tile.blocks.end; block++) {
     cp_async_wait<0>();
     __syncthreads();
     start(block + 1);
     const int key = block * kBlockKeys;
-    if (warp_rows <= 0 || key >= bottom.end || key + kBlockKeys <= top.first) continue;
+    if (warp_rows <= 0) continue;
+    // All rows of the warp see the keys between the two ranges, none sees those outside them.
+    const Range top = shared.keys_of_row[warp_row], bottom = shared.keys_of_row[warp_row + warp_rows - 1];
+    if (key >= bottom.end || key + kBlockKeys <= top.first) continue;
     const bf16* keys = shared.stages + block % 2 * Memory::kStage;
+    const bool masked = key < bottom.first || key + kBlockKeys > top.end;
     BlockWeights<kFragments> weights;
-    float s[kFragments][kBlockKeys / 8][4] = {};
-    block_scores<C>(s, shared.queries + warp_row * C, keys, p.negate);
-    if (key < bottom.first || key + kBlockKeys > top.end) mask_scores(s, shared.keys_of_row + warp_row, key);
-    weigh(s, p.scale, weights);
+    weigh_block<C>(weights, shared.queries + warp_row * C, keys, p.exponent, shared.keys_of_row + warp_row, key,
+                   masked);
     if constexpr (kSplit) {
       leave_block<C>(p, splits, tile, block, weights, keys + kBlockKeys * C);
     } else {
-      running.add(weights, keys + kBlockKeys * C);
+      add_block<C>(o, shared.totals + warp_row, weights, keys + kBlockKeys * C);
     }
   }
   cp_async_wait<0>();
   __syncthreads();
-  if constexpr (!kSplit) store_tile(p, tile, shared, running);
+  if constexpr (!kSplit) store_tile(p, shared, o);
 }
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
@@ -228,7 +223,7 @@ __device__ void clear_gaps(const Sequences& sequences, const Geometry& g, int C,
 
 /** Blocks (segment or rows to clear, key/value head, tile of rows + row_tiles * split), one warp each. */
 template <int C, bool kSplit>
-__global__ void __launch_bounds__(kWarp) attend_narrow(Problem p, int most_rows, int row_tiles, Splits splits) {
+__global__ void __launch_bounds__(kWarp, 8) attend_narrow(Problem p, int most_rows, int row_tiles, Splits splits) {
   CARAVAN_SHARED(bf16, memory);
   const Geometry& g = p.geometry;
   const int s = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
@@ -272,34 +267,29 @@ __global__ void __launch_bounds__(C) join_blocks(Problem p, Splits splits) {
   const int tile = row / kNarrowTile * kNarrowTile;
   const Range blocks = segment.key_blocks(g, tile, min(kNarrowTile, segment.rows(g) - tile));
   const int column = static_cast<int>(threadIdx.x);
-  float o = 0.0f, reference = kMinusInfinity, rounded_sum = 0.0f, sum[4] = {};
+  float o = 0.0f;
+  Totals totals = {kMinusInfinity, 0.0f, 0.0f};
   for (int block0 = blocks.first; block0 < blocks.end; block0 += kAhead) {
     float t[kAhead];
-    float4 statistics[kAhead][2];
+    float4 added[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; i++) {
       const int block = min(block0 + i, blocks.end - 1);
       const int64_t at = ((int64_t{slot} + block) * g.K + kv_head) * splits.row_capacity + row;
       t[i] = splits.products[at * C + column];
-      const float4* from = reinterpret_cast<const float4*>(splits.statistics + at * kStatistics);
-      statistics[i][0] = from[0];
-      statistics[i][1] = from[1];
+      added[i] = splits.totals[at];
     }
 #pragma unroll
     for (int i = 0; i < kAhead; i++) {
       if (block0 + i >= blocks.end) break;
-      const Join factors = join(&reference, statistics[i][0].x);
-      const float4 sums = statistics[i][1];
-      const float by_lane[4] = {sums.x, sums.y, sums.z, sums.w};
+      const Join factors = join(&totals.reference, added[i].x);
       o = fmaf(o, factors.kept, t[i] * factors.added);
-      rounded_sum = fmaf(rounded_sum, factors.kept, statistics[i][0].y * factors.added);
-#pragma unroll
-      for (int l = 0; l < 4; l++) sum[l] = fmaf(sum[l], factors.kept, by_lane[l] * factors.added);
+      totals.sum = fmaf(totals.sum, factors.kept, added[i].y * factors.added);
+      totals.rounded_sum = fmaf(totals.rounded_sum, factors.kept, added[i].z * factors.added);
     }
   }
   float lse;
-  // The lanes of a row in the order of quad_sum.
-  const float factor = finish_row(reference, rounded_sum, (sum[0] + sum[1]) + (sum[2] + sum[3]), &lse);
+  const float factor = finish_row(totals, &lse);
   const int64_t index = row_index(g, segment, kv_head, row);
   p.o[index * C + column] = narrow<bf16>(finished(o, factor));
   if (column == 0) p.lse[index] = lse;
@@ -307,23 +297,29 @@ __global__ void __launch_bounds__(C) join_blocks(Problem p, Splits splits) {
 
 // ---- the call -------------------------------------------------------------------------------------------------------
 
-constexpr size_t kSplitBytes = size_t{64} << 20;
+constexpr int64_t kSplitBytes = int64_t{64} << 20;
+/** Warps, each a block with a stage of keys under way, that keep the memory of a multiprocessor busy. */
+constexpr int kWarpsPerMultiprocessor = 4;
+
+/** Rows that a sequence of few rows has at most, as far as the host can tell: as many queries as sequences are taken
+ *  for a decode step of one each. Others are served as well, in turns. */
+int likely_rows(const Sequences& sequences, const Geometry& g) {
+  const int64_t rows = int64_t{sequences.queries <= sequences.count ? 1 : sequences.queries} * g.group;
+  return static_cast<int>(rows < kNarrowRows ? rows : kNarrowRows);
+}
 
 /** How sequences of few rows are spread over the device: over their blocks of keys, too, when there are few of them. */
 Splits plan_splits(const Args& a, const Problem& p, int row_tiles, int C) {
   const Geometry& g = p.geometry;
   const Sequences& sequences = p.sequences;
+  Splits splits{1, likely_rows(sequences, g), 0, nullptr, nullptr};
   const int64_t blocks = int64_t{sequences.count} * g.K * row_tiles;
   const int64_t most_blocks = sequences.pages != nullptr ? sequences.keys : ceil_div(sequences.keys, kBlockKeys);
-  Splits splits{1, 0, 0, nullptr, nullptr};
-  if (blocks == 0 || most_blocks < 2 || blocks >= 2 * multiprocessors(a)) return splits;
-  const int64_t rows = int64_t{sequences.queries} * g.group;
-  const int64_t wanted = ceil_div(4 * multiprocessors(a), blocks);
-  splits.count = static_cast<int>(wanted < most_blocks ? wanted : most_blocks);
-  splits.row_capacity = static_cast<int>(rows < row_tiles * kNarrowTile ? rows : row_tiles * kNarrowTile);
-  const int64_t slot_bytes = int64_t{4} * g.K * splits.row_capacity * (C + kStatistics);
-  const int64_t room = static_cast<int64_t>(kSplitBytes) / (slot_bytes > 0 ? slot_bytes : 1);
-  const int64_t slots = sequences.count * most_blocks;
+  if (blocks == 0 || splits.row_capacity == 0) return splits;
+  const int64_t wanted = int64_t{kWarpsPerMultiprocessor} * multiprocessors(a) / blocks;
+  splits.count = static_cast<int>(wanted < 1 ? 1 : wanted < most_blocks ? wanted : most_blocks);
+  const int64_t slot_bytes = int64_t{g.K} * splits.row_capacity * (C * 4 + int64_t{sizeof(float4)});
+  const int64_t room = kSplitBytes / slot_bytes, slots = sequences.count * most_blocks;
   splits.slots = static_cast<int>(slots < room ? slots : room);
   return splits;
 }
@@ -331,19 +327,19 @@ Splits plan_splits(const Args& a, const Problem& p, int row_tiles, int C) {
 template <int C>
 void attend_narrow_tiles(const Args& a, const Problem& p, bool all) {
   const Geometry& g = p.geometry;
-  const int64_t rows = int64_t{p.sequences.queries} * g.group;
-  const int row_tiles = rows > kNarrowTile ? 2 : 1;
+  const int64_t tiles = ceil_div(likely_rows(p.sequences, g), kNarrowTile);
+  const int row_tiles = static_cast<int>(tiles > 0 ? tiles : 1);
   const int most_rows = all ? 0x7fffffff : kNarrowRows;
   Splits splits = all ? plan_splits(a, p, row_tiles, C) : Splits{1, 0, 0, nullptr, nullptr};
   const dim3 grid(static_cast<unsigned>(p.sequences.count) + gap_blocks(p.sequences.queries),
                   static_cast<unsigned>(g.K), static_cast<unsigned>(row_tiles * splits.count));
   const Launch at = {grid, dim3(kWarp), Shared<C, 1, 1>::kBytes};
-  if (splits.count == 1) return launch(a, at, attend_narrow<C, false>, p, most_rows, row_tiles, splits);
+  if (splits.count <= 1) return launch(a, at, attend_narrow<C, false>, p, most_rows, row_tiles, splits);
   const size_t slot_rows = static_cast<size_t>(splits.slots) * static_cast<size_t>(g.K * splits.row_capacity);
   Scratch products(a.device, slot_rows * C * sizeof(float));
-  Scratch statistics(a.device, slot_rows * kStatistics * sizeof(float));
+  Scratch totals(a.device, slot_rows * sizeof(float4));
   splits.products = products.as<float>();
-  splits.statistics = statistics.as<float>();
+  splits.totals = totals.as<float4>();
   launch(a, at, attend_narrow<C, true>, p, most_rows, row_tiles, splits);
   const dim3 rows_grid(static_cast<unsigned>(p.sequences.count), static_cast<unsigned>(g.K),
                        static_cast<unsigned>(splits.row_capacity));
@@ -362,8 +358,7 @@ void attend_mma(const Args& a, const Sequences& sequences, const Geometry& g) {
                      a.in[2].as<bf16>(),
                      a.out[0].as<bf16>(),
                      a.out[1].as<float>(),
-                     magnitude > 1e-30f ? magnitude : 1e-30f,
-                     scale < 0};
+                     {magnitude > 1e-30f ? magnitude : 1e-30f, scale < 0}};
   // With hardly more queries than sequences this is a decode step, whichever sequence has them.
   const bool narrow_only =
       sequences.queries <= 2 * sequences.count || int64_t{sequences.queries} * g.group <= kNarrowRows;

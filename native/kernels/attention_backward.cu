@@ -1,12 +1,12 @@
 // attention_backward, as attention_backward.cc: p is recomputed from lse, and with delta = sum of do o per row
 //   dv = p^T do     ds = p (do v^T - delta)     dq = scale ds k     dk = scale ds^T q
 // Two kernels that are one: dk and dv of 128 keys over all rows that see them, the heads of the group included, then dq
-// of 128 rows over their keys. Seven products instead of five, in exchange for sums without atomics in a fixed order
-// and no workspace but delta. bf16 heads of 64 and 128 run on mma.m16n8k16: a warp keeps its 16 keys (rows) of k and v
-// (q and do) as fragments in registers beside their gradients, the other side comes through shared memory, 64 rows
-// (keys) at a time, the next ones under way; p and ds go from one product's registers to the next one's, rounded to
-// bf16. Other calls are attention_general.cu. Traffic: own side once, other side once per 128, from L2 for the most
-// part.
+// of 128 rows over their keys (64 for heads of 64). Seven products instead of five, in exchange for sums without
+// atomics in a fixed order and no workspace but delta. bf16 heads of 64 and 128 run on mma.m16n8k16: a warp keeps its
+// 16 keys (rows) of k and v (q and do) as fragments in registers beside their gradients, the other side comes through
+// shared memory, 64 rows (keys) at a time, the next ones under way; p and ds go from one product's registers to the
+// next one's, rounded to bf16. Other calls are attention_general.cu. Traffic: own side once, other side once per 128,
+// from L2 for the most part.
 #include "core/device.h"
 #include "kernels/attention_general.h"
 #include "kernels/attention_mma.h"
@@ -27,15 +27,22 @@ struct Problem {
   float scale, exponent;
 };
 
-constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-constexpr int kOwn = kWarps * 16, kOther = 64;  // keys or rows of a block, rows or keys of a step
+/** Warps of a block. Wide heads: as many as share a step's tiles best; narrow ones: so few that three blocks fit. */
+template <int C>
+constexpr int kWarps = C == 64 ? 4 : 8;
+template <int C>
+constexpr int kThreads = kWarps<C> * kWarp;
+template <int C>
+constexpr int kOwn = kWarps<C> * 16;  // keys or rows of a block
+constexpr int kOther = 64;            // rows or keys of a step
 
 /** Shared memory, in elements of bf16: two stages of the other side, which the own side passes through first, then what
  *  a row has beside its vectors. */
 template <int C>
 struct Shared {
   static constexpr int kTile = kOther * C, kStage = 2 * kTile;
-  static constexpr int kRowData = kOwn > 2 * kOther ? kOwn : 2 * kOther;  // own rows, or two stages of other rows
+  static constexpr int kRowData = 2 * kOther;  // own rows, or two stages of other rows
+  static_assert(kOwn<C> <= kRowData && kOwn<C> * C <= kStage);
   static constexpr size_t kBytes = sizeof(bf16) * 2 * kStage + (2 * sizeof(float) + sizeof(Range)) * kRowData;
   bf16* stages;
   float *lse, *delta;  // lse in base 2
@@ -59,7 +66,7 @@ struct Piece {
 template <int C>
 __device__ __forceinline__ void load_row_data(const Problem& p, const Piece& piece, const Shared<C>& shared, int row,
                                               int count, int at, int capacity) {
-  for (int i = threadIdx.x; i < capacity; i += kThreads) {
+  for (int i = threadIdx.x; i < capacity; i += kThreads<C>) {
     const bool exists = i < count;
     const int64_t index = exists ? row_index(p.geometry, piece.segment, piece.kv_head, row + i) : 0;
     shared.lse[at + i] = exists ? p.lse[index] * kLog2E : 0.0f;
@@ -94,10 +101,9 @@ __device__ __forceinline__ void add_product(float (&sum)[C / 8][4], const uint32
                                             int k) {
 #pragma unroll
   for (int n = 0; n < C / 8; n += 2) {
-    uint32_t right[4];
-    right_fragments_across<C>(right, tile, k, n * 8);
-    mma_bf16(sum[n], weights, {right[0], right[1]});
-    mma_bf16(sum[n + 1], weights, {right[2], right[3]});
+    const RightPair right = right_fragments_across<C>(tile, k, n * 8);
+    mma_bf16(sum[n], weights, right.first);
+    mma_bf16(sum[n + 1], weights, right.second);
   }
 }
 
@@ -107,10 +113,9 @@ __device__ __forceinline__ void score_product(float (&t)[2][4], const uint32_t (
                                               int row) {
 #pragma unroll
   for (int k = 0; k < C / 16; k++) {
-    uint32_t right[4];
-    right_fragments<C>(right, tile, row, k * 16);
-    mma_bf16(t[0], own[k], {right[0], right[1]});
-    mma_bf16(t[1], own[k], {right[2], right[3]});
+    const RightPair right = right_fragments<C>(tile, row, k * 16);
+    mma_bf16(t[0], own[k], right.first);
+    mma_bf16(t[1], own[k], right.second);
   }
 }
 
@@ -120,25 +125,21 @@ __device__ __forceinline__ void gradient_piece(const Problem& p, const Piece& pi
   const Geometry& g = p.geometry;
   const Segment& segment = piece.segment;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const auto row_at = [&](const bf16* tensor, int row) {
-    return tensor + row_index(g, segment, piece.kv_head, row) * C;
-  };
-  const auto key_at = [&](const bf16* tensor, int key) {
-    return tensor + ((int64_t{segment.k_begin} + key) * g.K + piece.kv_head) * C;
-  };
+  const auto row_offset = [&](int row) { return row_index(g, segment, piece.kv_head, row) * C; };
+  const auto key_offset = [&](int key) { return ((int64_t{segment.k_begin} + key) * g.K + piece.kv_head) * C; };
+  const int key_stride = g.K * C;
 
   // Own vectors, by way of the stages, to registers.
-  const auto fetch_own = [&](bf16* to, const bf16* rows, const bf16* keys) {
-    fetch_rows<C, kOwn, kThreads>(to, rows, [&](int i) -> const bf16* {
-      if (i >= piece.count) return nullptr;
-      return kKeys ? key_at(keys, piece.first + i) : row_at(rows, piece.first + i);
-    });
-  };
-  static_assert(kOwn * C == Shared<C>::kStage);
-  fetch_own(shared.stages, p.q, p.k);
-  fetch_own(shared.stages + Shared<C>::kStage, p.d_o, p.v);
+  if constexpr (kKeys) {
+    const int64_t from = key_offset(piece.first);
+    fetch_adjacent<C, kOwn<C>, kThreads<C>>(shared.stages, p.k + from, key_stride, piece.count);
+    fetch_adjacent<C, kOwn<C>, kThreads<C>>(shared.stages + Shared<C>::kStage, p.v + from, key_stride, piece.count);
+  } else {
+    fetch_rows<C, kOwn<C>, kThreads<C>>({{shared.stages, p.q}, {shared.stages + Shared<C>::kStage, p.d_o}},
+                                        [&](int i) { return i < piece.count ? row_offset(piece.first + i) : -1; });
+  }
   cp_async_commit();
-  if (!kKeys) load_row_data(p, piece, shared, piece.first, piece.count, 0, kOwn);
+  if (!kKeys) load_row_data(p, piece, shared, piece.first, piece.count, 0, kOwn<C>);
   cp_async_wait<0>();
   __syncthreads();
   uint32_t own_left[C / 16][4], own_right[C / 16][4];
@@ -152,16 +153,15 @@ __device__ __forceinline__ void gradient_piece(const Problem& p, const Piece& pi
   const auto start = [&](int other, int turn) {
     if (other < piece.others.end) {
       bf16* stage = shared.stages + turn * Shared<C>::kStage;
-      const auto fetch = [&](bf16* to, const bf16* rows, const bf16* keys) {
-        fetch_rows<C, kOther, kThreads>(to, rows, [&](int i) -> const bf16* {
-          if (other + i >= piece.others.end) return nullptr;
-          return kKeys ? row_at(rows, other + i) : key_at(keys, other + i);
-        });
-      };
-      fetch(stage, p.q, p.k);
-      fetch(stage + Shared<C>::kTile, p.d_o, p.v);
-      if (kKeys) {
-        load_row_data(p, piece, shared, other, min(kOther, piece.others.end - other), turn * kOther, kOther);
+      const int count = piece.others.end - other;
+      if constexpr (kKeys) {
+        fetch_rows<C, kOther, kThreads<C>>({{stage, p.q}, {stage + Shared<C>::kTile, p.d_o}},
+                                           [&](int i) { return i < count ? row_offset(other + i) : -1; });
+        load_row_data(p, piece, shared, other, min(kOther, count), turn * kOther, kOther);
+      } else {
+        const int64_t from = key_offset(other);
+        fetch_adjacent<C, kOther, kThreads<C>>(stage, p.k + from, key_stride, count);
+        fetch_adjacent<C, kOther, kThreads<C>>(stage + Shared<C>::kTile, p.v + from, key_stride, count);
       }
     }
     cp_async_commit();
@@ -233,13 +233,13 @@ __device__ __forceinline__ void gradient_piece(const Problem& p, const Piece& pi
 }
 
 template <int C, bool kKeys>
-__global__ void __launch_bounds__(kThreads) gradient(Problem p, UnitList::Given list) {
+__global__ void __launch_bounds__(kThreads<C>) gradient(Problem p, UnitList::Given list) {
   CARAVAN_SHARED(bf16, memory);
   const Geometry& g = p.geometry;
   Unit unit;
   if (!unit_of_block(list, g, &unit)) return;
   const Segment segment = p.sequences.at(unit.segment);
-  const int first = unit.tile * kOwn, count = min(kOwn, (kKeys ? segment.keys : segment.rows(g)) - first);
+  const int first = unit.tile * kOwn<C>, count = min(kOwn<C>, (kKeys ? segment.keys : segment.rows(g)) - first);
   Range others;
   if (kKeys) {
     others = segment.rows_of(g, first, count);
@@ -319,11 +319,11 @@ void backward_mma(const Args& a, const Sequences& sequences, const Geometry& g, 
       a.in[5].as<float>(), delta, a.out[0].as<bf16>(), a.out[1].as<bf16>(), a.out[2].as<bf16>(), scale,
       scale * kLog2E};
   {
-    const UnitList units(a, sequences, g, {true, kOwn, 0});
-    launch(a, {dim3(units.blocks(g)), dim3(kThreads), Shared<C>::kBytes}, gradient<C, true>, p, units.given());
+    const UnitList units(a, sequences, g, {true, kOwn<C>, 0});
+    launch(a, {dim3(units.blocks(g)), dim3(kThreads<C>), Shared<C>::kBytes}, gradient<C, true>, p, units.given());
   }
-  const UnitList units(a, sequences, g, {false, kOwn, 1});
-  launch(a, {dim3(units.blocks(g)), dim3(kThreads), Shared<C>::kBytes}, gradient<C, false>, p, units.given());
+  const UnitList units(a, sequences, g, {false, kOwn<C>, 1});
+  launch(a, {dim3(units.blocks(g)), dim3(kThreads<C>), Shared<C>::kBytes}, gradient<C, false>, p, units.given());
 }
 
 CARAVAN_KERNEL(attention_backward, cuda,

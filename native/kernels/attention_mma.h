@@ -57,41 +57,80 @@ __device__ __forceinline__ int chunk_at(int row, int chunk) {
   return row * C + (chunk ^ (row & 7)) * 8;
 }
 
-/** Starts the copies of kRows rows of C elements into a tile. row_at(row) is the address of a row, or null for one that
- *  is to be zeros. Called by kThreads threads. */
-template <int C, int kRows, int kThreads, typename RowAt>
-__device__ __forceinline__ void fetch_rows(bf16* tile, const bf16* anywhere, const RowAt& row_at) {
-  constexpr int kChunks = C / 8;
+/** Starts the copies of kRows rows of C elements, `stride` apart, into a tile; rows from `rows` on become zeros. Called
+ *  by kThreads threads. */
+template <int C, int kRows, int kThreads>
+__device__ __forceinline__ void fetch_adjacent(bf16* tile, const bf16* from, int stride, int rows) {
+  constexpr int kChunks = C / 8, kStep = kThreads / kChunks;
+  const int first = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
+  // A pointer that walks takes two registers; addresses that do not depend on it would be kept for every row.
+  const bf16* at = from + (first * stride + chunk * 8);
 #pragma unroll
-  for (int i = 0; i < kRows * kChunks / kThreads; i++) {
-    const int at = i * kThreads + static_cast<int>(threadIdx.x);
-    const int row = at / kChunks, chunk = at % kChunks;
-    const bf16* from = row_at(row);
-    cp_async16(tile + chunk_at<C>(row, chunk), from != nullptr ? from + chunk * 8 : anywhere, from != nullptr);
+  for (int i = 0; i < kRows / kStep; i++) {
+    cp_async16(tile + chunk_at<C>(first + i * kStep, chunk), at, first + i * kStep < rows);
+    at += kStep * stride;
   }
+}
+
+struct RowCopy {
+  bf16* tile;
+  const bf16* tensor;
+};
+
+/** The same for rows anywhere, of one or more tensors: offset_of(row) is where a row starts in each, negative for
+ * zeros.
+ */
+template <int C, int kRows, int kThreads, int kTensors, typename OffsetOf>
+__device__ __forceinline__ void fetch_rows(const RowCopy (&copies)[kTensors], const OffsetOf& offset_of) {
+  constexpr int kChunks = C / 8, kStep = kThreads / kChunks;
+  const int first = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
+#pragma unroll
+  for (int i = 0; i < kRows / kStep; i++) {
+    const int row = first + i * kStep;
+    const int64_t offset = offset_of(row);
+#pragma unroll
+    for (const RowCopy& copy : copies) {
+      cp_async16(copy.tile + chunk_at<C>(row, chunk), copy.tensor + (offset < 0 ? 0 : offset + chunk * 8), offset >= 0);
+    }
+  }
+}
+
+/** Where a lane finds its row of the 16 x 16 tile at `row` (a multiple of 8), column k (of 16). `lane_row` is its row
+ *  in that tile, `half` 0 for the columns k .. k + 8 and 1 for the others. What depends on the lane is one of four
+ *  values, the same for all tiles. */
+template <int C>
+__device__ __forceinline__ const bf16* row_of_lane(const bf16* tile, int row, int k, int lane_row, int half) {
+  return tile + (lane_row * C + ((k / 8 & 6) ^ half ^ (lane_row & 7)) * 8) + (row * C + (k / 8 & ~7) * 8);
 }
 
 /** Rows `row` .. row + 16 at columns k .. k + 16 of a tile, as the left operand of mma. */
 template <int C>
 __device__ __forceinline__ void left_fragment(uint32_t (&r)[4], const bf16* tile, int row, int k) {
   const int lane = threadIdx.x % kWarp;
-  ldmatrix_x4(r, tile + chunk_at<C>(row + lane % 16, k / 8 + lane / 16));
+  ldmatrix_x4(r, row_of_lane<C>(tile, row, k, lane % 16, lane / 16));
 }
 
-/** Rows `row` .. row + 16 at columns k .. k + 16, transposed, as two right operands: r[0], r[1] for the first eight
- *  rows. */
+/** Two right operands of mma side by side. */
+struct RightPair {
+  uint32_t first[2], second[2];
+};
+
+/** Rows `row` .. row + 16 at columns k .. k + 16, transposed: eight rows to an operand. */
 template <int C>
-__device__ __forceinline__ void right_fragments(uint32_t (&r)[4], const bf16* tile, int row, int k) {
+__device__ __forceinline__ RightPair right_fragments(const bf16* tile, int row, int k) {
   const int lane = threadIdx.x % kWarp;
-  ldmatrix_x4(r, tile + chunk_at<C>(row + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
+  uint32_t r[4];
+  ldmatrix_x4(r, row_of_lane<C>(tile, row, k, lane % 8 + lane / 16 * 8, lane / 8 % 2));
+  return {{r[0], r[1]}, {r[2], r[3]}};
 }
 
-/** Rows k .. k + 16 at columns `column` .. column + 16, as two right operands: r[0], r[1] for the first eight columns.
- */
+/** Rows `row` .. row + 16 at columns k .. k + 16: eight columns to an operand. */
 template <int C>
-__device__ __forceinline__ void right_fragments_across(uint32_t (&r)[4], const bf16* tile, int k, int column) {
+__device__ __forceinline__ RightPair right_fragments_across(const bf16* tile, int row, int k) {
   const int lane = threadIdx.x % kWarp;
-  ldmatrix_x4_transposed(r, tile + chunk_at<C>(k + lane % 16, column / 8 + lane / 16));
+  uint32_t r[4];
+  ldmatrix_x4_transposed(r, row_of_lane<C>(tile, row, k, lane % 16, lane / 16));
+  return {{r[0], r[1]}, {r[2], r[3]}};
 }
 
 /** Sums of a 16 x 16 tile (two fragments side by side), rounded: the left operand of the next product. */

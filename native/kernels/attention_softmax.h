@@ -5,18 +5,37 @@
 
 namespace caravan::cuda::attention_detail {
 
+// ---- references -----------------------------------------------------------------------------------------------------
+
+/** By how much what was summed so far and what a block brings are scaled when their references meet: powers of two. */
+struct Join {
+  float kept, added;
+};
+__device__ __forceinline__ Join join(float* reference, float block_reference) {
+  const float before = *reference, after = fmaxf(before, block_reference);
+  *reference = after;
+  return {before == after ? 1.0f : power_of_two(before - after),
+          block_reference == after || block_reference == kMinusInfinity ? 1.0f : power_of_two(block_reference - after)};
+}
+
 // ---- one block of keys ----------------------------------------------------------------------------------------------
 
 template <int kFragments>
 struct BlockWeights {
   uint32_t weights[kFragments][kBlockKeys / 16][4];  // relative to 2^reference, as left operands of 16 keys each
-  float reference[kFragments][2];
-  float sum[kFragments][2];  // over this thread's keys
+  float reference[kFragments][2];                    // -inf for a row that sees none of the keys
+  float sum[kFragments][2];
 };
 
+/** The compiler must not load here what is needed further on: a warp's outputs leave no registers for it. */
+__device__ __forceinline__ void end_phase() { __syncwarp(); }
+
+template <int kFragments>
+using Scores = float[kFragments][kBlockKeys / 8][4];
+
 template <int C, int kFragments>
-__device__ __forceinline__ void block_scores(float (&s)[kFragments][kBlockKeys / 8][4], const bf16* queries,
-                                             const bf16* keys, bool negate) {
+__device__ __forceinline__ void block_scores(Scores<kFragments>& s, const bf16* queries, const bf16* keys,
+                                             bool negate) {
 #pragma unroll
   for (int k = 0; k < C; k += 16) {
     uint32_t left[kFragments][4];
@@ -24,12 +43,11 @@ __device__ __forceinline__ void block_scores(float (&s)[kFragments][kBlockKeys /
     for (int i = 0; i < kFragments; i++) left_fragment<C>(left[i], queries, i * 16, k);
 #pragma unroll
     for (int j = 0; j < kBlockKeys / 16; j++) {
-      uint32_t right[4];
-      right_fragments<C>(right, keys, j * 16, k);
+      const RightPair right = right_fragments<C>(keys, j * 16, k);
 #pragma unroll
       for (int i = 0; i < kFragments; i++) {
-        mma_bf16(s[i][2 * j], left[i], {right[0], right[1]});
-        mma_bf16(s[i][2 * j + 1], left[i], {right[2], right[3]});
+        mma_bf16(s[i][2 * j], left[i], right.first);
+        mma_bf16(s[i][2 * j + 1], left[i], right.second);
       }
     }
   }
@@ -46,8 +64,7 @@ __device__ __forceinline__ void block_scores(float (&s)[kFragments][kBlockKeys /
 
 /** Takes away the keys that a row does not see. `key` is the first of the block. */
 template <int kFragments>
-__device__ __forceinline__ void mask_scores(float (&s)[kFragments][kBlockKeys / 8][4], const Range* keys_of_row,
-                                            int key) {
+__device__ __forceinline__ void mask_scores(Scores<kFragments>& s, const Range* keys_of_row, int key) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
   for (int i = 0; i < kFragments; i++) {
@@ -66,57 +83,78 @@ __device__ __forceinline__ void mask_scores(float (&s)[kFragments][kBlockKeys / 
   }
 }
 
-/** Scores to weights, relative to the block's own reference: -inf for a row that sees none of its keys. */
-template <int kFragments>
-__device__ __forceinline__ void weigh(float (&s)[kFragments][kBlockKeys / 8][4], float scale,
-                                      BlockWeights<kFragments>& block) {
+/** Scores of one row, this thread's keys of a block, to weights relative to 2^reference; returns their sum. */
+template <int kEights>
+__device__ __forceinline__ float weigh_row(float (&s)[kEights][4], int h, float scale, float* reference) {
+  float top = kMinusInfinity;
+#pragma unroll
+  for (int n = 0; n < kEights; n++) top = fmaxf(top, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+  top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+  top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+  *reference = ceilf(top * (scale * 0.125f)) * 8.0f;
+  const float shift = *reference == kMinusInfinity ? 0.0f : -*reference;
+  float sum = 0.0f;
+#pragma unroll
+  for (int n = 0; n < kEights; n++) {
+    s[n][2 * h] = exp2_fast(fmaf(s[n][2 * h], scale, shift));
+    s[n][2 * h + 1] = exp2_fast(fmaf(s[n][2 * h + 1], scale, shift));
+    sum += s[n][2 * h] + s[n][2 * h + 1];
+  }
+  return sum;
+}
+
+/** How scores become weights: scale is that of base-2 exponents, positive. */
+struct Exponent {
+  float scale;
+  bool negate;
+};
+
+/** Weights of a block of keys, the first of which is `key`, for a warp's rows. keys_of_row is looked at when `masked`:
+ *  some row does not see some of the keys. */
+template <int C, int kFragments>
+__device__ __forceinline__ void weigh_block(BlockWeights<kFragments>& block, const bf16* queries, const bf16* keys,
+                                            const Exponent& exponent, const Range* keys_of_row, int key, bool masked) {
+  Scores<kFragments> s = {};
+  block_scores<C>(s, queries, keys, exponent.negate);
+  if (masked) mask_scores(s, keys_of_row, key);
 #pragma unroll
   for (int i = 0; i < kFragments; i++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float top = kMinusInfinity;
-#pragma unroll
-      for (int n = 0; n < kBlockKeys / 8; n++) top = fmaxf(top, fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-      const float reference = ceilf(top * (scale * 0.125f)) * 8.0f;
-      const float shift = reference == kMinusInfinity ? 0.0f : -reference;
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kBlockKeys / 8; n++) {
-        s[i][n][2 * h] = exp2_fast(fmaf(s[i][n][2 * h], scale, shift));
-        s[i][n][2 * h + 1] = exp2_fast(fmaf(s[i][n][2 * h + 1], scale, shift));
-        sum += s[i][n][2 * h] + s[i][n][2 * h + 1];
-      }
-      block.reference[i][h] = reference;
-      block.sum[i][h] = sum;
+      float sum = weigh_row(s[i], h, exponent.scale, &block.reference[i][h]);
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      block.sum[i][h] = sum + __shfl_xor_sync(kAllLanes, sum, 2);
     }
 #pragma unroll
     for (int j = 0; j < kBlockKeys / 16; j++) as_left_fragment(block.weights[i][j], s[i][2 * j], s[i][2 * j + 1]);
   }
+  end_phase();
 }
 
-/** take(n, t): t[i] holds fragment i's product with the four times eight columns from 8 n on, summed from zero. */
+/** Columns of an output, in eights, that a product is taken of at a time. */
+constexpr int kSlice = 4;
+
+/** take(n, t): t[i] holds fragment i's product with the kSlice times eight columns from 8 n on, summed from zero. */
 template <int C, int kFragments, typename Take>
 __device__ __forceinline__ void block_product(const BlockWeights<kFragments>& block, const bf16* values,
                                               const Take& take) {
 #pragma unroll
-  for (int n = 0; n < C / 8; n += 4) {
-    float t[kFragments][4][4] = {};
+  for (int n = 0; n < C / 8; n += kSlice) {
+    float t[kFragments][kSlice][4] = {};
 #pragma unroll
     for (int j = 0; j < kBlockKeys / 16; j++) {
-      uint32_t right[2][4];
-      right_fragments_across<C>(right[0], values, j * 16, n * 8);
-      right_fragments_across<C>(right[1], values, j * 16, n * 8 + 16);
 #pragma unroll
-      for (int i = 0; i < kFragments; i++) {
+      for (int m = 0; m < kSlice; m += 2) {
+        const RightPair right = right_fragments_across<C>(values, j * 16, (n + m) * 8);
 #pragma unroll
-        for (int m = 0; m < 4; m++) {
-          mma_bf16(t[i][m], block.weights[i][j], {right[m / 2][m % 2 * 2], right[m / 2][m % 2 * 2 + 1]});
+        for (int i = 0; i < kFragments; i++) {
+          mma_bf16(t[i][m], block.weights[i][j], right.first);
+          mma_bf16(t[i][m + 1], block.weights[i][j], right.second);
         }
       }
     }
     take(n, t);
+    end_phase();
   }
 }
 
@@ -136,94 +174,81 @@ __device__ __forceinline__ void rounded_sums(const BlockWeights<kFragments>& blo
 
 // ---- joining blocks -------------------------------------------------------------------------------------------------
 
-/** By how much what was summed so far and what a block brings are scaled when their references meet: powers of two. */
-struct Join {
-  float kept, added;
+/** What is carried from block to block beside a row's output. */
+struct Totals {
+  float reference, sum, rounded_sum;
 };
-__device__ __forceinline__ Join join(float* reference, float block_reference) {
-  const float before = *reference, after = fmaxf(before, block_reference);
-  *reference = after;
-  return {before == after ? 1.0f : power_of_two(before - after),
-          block_reference == after || block_reference == kMinusInfinity ? 1.0f : power_of_two(block_reference - after)};
+
+/** Factor of the output and lse of a row; a row without keys is 0 and -inf. */
+__device__ __forceinline__ float finish_row(const Totals& totals, float* lse) {
+  const bool any = totals.reference != kMinusInfinity || totals.sum != 0.0f;
+  *lse = any ? fmaf(totals.reference, kLn2, logf(totals.sum)) : kMinusInfinity;
+  return any ? __fdividef(1.0f, totals.rounded_sum) : 0.0f;
 }
 
-/** Sum over the four lanes that share a row. */
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
-}
-
-/** 1 / weights and lse of a row; a row without keys is 0 and -inf. */
-__device__ __forceinline__ float finish_row(float reference, float rounded_sum, float sum, float* lse) {
-  const bool any = reference != kMinusInfinity || sum != 0.0f;
-  *lse = any ? fmaf(reference, kLn2, logf(sum)) : kMinusInfinity;
-  return any ? __fdividef(1.0f, rounded_sum) : 0.0f;
-}
-
-/** What a warp carries from block to block. */
-template <int C, int kFragments>
-struct Running {
-  float o[kFragments][C / 8][4] = {};
-  float reference[kFragments][2], sum[kFragments][2], rounded_sum[kFragments][2];
-
-  __device__ Running() {
+/** The weights of a block times powers of two, by row: its product times them, and cheaper. */
+template <int kFragments>
+__device__ __forceinline__ void scale_weights(BlockWeights<kFragments>& block, const float (&factor)[kFragments][2]) {
 #pragma unroll
-    for (int i = 0; i < kFragments; i++) {
+  for (int i = 0; i < kFragments; i++) {
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        reference[i][h] = kMinusInfinity;
-        sum[i][h] = rounded_sum[i][h] = 0.0f;
+    for (int h = 0; h < 2; h++) {
+      const uint32_t pair = pack_bf16(factor[i][h], factor[i][h]);
+#pragma unroll
+      for (int j = 0; j < kBlockKeys / 16; j++) {
+        block.weights[i][j][h] = scale_pair(block.weights[i][j][h], pair);
+        block.weights[i][j][h + 2] = scale_pair(block.weights[i][j][h + 2], pair);
       }
     }
   }
+}
 
-  __device__ __forceinline__ void add(BlockWeights<kFragments>& block, const bf16* values) {
-    float kept[kFragments][2], added[kFragments][2];
+/** Adds a block to the outputs of a warp's rows and to their totals, which are in shared memory: the outputs leave no
+ *  registers for them. */
+template <int C, int kFragments>
+__device__ __forceinline__ void add_block(float (&o)[kFragments][C / 8][4], Totals* totals,
+                                          BlockWeights<kFragments>& block, const bf16* values) {
+  const int lane = threadIdx.x % kWarp;
+  float kept[kFragments][2];
+  {
+    float added[kFragments][2], rounded[kFragments][2];
+    Totals after[kFragments][2];
     bool scaled = false;
 #pragma unroll
     for (int i = 0; i < kFragments; i++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const Join factors = join(&reference[i][h], block.reference[i][h]);
+        Totals& row = after[i][h];
+        row = totals[i * 16 + h * 8 + lane / 4];
+        const Join factors = join(&row.reference, block.reference[i][h]);
         kept[i][h] = factors.kept;
         added[i][h] = factors.added;
         scaled = scaled || factors.added != 1.0f;
-        sum[i][h] = fmaf(sum[i][h], factors.kept, block.sum[i][h] * factors.added);
+        row.sum = fmaf(row.sum, factors.kept, block.sum[i][h] * factors.added);
       }
     }
-    // Scaling the weights by a power of two is scaling their product, and cheaper.
-    if (__any_sync(kAllLanes, scaled)) {
-#pragma unroll
-      for (int i = 0; i < kFragments; i++) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const uint32_t factor = pack_bf16(added[i][h], added[i][h]);
-#pragma unroll
-          for (int j = 0; j < kBlockKeys / 16; j++) {
-            block.weights[i][j][h] = scale_pair(block.weights[i][j][h], factor);
-            block.weights[i][j][h + 2] = scale_pair(block.weights[i][j][h + 2], factor);
-          }
-        }
-      }
-    }
-    float sums[kFragments][2];
-    rounded_sums(block, sums);
+    if (__any_sync(kAllLanes, scaled)) scale_weights(block, added);
+    rounded_sums(block, rounded);
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < kFragments; i++) {
 #pragma unroll
-      for (int h = 0; h < 2; h++) rounded_sum[i][h] = fmaf(rounded_sum[i][h], kept[i][h], sums[i][h]);
-    }
-    block_product<C>(block, values, [&](int n, const float (&t)[kFragments][4][4]) {
-#pragma unroll
-      for (int i = 0; i < kFragments; i++) {
-#pragma unroll
-        for (int m = 0; m < 4; m++) {
-#pragma unroll
-          for (int e = 0; e < 4; e++) o[i][n + m][e] = fmaf(o[i][n + m][e], kept[i][e / 2], t[i][m][e]);
-        }
+      for (int h = 0; h < 2; h++) {
+        after[i][h].rounded_sum = fmaf(after[i][h].rounded_sum, kept[i][h], rounded[i][h]);
+        if (lane % 4 == 0) totals[i * 16 + h * 8 + lane / 4] = after[i][h];
       }
-    });
+    }
   }
-};
+  block_product<C>(block, values, [&](int n, const float (&t)[kFragments][kSlice][4]) {
+#pragma unroll
+    for (int i = 0; i < kFragments; i++) {
+#pragma unroll
+      for (int m = 0; m < kSlice; m++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) o[i][n + m][e] = fmaf(o[i][n + m][e], kept[i][e / 2], t[i][m][e]);
+      }
+    }
+  });
+}
 
 }  // namespace caravan::cuda::attention_detail

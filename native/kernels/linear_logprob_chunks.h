@@ -76,6 +76,11 @@ inline int64_t supervised_rows(const Args& a, const char* op, const View& target
 
 constexpr int kRowThreads = 256;
 
+/** Threads of a block that has `items` to share out: whole warps, no more than are of use. */
+inline unsigned row_threads(int64_t items) {
+  return static_cast<unsigned>(items >= kRowThreads ? kRowThreads : items < 1 ? kWarp : ceil_div(items, kWarp) * kWarp);
+}
+
 /** Row r of the chunk from row index[r], zeros from `live` on; its target, or -1. One block a row. */
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) gather_rows(const T* x, const int32_t* index, const int32_t* target,
@@ -84,11 +89,11 @@ __global__ void __launch_bounds__(kRowThreads) gather_rows(const T* x, const int
   const int64_t n = r < live ? index[r] : -1;
   if (threadIdx.x == 0) wanted[r] = n < 0 ? -1 : target[n];
   if (packs) {
-    for (int64_t i = threadIdx.x * Pack<T>::kCount; i < D; i += kRowThreads * Pack<T>::kCount) {
+    for (int64_t i = threadIdx.x * Pack<T>::kCount; i < D; i += blockDim.x * Pack<T>::kCount) {
       store_pack(y + r * D + i, n < 0 ? Pack<T>{} : load_pack(x + n * D + i));
     }
   } else {
-    for (int64_t i = threadIdx.x; i < D; i += kRowThreads) y[r * D + i] = n < 0 ? T{} : x[n * D + i];
+    for (int64_t i = threadIdx.x; i < D; i += blockDim.x) y[r * D + i] = n < 0 ? T{} : x[n * D + i];
   }
 }
 
@@ -98,7 +103,7 @@ __global__ void __launch_bounds__(kRowThreads)
     scatter_rows(const float* x, const int32_t* index, int64_t D, bool packs, T* y) {
   const int64_t r = blockIdx.x, n = index[r];
   if (packs) {
-    for (int64_t i = threadIdx.x * Pack<T>::kCount; i < D; i += kRowThreads * Pack<T>::kCount) {
+    for (int64_t i = threadIdx.x * Pack<T>::kCount; i < D; i += blockDim.x * Pack<T>::kCount) {
       Pack<T> pack;
 #pragma unroll
       for (int k = 0; k < Pack<T>::kCount; k += 4) {
@@ -109,7 +114,7 @@ __global__ void __launch_bounds__(kRowThreads)
       store_pack(y + n * D + i, pack);
     }
   } else {
-    for (int64_t i = threadIdx.x; i < D; i += kRowThreads) y[n * D + i] = narrow<T>(x[r * D + i]);
+    for (int64_t i = threadIdx.x; i < D; i += blockDim.x) y[n * D + i] = narrow<T>(x[r * D + i]);
   }
 }
 
@@ -122,18 +127,20 @@ struct RowGradient {
   float entropy_slope, offset;
 };
 
+constexpr int kLogitsEach = 8;  // of one thread at once
+
 /** A row's logits to their gradients, in its own memory: element j of T moves to the place of the array that starts at
  *  the row, always behind the reading position once the block has read as far. Rows from `live` on become zeros. */
 template <typename T, bool kEntropy>
 __global__ void __launch_bounds__(kRowThreads)
     differentiate(LogitsTile tile, int64_t live, const RowGradient* rows, const int32_t* target) {
-  constexpr int kEach = 8;
+  constexpr int kEach = kLogitsEach;
   const int64_t r = blockIdx.x;
   float* logits = tile.data + r * tile.stride;
   T* gradient = reinterpret_cast<T*>(logits);
   const RowGradient g = r < live ? rows[r] : RowGradient{};
   const int64_t wanted = r < live ? target[r] - tile.first_column : -1;
-  for (int64_t begin = 0; begin < tile.columns; begin += kRowThreads * kEach) {
+  for (int64_t begin = 0; begin < tile.columns; begin += blockDim.x * kEach) {
     const int64_t at = begin + threadIdx.x * kEach;
     const bool inside = at < tile.columns;
     float x[kEach] = {};
@@ -228,9 +235,9 @@ class HeadChunks {
       chunk_index_ = index_ + first;
       live_ = count_ - first < shape_.rows ? count_ - first : shape_.rows;
       holds_logits_ = false;
-      launch(a_, {blocks(shape_.rows), kRowThreads}, gather_rows<T>, hidden_, chunk_index_, target_, live_, D_,
-             packs_fit<T>(D_, hidden_, copy_memory_.template as<T>()), copy_memory_.template as<T>(),
-             wanted_memory_.template as<int32_t>());
+      launch(a_, {blocks(shape_.rows), row_threads(ceil_div(D_, Pack<T>::kCount))}, gather_rows<T>, hidden_,
+             chunk_index_, target_, live_, D_, packs_fit<T>(D_, hidden_, copy_memory_.template as<T>()),
+             copy_memory_.template as<T>(), wanted_memory_.template as<int32_t>());
       body(first);
     }
   }
@@ -269,14 +276,15 @@ class HeadChunks {
   void differentiate_rows(const View& dhidden, float* dhead, bool add_to_head) {
     for_tiles([&](const LogitsTile& tile) {
       if (!holds_logits_) make_logits(tile);
-      launch(a_, {blocks(tile.rows), kRowThreads}, differentiate<T, kEntropy>, tile, live_,
-             gradient_memory_.template as<RowGradient>(), wanted_memory_.template as<int32_t>());
+      launch(a_, {blocks(tile.rows), row_threads(ceil_div(tile.columns, kLogitsEach))}, differentiate<T, kEntropy>,
+             tile, live_, gradient_memory_.template as<RowGradient>(), wanted_memory_.template as<int32_t>());
       gradient_products(tile, dhead, add_to_head);
     });
     holds_logits_ = false;
     const float* sums = dhidden_memory_.template as<float>();
     T* to = dhidden.template as<T>();
-    launch(a_, {blocks(live_), kRowThreads}, scatter_rows<T>, sums, chunk_index_, D_, packs_fit<T>(D_, sums, to), to);
+    launch(a_, {blocks(live_), row_threads(ceil_div(D_, Pack<T>::kCount))}, scatter_rows<T>, sums, chunk_index_, D_,
+           packs_fit<T>(D_, sums, to), to);
   }
 
  private:

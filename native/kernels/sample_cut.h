@@ -53,7 +53,7 @@ __device__ __forceinline__ uint32_t ordered_bits(float x) {
 
 /** Weights up to 1 as integers: exact from 2^-18 up, and the sum of kMostTokens of them fits in 64 bits. */
 constexpr double kFixedUnit = 0x1p42;
-constexpr int64_t kMostTokens = int64_t{1} << 21;
+constexpr int64_t kMostTokens = int64_t{1} << 20;
 
 __device__ __forceinline__ uint64_t fixed_point(float weight) {
   return static_cast<uint64_t>(static_cast<double>(weight) * kFixedUnit);

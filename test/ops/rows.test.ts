@@ -1,7 +1,7 @@
 // A row has the same bits alone and in a batch: what makes the sampler's log-probabilities the trainer's.
 import { afterAll, describe, expect, it } from 'vitest'
 import { dtypeBytes } from '../../lib/base/dtype.js'
-import { attentionOp, openDevice } from '../../lib/ops/index.js'
+import { attentionOp, attentionPagedOp, openDevice, PAGE_KEYS } from '../../lib/ops/index.js'
 import { declaredOps, type Op, type Sample } from '../../lib/tensor/index.js'
 import {
   argumentsOn,
@@ -18,6 +18,8 @@ import { deviceUnderTest } from '../device_under_test.js'
 
 const device = openDevice(deviceUnderTest)
 afterAll(() => device.close())
+
+const nameOf = ({ op }: SampleCall) => op.definition.name
 
 type Cut = { begin: number; end: number }
 
@@ -93,8 +95,9 @@ describe.each(Object.entries(samples))('%s', (name, sample) => {
 })
 
 describe('attention', () => {
-  const [H, K, C] = [4, 2, 24]
-  const lengths = [90, 1, 59]
+  const [H, K] = [4, 2]
+  const lengths = [90, 1, 150]
+  const total = lengths.reduce((a, b) => a + b)
 
   /** Queries [q.begin, q.end) of a sequence at `start` against its keys up to the last of them, alone. */
   function sequenceCall(whole: SampleCall, start: number, q: Cut): SampleCall {
@@ -112,14 +115,37 @@ describe('attention', () => {
     return { ...whole, inputs }
   }
 
+  /** The same with keys and values in pages that lie in another order than the sequence. */
+  function pagedCall(alone: SampleCall): SampleCall {
+    const [q, k, v, segments] = alone.inputs as [HostArgument, HostArgument, HostArgument, HostArgument]
+    const pages = [...Array(Math.ceil(k.shape[0]! / PAGE_KEYS)).keys()].map((i) => (i % 2 === 0 ? i + 2 : i))
+    const [P, row] = [pages.length + 2, k.values.length / k.shape[0]!]
+    const laid = ({ values, ...argument }: HostArgument): HostArgument => {
+      const cache = new Float64Array(P * PAGE_KEYS * row).fill(NaN)
+      for (const [i, page] of pages.entries()) {
+        cache.set(values.subarray(i * PAGE_KEYS * row, (i + 1) * PAGE_KEYS * row), page * PAGE_KEYS * row)
+      }
+      return { ...argument, values: cache, shape: [P, PAGE_KEYS, ...argument.shape.slice(1)] }
+    }
+    const table = { ...segments, values: Float64Array.from([0, q.shape[0]!, 0, k.shape[0]!]) }
+    const list: HostArgument = { name: 'pages', shape: [pages.length], values: Float64Array.from(pages), dtype: 'i32' }
+    return { ...alone, op: attentionPagedOp as Op, inputs: [q, laid(k), laid(v), table, list] }
+  }
+
+  // With the larger scale the largest scores of the blocks of keys lie far apart.
   it.each([
-    ['f32', 0],
-    ['bf16', 0],
-    ['f32', 20],
-    ['bf16', 20],
-  ] as const)('training, chunked prefill and decode agree: %s, window %i', async (dtype, window) => {
-    const total = lengths.reduce((a, b) => a + b)
-    const sample: Sample = { N: total, M: total, H, K, C, S: 3, queries: lengths, keys: lengths, scale: 0.2, window }
+    ['f32', 24, 0.2, 0],
+    ['bf16', 24, 0.2, 0],
+    ['f32', 24, 0.2, 20],
+    ['bf16', 24, 0.2, 20],
+    ['bf16', 64, 0.125, 0],
+    ['bf16', 64, 1, 0],
+    ['bf16', 64, 1, 20],
+    ['bf16', 128, 1, 70],
+    ['bf16', 128, 1, 0],
+  ] as const)('training, prefill, pages and decode agree: %s, C %i, scale %f, window %i', async (...variant) => {
+    const [dtype, C, scale, window] = variant
+    const sample: Sample = { N: total, M: total, H, K, C, S: 3, queries: lengths, keys: lengths, scale, window }
     const call = roundedCall(sampleCall(attentionOp as Op, sample), dtype)
     const whole = await bitsBy(call, dtype)
     const characters = { o: 2 * H * C * dtypeBytes[dtypeIn({ dtype: undefined }, dtype)], lse: 2 * H * 4 }
@@ -132,12 +158,14 @@ describe('attention', () => {
         { begin: 0, end: 1 },
       ]
       for (const part of parts) {
-        const alone = await bitsBy(sequenceCall(call, start, part), dtype)
-        for (const name of ['o', 'lse'] as const) {
-          const [from, to] = [start + part.begin, start + part.end].map((row) => row * characters[name])
-          expect(alone[name] === whole[name]!.slice(from, to), `${name}, ${part.begin}..${part.end} of ${length}`).toBe(
-            true,
-          )
+        const adjacent = sequenceCall(call, start, part)
+        for (const one of [adjacent, pagedCall(adjacent)]) {
+          const alone = await bitsBy(one, dtype)
+          for (const name of ['o', 'lse'] as const) {
+            const [from, to] = [start + part.begin, start + part.end].map((row) => row * characters[name])
+            const text = `${name} of ${nameOf(one)}, ${part.begin}..${part.end} of ${length}`
+            expect(alone[name] === whole[name]!.slice(from, to), text).toBe(true)
+          }
         }
       }
       start += length
