@@ -1,7 +1,7 @@
 // What a model costs: parameters and products exactly, by formula; memory of a training step by what the tape keeps, op
 // by op. A plan printed before training starts, and the numerator of every "FLOP/s achieved", come from here.
 import type { DecoderShape } from '../nn/decoder_shape.js'
-import { LOGITS_CHUNK_BYTES } from '../ops/index.js'
+import { logitsChunkBytes } from '../ops/index.js'
 import type { AdapterCost } from './adapter_cost.js'
 
 /** Weights of the matrices that every token is multiplied with in one block. */
@@ -59,6 +59,8 @@ export interface TrainingCostOptions {
   checkpoint?: boolean
   /** Trained in place of the weights. */
   adapter?: AdapterCost
+  /** What computes; default cpu. */
+  device?: 'cpu' | 'cuda'
   /** How the optimizer keeps what is beside bf16 weights, and its moments: lib/optim/adamw.ts. */
   master?: 'full' | 'split'
   moments?: 'f32' | 'bf16'
@@ -102,11 +104,11 @@ const PACKING_BYTES = 4 * 2 ** 20
  *  MLP of the block that is being played back (with checkpointing, beside that block's whole tape). */
 export function workspaceBytes(shape: DecoderShape, options: TrainingCostOptions): number {
   const { D, F, V } = shape
-  const { tokens, dtype, checkpoint } = options
+  const { tokens, dtype, checkpoint, device = 'cpu' } = options
   const e = bytesOf(dtype)
   // Gradient of the hidden rows, and of one chunk of them the rows, their gradient in f32, and the logits.
-  const chunk = Math.min(LOGITS_CHUNK_BYTES, tokens * V * 4)
-  const loss = tokens * D * e + (chunk / (V * 4)) * D * (e + 4) + chunk + PACKING_BYTES
+  const chunk = Math.min(logitsChunkBytes[device], tokens * V * 4)
+  const loss = tokens * D * e + (chunk / (V * 4)) * D * (e + 4) + chunk + (device === 'cpu' ? PACKING_BYTES : 0)
   const replayed = checkpoint ? blockTapeBytesPerToken(shape, dtype) - D * e : 0
   const block = tokens * (replayed + (2 * F + 2 * D) * e)
   return Math.max(loss, block)

@@ -16,8 +16,8 @@ import { matmul } from './matmul.js'
 import { put, take } from './movement.js'
 import { max, sum } from './reduce.js'
 
-/** Bytes for a tile of logits: large enough for a full-speed product, small beside any model. */
-export const LOGITS_CHUNK_BYTES = 32 * 2 ** 20
+/** Bytes for a tile of logits: large enough for a full-speed product, small beside any model of the device. */
+export const logitsChunkBytes = { cpu: 32 * 2 ** 20, cuda: 2 ** 30 } as const
 
 /** Every third row is without a target; not so in the benchmark, whose operations count every row. */
 function someTargets(sample: Sample, draw: SampleDraw): { target: Int32Array } {
@@ -79,8 +79,8 @@ const samples: readonly Sample[] = [
   { N: 0, V: 5, D: 3, with_entropy: 0, chunk_bytes: 1024 },
   { N: 6, V: 4101, D: 3, with_entropy: 1, chunk_bytes: 1 << 15 },
   { N: 1030, V: 3, D: 2, with_entropy: 0, chunk_bytes: 1 << 20 },
-  { N: 2048, V: 32000, D: 288, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
-  ...gpuSamples.heads.map((sample) => ({ ...sample, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES })),
+  { N: 2048, V: 32000, D: 288, with_entropy: 0, chunk_bytes: logitsChunkBytes.cpu, bench: true },
+  ...gpuSamples.heads.map((sample) => ({ ...sample, with_entropy: 0, chunk_bytes: logitsChunkBytes.cuda })),
 ]
 
 /** logp = log softmax(hidden head^T)[target], 0 without target; lse = log-sum-exp of the logits; entropy in nats. */
@@ -174,10 +174,10 @@ export const crossEntropyOp = defineOp({
     { N: 1, V: 1, D: 1, z_loss: 0, chunk_bytes: 1024 },
     { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
     { N: 6, V: 4101, D: 3, z_loss: 1e-3, chunk_bytes: 1 << 15 },
-    { N: 4096, V: 512, D: 128, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
-    { N: 2048, V: 32000, D: 288, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
-    { N: 512, V: 151936, D: 896, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES, bench: true },
-    ...gpuSamples.heads.map((sample) => ({ ...sample, z_loss: 0, chunk_bytes: LOGITS_CHUNK_BYTES })),
+    { N: 4096, V: 512, D: 128, z_loss: 0, chunk_bytes: logitsChunkBytes.cpu, bench: true },
+    { N: 2048, V: 32000, D: 288, z_loss: 0, chunk_bytes: logitsChunkBytes.cpu, bench: true },
+    { N: 512, V: 151936, D: 896, z_loss: 0, chunk_bytes: logitsChunkBytes.cpu, bench: true },
+    ...gpuSamples.heads.map((sample) => ({ ...sample, z_loss: 0, chunk_bytes: logitsChunkBytes.cuda })),
   ],
 })
 
@@ -205,7 +205,7 @@ export const crossEntropyFrozenOp = defineOp({
 
 /** Per-row log-probability of `target` [N] (-100: none) under softmax(hidden [N,D] head [V,D]^T). Differentiable. */
 export function linearLogprob(hidden: Tensor, head: Tensor, target: Tensor): { logp: Tensor; lse: Tensor } {
-  return linearLogprobOp({ hidden, head, target, with_entropy: 0, chunk_bytes: LOGITS_CHUNK_BYTES })
+  return linearLogprobOp({ hidden, head, target, with_entropy: 0, chunk_bytes: logitsChunkBytes[hidden.device.kind] })
 }
 
 /** Sum over rows with a target of -logp + zLoss * lse^2, as a tensor [1], and -logp per row [N]. Its gradient is made
@@ -216,7 +216,7 @@ export function crossEntropy(
   head: Tensor,
   { target, zLoss = 0 }: { target: Tensor; zLoss?: number },
 ): { loss: Tensor; nll: Tensor } {
-  const call = { hidden, head, target, z_loss: zLoss, chunk_bytes: LOGITS_CHUNK_BYTES }
+  const call = { hidden, head, target, z_loss: zLoss, chunk_bytes: logitsChunkBytes[hidden.device.kind] }
   const tape = recordingTape()
   if (!tape || !(hidden.tracked || head.tracked)) {
     const { logp, lse } = linearLogprob(hidden, head, target)

@@ -82,7 +82,9 @@ export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunP
         ? pocketShape(values, values.vocabularySize)
         : await chatShape(name, values, { recipe, before: shape })
     const work = await workOf(values, recipe)
-    stages.push(stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond, memoryBytes }))
+    stages.push(
+      stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond, memoryBytes, device: device.kind }),
+    )
   }
   const { name, scale } = recipe
   return { recipe: name, scale, dtype, threads: device.threads, stages }
@@ -109,11 +111,22 @@ interface StageFacts {
   work: Work
   dtype: 'f32' | 'bf16'
   flopsPerSecond: number
+  device: 'cpu' | 'cuda'
   /** Most bytes that the device gives to tensors. */
   memoryBytes: number
 }
 
-function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond, memoryBytes }: StageFacts): StagePlan {
+function stagePlan({
+  name,
+  values,
+  origins,
+  shape,
+  work,
+  dtype,
+  flopsPerSecond,
+  memoryBytes,
+  device,
+}: StageFacts): StagePlan {
   const { steps, tokens, notes, forwardOnly } = work
   const { longest, micro } = rowSizes(values)
   const adapter = loraCost(shape, values)
@@ -123,6 +136,7 @@ function stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond, 
     checkpoint: values.activationCheckpointing,
     master: values.master as MasterForm,
     moments: values.moments as MomentType,
+    device,
   }
   const { total: own, ...parts } = trainingMemory(shape, { ...sizes, adapter })
   const beside = 'algorithm' in values ? modelsBeside(shape, values, sizes) : {}

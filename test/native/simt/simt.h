@@ -22,9 +22,8 @@ struct Place {
 };
 Place& current();
 
-/** Order in which the threads of a block are resumed. Results that differ between the two have a race. */
+/** Order in which the threads of a block are resumed (CARAVAN_SIMT_ORDER). Results that depend on it have a race. */
 enum class Order { kForward, kReverse };
-void set_order(Order order);
 
 /** Runs `body` as every thread of a grid. Throws std::runtime_error for a divergent or missing barrier. */
 void run(const Index& grid, const Index& block, size_t shared_bytes, const std::function<void()>& body);
