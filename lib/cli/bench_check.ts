@@ -173,7 +173,12 @@ async function checkCall(plain: SampleCall, { under, cpu, dtype, result, fault }
     const stored = roundsInside ? dtype : resultDtype(call, name, dtype)
     if (!truth.has(name)) continue
     const sides = { got, truth: truth.get(name)!, naive: naive.get(name)! }
-    const { mine, allowed } = closeness({ ...sides, dtype: stored, terms, freeRoundings: freeRoundings?.[stored] })
+    const { mine, allowed } = closeness({
+      ...sides,
+      dtype: stored,
+      terms: terms?.[name],
+      freeRoundings: freeRoundings?.[stored],
+    })
     const share = Math.max(shareOf(mine.most, allowed.most), shareOf(mine.rms, allowed.rms))
     if (share > (result.worst ?? -1))
       Object.assign(result, { worst: share, worstAt: `${name}, ${sampleText(call.sample)}` })

@@ -19,6 +19,7 @@ import {
   uniformArguments,
 } from '../tensor/sample_call.js'
 import { adamwLoop, joinedHalves, withMaster } from './adamw_loop.js'
+import { largestMagnitude } from './tolerance.js'
 
 /** Results by name: the outputs, and the inputs that are updated in place. */
 export type Results = Map<string, Float64Array>
@@ -31,8 +32,8 @@ export interface Truth {
   roundsInside: boolean
   /** In place of the usual number, where an op needs another, by the dtype of the result. */
   freeRoundings?: { [dtype in DType]?: number }
-  /** Size of the terms that the results are differences of, where that is more than the results show. */
-  terms?: number
+  /** Size of the terms that a result is the difference of, by its name, where that is more than the result shows. */
+  terms?: { [result: string]: number }
 }
 
 /** Ops of which the CPU kernel in the same dtype is the truth, and the roundings that are free for them. */
@@ -47,7 +48,7 @@ const sameAsCpu: { [op: string]: { why: string; freeRoundings: number } } = {
   sample: { why: 'drawn from logits that stay in f32', freeRoundings: 8 },
 }
 
-/** Ops whose sums run in longer chains than those of the composition, by the dtype of the result. */
+/** Ops that round more often than the composition shows, by the dtype of the result. */
 const freeRoundings: { [op: string]: { [dtype in DType]?: number } } = {
   // Along a tree that differs between devices: so many roundings, if all went the same way.
   squared_sum_add: { f64: 100 },
@@ -55,6 +56,10 @@ const freeRoundings: { [op: string]: { [dtype in DType]?: number } } = {
   // roundings add up like steps of a random walk. In bf16 the weights and the slopes of the scores are operands of
   // products.
   attention_backward: { f32: 32, bf16: 2 },
+  // The exponential of a difference of ten turns a rounding of it into ten; few rows may show none in the composition.
+  linear_logprob_backward: { f32: 16 },
+  linear_logprob_backward_add: { f32: 16 },
+  linear_logprob_backward_frozen: { f32: 16 },
   // Moments are rounded at random, up or down.
   adamw_bf16_moments: { bf16: 2 },
   adamw_split_bf16_moments: { bf16: 2 },
@@ -94,7 +99,10 @@ export async function truthOf(
     const truth = await resultsOn(cpu, call, dtype)
     const { freeRoundings: n } = same
     const all = { f32: n, bf16: n, f64: n }
-    return { truth, naive: truth, roundsInside: false, freeRoundings: all, terms: logitBound(call) }
+    const bound = logitBound(call)
+    // A probability changes with a logit by a quarter at most, and there are two sides of a softmax.
+    const terms = { logp: bound, drawn_logp: bound, probs: bound / 2 }
+    return { truth, naive: truth, roundsInside: false, freeRoundings: all, terms }
   }
   if (name.startsWith('adamw')) {
     return { ...adamwTruth(call, dtype), roundsInside: false, freeRoundings: freeRoundings[name] }
@@ -102,7 +110,9 @@ export async function truthOf(
   const inside = roundsInside(name, under)
   const truth = await definitionOn(cpu, call, 'f64')
   const naive = await definitionOn(cpu, call, inside ? dtype : 'f32')
-  return { truth, naive, roundsInside: inside, freeRoundings: freeRoundings[name] }
+  // A mean of what lies about 0 is small beside what was added up.
+  const terms = name === 'layer_norm' ? { mean: largestMagnitude(call.inputs[0]!.values) } : undefined
+  return { truth, naive, roundsInside: inside, freeRoundings: freeRoundings[name], terms }
 }
 
 /** Runs the op once on `device` in `dtype`. */

@@ -50,12 +50,14 @@ interface BackwardCall {
   lse: Tensor
 }
 
-/** Gradients from dlogits = dlogp (onehot - p) - dentropy p (log p + entropy), 0 for rows without a target. */
+/** Gradients from dlogits = dlogp (onehot - p) - dentropy p (log p + entropy), 0 for rows without a target. The entropy
+ *  needs a second look at the logits, which gives a log-sum-exp that is not rounded. */
 function backwardReference({ dlogp, dentropy, hidden, head, target, lse }: BackwardCall) {
   const [N, D] = hidden.shape as [number, number]
   const V = head.shape[0]!
   const column = (t: Tensor) => reshape(t, [N, 1])
-  const logProbs = sub(logitsAndLse(hidden, head).logits, column(lse))
+  const { logits, lse: own } = logitsAndLse(hidden, head)
+  const logProbs = sub(logits, dentropy ? own : column(lse))
   const p = exp(logProbs)
   const live = hasTarget(target, hidden)
   let slopes = mul(p, column(dlogp))
