@@ -83,4 +83,16 @@ describe('the module for GPUs on the emulated device', () => {
     },
     1_800_000,
   )
+
+  it('is checked and timed by scripts/gpu_check from the first part to the last', async () => {
+    const out = mkdtempSync(join(tmpdir(), 'caravan-gpu-check-'))
+    const { status, output } = await run('bash', ['scripts/gpu_check', 'quick', out, '--emulated'], emulated())
+    expect(status, output).toBe(0)
+    const summary = readFileSync(join(out, 'summary.txt'), 'utf8')
+    expect(summary).toContain('device cuda: SIMT emulation on the host')
+    expect(summary).toMatch(/machine ok \d+ s; doctor ok \d+ s; check-own ok \d+ s; kernels-bf16 ok/)
+    expect(summary).toMatch(/check-own: 2 checks, 0 failed/)
+    expect(summary).toMatch(/swiglu +N=3 F=64 .* us .* GB\/s/)
+    rmSync(out, { recursive: true })
+  }, 300_000)
 })
