@@ -3,7 +3,8 @@
 //   npm run build -- --native      the addon only; --ts the TypeScript only
 //   npm run build -- --native-tests   the native tests, without Node (npm run test:native)
 //   npm run build -- --sanitize    the native tests under ASan + UBSan, then TSan, and runs them
-//   npm run build -- --simt        the module for GPUs compiled for the host, under ASan + UBSan (build/simt)
+//   npm run build -- --simt        the module for GPUs compiled for the host (build/simt); --sanitize with it: under
+//                                  ASan + UBSan (build/simt-address)
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
@@ -47,11 +48,12 @@ function generator() {
   return spawnSync('ninja', ['--version']).status === 0 ? ['-G', 'Ninja'] : []
 }
 
-function emulatedModule() {
-  const options = ['-DCARAVAN_ADDON=OFF', '-DCARAVAN_SIMT=address']
-  run('cmake', ['-S', '.', '-B', 'build/simt', ...generator(), ...options])
+function emulatedModule(sanitized) {
+  const tree = sanitized ? 'build/simt-address' : 'build/simt'
+  const options = ['-DCARAVAN_ADDON=OFF', `-DCARAVAN_SIMT=${sanitized ? 'address' : 'plain'}`]
+  run('cmake', ['-S', '.', '-B', tree, ...generator(), ...options])
   const jobs = String(availableParallelism())
-  run('cmake', ['--build', 'build/simt', '--target', 'caravan_simt', '--parallel', jobs])
+  run('cmake', ['--build', tree, '--target', 'caravan_simt', '--parallel', jobs])
 }
 
 function nativeTests(sanitizer) {
@@ -62,10 +64,10 @@ function nativeTests(sanitizer) {
   run('ctest', ['--test-dir', tree, '--output-on-failure'])
 }
 
-if (flags.has('--sanitize')) {
+if (flags.has('--simt')) {
+  emulatedModule(flags.has('--sanitize'))
+} else if (flags.has('--sanitize')) {
   for (const sanitizer of ['address', 'thread']) nativeTests(sanitizer)
-} else if (flags.has('--simt')) {
-  emulatedModule()
 } else if (flags.has('--native-tests')) {
   nativeTests('')
 } else {
