@@ -32,7 +32,9 @@ function bin(name) {
 
 function buildNative() {
   const jobs = String(availableParallelism())
-  run(bin('cmake-js'), ['compile', '--out', 'build/cmake', '--parallel', jobs, '--log-level', 'warn'])
+  // CARAVAN_CUDA=OFF leaves the module for GPUs out, ON insists on it.
+  const cuda = process.env.CARAVAN_CUDA ? [`--CDCARAVAN_CUDA=${process.env.CARAVAN_CUDA}`] : []
+  run(bin('cmake-js'), ['compile', '--out', 'build/cmake', '--parallel', jobs, '--log-level', 'warn', ...cuda])
   mkdirSync(join(root, 'build/Release'), { recursive: true })
   for (const file of ['caravan.node', 'caravan_cuda.so']) {
     const built = join(root, 'build/cmake/Release', file)
@@ -53,7 +55,7 @@ function emulatedModule(sanitized) {
   const options = ['-DCARAVAN_ADDON=OFF', `-DCARAVAN_SIMT=${sanitized ? 'address' : 'plain'}`]
   run('cmake', ['-S', '.', '-B', tree, ...generator(), ...options])
   const jobs = String(availableParallelism())
-  run('cmake', ['--build', tree, '--target', 'caravan_simt', '--parallel', jobs])
+  run('cmake', ['--build', tree, '--target', 'caravan_simt', 'harness_test', '--parallel', jobs])
 }
 
 function nativeTests(sanitizer) {

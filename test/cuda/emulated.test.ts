@@ -4,7 +4,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 
 const root = join(import.meta.dirname, '../..')
@@ -76,6 +76,12 @@ describe('the module for GPUs on the emulated device', () => {
     expect(status, output).toBe(0)
     expect(existsSync(module)).toBe(true)
   }, 900_000)
+
+  it('is run by a harness that sees what a GPU would not survive', async () => {
+    const { status, output } = await run(join(dirname(dirname(module)), 'harness_test'), [])
+    expect(status, output).toBe(0)
+    expect(Number(/(\d+) checks/.exec(output)?.[1])).toBeGreaterThan(100)
+  })
 
   it.each(passes)(
     'passes the tests of the CPU, threads in %s order',

@@ -275,7 +275,7 @@ float bf16_value(uint32_t pair, int half) {
 
 /** CARAVAN_SIMT_ORDER: forward, reverse, or mixed, which is one of the two for each launch. */
 Order order_of_launch() {
-  static const char* wanted = std::getenv("CARAVAN_SIMT_ORDER");
+  const char* wanted = std::getenv("CARAVAN_SIMT_ORDER");
   static unsigned launches = 0;
   if (wanted == nullptr || std::strcmp(wanted, "forward") == 0) return Order::kForward;
   if (std::strcmp(wanted, "reverse") == 0) return Order::kReverse;
