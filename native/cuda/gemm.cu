@@ -153,7 +153,7 @@ __device__ __forceinline__ void right_fragments(uint32_t (&r)[4], const bf16* ti
 }
 
 template <bool kADepthMajor, bool kBDepthMajor, typename Out>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     mma_gemm(MmaOperand a, MmaOperand b, int64_t K, const bf16* bias, Epilogue<Out> e) {
   CARAVAN_SHARED(bf16, shared);
   const int64_t batch = blockIdx.z;
@@ -182,15 +182,22 @@ __global__ void __launch_bounds__(kThreads)
     const bf16* right = left + kOperandElements;
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
-      uint32_t fa[4][4], fb[2][4];
+      uint32_t fa[4][4], fb[4][2];
 #pragma unroll
       for (int i = 0; i < 4; i++) left_fragment<kADepthMajor>(fa[i], left, warp_row + i * 16, k);
 #pragma unroll
-      for (int j = 0; j < 2; j++) right_fragments<kBDepthMajor>(fb[j], right, warp_column + j * 16, k);
+      for (int j = 0; j < 4; j += 2) {
+        uint32_t both[4];
+        right_fragments<kBDepthMajor>(both, right, warp_column + j * 8, k);
+        fb[j][0] = both[0];
+        fb[j][1] = both[1];
+        fb[j + 1][0] = both[2];
+        fb[j + 1][1] = both[3];
+      }
 #pragma unroll
       for (int i = 0; i < 4; i++) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) mma_bf16(sum[i][j], fa[i], {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]});
+        for (int j = 0; j < 4; j++) mma_bf16(sum[i][j], fa[i], fb[j]);
       }
     }
   }
