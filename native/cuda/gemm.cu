@@ -141,15 +141,21 @@ __device__ __forceinline__ void left_fragment(uint32_t (&r)[4], const bf16* tile
   }
 }
 
-/** Fragments of 16 columns at k .. k + 16, as two right operands: r[0], r[1] for the first eight columns. */
+/** Fragments of 16 columns at k .. k + 16: the right operands of columns 0 to 7 and of 8 to 15. */
 template <bool kDepthMajor>
-__device__ __forceinline__ void right_fragments(uint32_t (&r)[4], const bf16* tile, int column, int k) {
+__device__ __forceinline__ void right_fragments(uint32_t (&first)[2], uint32_t (&second)[2], const bf16* tile,
+                                                int column, int k) {
   const int lane = threadIdx.x % 32;
+  uint32_t r[4];
   if constexpr (kDepthMajor) {
     ldmatrix_x4_transposed(r, tile + (k + lane % 16) * kDepthMajorLeading + column + lane / 16 * 8);
   } else {
     ldmatrix_x4(r, tile + (column + lane % 8 + lane / 16 * 8) * kRowMajorLeading + k + lane / 8 % 2 * 8);
   }
+  first[0] = r[0];
+  first[1] = r[1];
+  second[0] = r[2];
+  second[1] = r[3];
 }
 
 template <bool kADepthMajor, bool kBDepthMajor, typename Out>
@@ -187,12 +193,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int i = 0; i < 4; i++) left_fragment<kADepthMajor>(fa[i], left, warp_row + i * 16, k);
 #pragma unroll
       for (int j = 0; j < 4; j += 2) {
-        uint32_t both[4];
-        right_fragments<kBDepthMajor>(both, right, warp_column + j * 8, k);
-        fb[j][0] = both[0];
-        fb[j][1] = both[1];
-        fb[j + 1][0] = both[2];
-        fb[j + 1][1] = both[3];
+        right_fragments<kBDepthMajor>(fb[j], fb[j + 1], right, warp_column + j * 8, k);
       }
 #pragma unroll
       for (int i = 0; i < 4; i++) {

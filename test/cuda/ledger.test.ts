@@ -1,5 +1,5 @@
-// The ledger of the CUDA kernels, compiled anew and compared with docs/cuda_ledger.md: minutes, so part of the full tests;
-// the others check that the table speaks of every kernel file and of no spill.
+// The ledger of the CUDA kernels: its table speaks of every kernel file. The full tests compile all kernels again and
+// compare, which takes minutes.
 import { spawn } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
