@@ -376,10 +376,13 @@ function openCpu(addon: Addon, options: DeviceOptions, onFinished: OnFinished): 
 function openCuda(addon: Addon, options: DeviceOptions, onFinished: OnFinished): Opened {
   const { path, facts } = usableCudaBackend()
   const ops = opsOf(facts.kernels)
-  const ordinal = options.ordinal ?? Number(process.env.CARAVAN_CUDA_DEVICE ?? 0)
+  const wanted = options.ordinal ?? (process.env.CARAVAN_CUDA_DEVICE || 0)
+  const ordinal = Number(wanted)
   const budget = options.memoryBudgetBytes === undefined ? 0 : budgetOf(options.memoryBudgetBytes)
   if (!Number.isInteger(ordinal) || ordinal < 0 || ordinal > 1024) {
-    throw new CaravanError('ERR_CONFIG', `the number of a CUDA device must be an integer from 0 on, got ${ordinal}`)
+    throw new CaravanError('ERR_CONFIG', `the number of a CUDA device must be an integer from 0 on, got ${wanted}`, {
+      hint: 'it is the option `ordinal`, or CARAVAN_CUDA_DEVICE',
+    })
   }
   const index = native(() => addon.openBackend(path, ordinal, budget, ops, onFinished))
   const [name, , capability] = facts.devices[ordinal]!

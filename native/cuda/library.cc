@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <glob.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <vector>
 
@@ -36,8 +37,8 @@ std::vector<std::string> places(const std::string& name) {
   for (const std::string& home : {variable("CUDA_HOME"), variable("CUDA_PATH"), std::string("/usr/local/cuda")}) {
     if (!home.empty()) paths.push_back(home + "/lib64/" + name);
   }
-  for (const std::string& root : {variable("VIRTUAL_ENV"), variable("HOME") + "/.local", std::string("/usr/local"),
-                                  std::string("/usr"), std::string("/opt/conda")}) {
+  for (const std::string& root : {variable("VIRTUAL_ENV"), variable("CONDA_PREFIX"), variable("HOME") + "/.local",
+                                  std::string("/usr/local"), std::string("/usr")}) {
     if (root.empty()) continue;
     for (const char* packages :
          {"/lib/python3*/site-packages", "/lib/python3*/dist-packages", "/lib/python3/dist-packages"}) {

@@ -11,8 +11,8 @@ struct Library {
   std::string reason;
 };
 
-/** cuBLASLt 12 or 13, searched once: CARAVAN_CUDA_LIBS, the system's search path, CUDA_HOME, the site-packages of
- *  VIRTUAL_ENV and of `python3`. */
+/** cuBLASLt 13 or 12, searched once: CARAVAN_CUDA_LIBS, the system's search path, CUDA_HOME, then the packages of
+ * Python: of VIRTUAL_ENV, of CONDA_PREFIX, the user's, the system's. */
 const Library& cublas_lt_library();
 
 }  // namespace caravan::cuda

@@ -50,6 +50,18 @@ static inline int axis_of(const View& x, double attribute) {
   return axis < 0 ? axis + x.rank : axis;
 }
 
+/** A tensor seen as [outer, R, inner] about one of its axes. */
+struct Extent {
+  int64_t outer = 1, R = 1, inner = 1;
+};
+
+static inline Extent extent_of(const View& x, double axis_attribute) {
+  const int axis = axis_of(x, axis_attribute);
+  Extent extent;
+  for (int i = 0; i < x.rank; i++) (i < axis ? extent.outer : i == axis ? extent.R : extent.inner) *= x.shape[i];
+  return extent;
+}
+
 /** Strides of a contiguous tensor, not set to 0 for sizes of 1. */
 static inline void dense_strides(const View& x, int64_t (&stride)[kMaxRank]) {
   int64_t next = 1;

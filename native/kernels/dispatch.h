@@ -68,4 +68,19 @@ static inline void with_float_type(const char* op, DType dtype, const Body& body
   }
 }
 
+/** Calls body(E{}) with an unsigned integer of the element's size. */
+template <typename Body>
+static inline void with_element(DType dtype, const Body& body) {
+  switch (size_of(dtype)) {
+    case 1:
+      return body(uint8_t{});
+    case 2:
+      return body(uint16_t{});
+    case 4:
+      return body(uint32_t{});
+    default:
+      return body(uint64_t{});
+  }
+}
+
 }  // namespace caravan::CARAVAN_ISA

@@ -1,9 +1,9 @@
 // The fused losses on the device in chunks of rows: gather the rows with a target, logits, log-sum-exp, gradient of the
 // logits in place, the two gradient products. The products need their sizes on the host, so the number of rows with a
-// target is read back once a call: the queue waits for the device (about 25 us in which nothing new is enqueued) and
-// the products, 6 N D V flops, are those of the supervised rows alone. The other way, chunks over all N rows with zeros
-// behind the last, stays asynchronous but multiplies prompts as well: with half of the tokens supervised that is twice
-// the time of the largest products of the step. Such a call cannot be captured in a graph.
+// target is read back once a call: the queue waits for the device (an estimated 25 us in which nothing new is enqueued)
+// and the products, 6 N D V flops, are those of the supervised rows alone. The other way, chunks over all N rows with
+// zeros behind the last, stays asynchronous but multiplies prompts as well: with half of the tokens supervised that is
+// twice the time of the largest products of the step. Such a call cannot be captured in a graph.
 //
 // A tile holds whole rows where `chunk_bytes` holds at least kLeastWholeRows of them (1 GiB: 2k rows at V = 128k), else
 // 2k rows of a band of kBandColumns, which stays in L2. Which of the two depends on V and chunk_bytes alone, so that

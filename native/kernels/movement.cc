@@ -15,21 +15,6 @@ namespace movement_detail {
 template <typename E>
 constexpr int64_t kTile = 64 / sizeof(E);
 
-/** Calls body(E{}) with an unsigned integer of the element's size. */
-template <typename Body>
-void with_element(DType dtype, const Body& body) {
-  switch (size_of(dtype)) {
-    case 1:
-      return body(uint8_t{});
-    case 2:
-      return body(uint16_t{});
-    case 4:
-      return body(uint32_t{});
-    default:
-      return body(uint64_t{});
-  }
-}
-
 /** to[i] = from[i * step]. */
 template <typename E>
 void read_row(E* to, const E* from, int64_t step, int64_t n) {
@@ -147,9 +132,8 @@ void check_below(const char* op, const View& index, int64_t V) {
 
 CARAVAN_KERNEL(broadcast_to, cpu, "x[...] -> y[...]") {
   const BroadcastPlan<1> plan = plan_broadcast<1>(a.out[0], a.in);
-  movement_detail::with_element(a.in[0].dtype, [&]<typename E>(E) {
-    movement_detail::read_strided<E>(pool_of(a), plan, a.in[0].as<E>(), a.out[0]);
-  });
+  with_element(a.in[0].dtype,
+               [&]<typename E>(E) { movement_detail::read_strided<E>(pool_of(a), plan, a.in[0].as<E>(), a.out[0]); });
 }
 
 CARAVAN_KERNEL(transpose, cpu, "x[...] -> y[...] | p0 p1 p2 p3 p4 p5") {
@@ -165,7 +149,7 @@ CARAVAN_KERNEL(transpose, cpu, "x[...] -> y[...] | p0 p1 p2 p3 p4 p5") {
   for (int i = 0; i < plan.rank; i++) {
     if (plan.stride[0][i] == 1) fast = i;
   }
-  movement_detail::with_element(x.dtype, [&]<typename E>(E) {
+  with_element(x.dtype, [&]<typename E>(E) {
     if (fast == plan.rank - 1) {
       movement_detail::read_strided<E>(pool_of(a), plan, x.as<E>(), y);
     } else {
@@ -181,7 +165,7 @@ CARAVAN_KERNEL(slice, cpu, "x[...] -> y[...] | axis start length") {
   dense_strides(x, stride[0]);
   const int64_t offset = static_cast<int64_t>(a.attrs[1]) * stride[0][axis];
   const BroadcastPlan<1> plan = plan_strided(a.out[0], stride);
-  movement_detail::with_element(x.dtype, [&]<typename E>(E) {
+  with_element(x.dtype, [&]<typename E>(E) {
     movement_detail::read_strided<E>(pool_of(a), plan, x.as<E>() + offset, a.out[0]);
   });
 }
@@ -197,7 +181,7 @@ CARAVAN_KERNEL(take, cpu, "x[*,V] index[*]:i32 -> y[*]") {
   const int32_t* index = a.in[1].as<int32_t>();
   const int64_t V = x.last();
   movement_detail::check_below("take", a.in[1], V);
-  movement_detail::with_element(x.dtype, [&]<typename E>(E) {
+  with_element(x.dtype, [&]<typename E>(E) {
     // Each element read is a cache line of its own.
     parallel_ranges(pool_of(a), x.rows(), rows_per_task(64), [&](int64_t begin, int64_t end, int) {
       for (int64_t row = begin; row < end; row++) {
@@ -212,7 +196,7 @@ CARAVAN_KERNEL(put, cpu, "y[*] index[*]:i32 -> x[*,V] | V") {
   const int32_t* index = a.in[1].as<int32_t>();
   const int64_t V = x.last();
   movement_detail::check_below("put", a.in[1], V);
-  movement_detail::with_element(x.dtype, [&]<typename E>(E) {
+  with_element(x.dtype, [&]<typename E>(E) {
     parallel_ranges(pool_of(a), x.rows(), rows_per_task(V * sizeof(E)), [&](int64_t begin, int64_t end, int) {
       for (int64_t row = begin; row < end; row++) {
         E* to = x.as<E>() + row * V;

@@ -6,21 +6,6 @@
 namespace caravan::cuda {
 namespace {
 
-/** Calls body(E{}) with an unsigned integer of the element's size. */
-template <typename Body>
-void with_element(DType dtype, const Body& body) {
-  switch (size_of(dtype)) {
-    case 1:
-      return body(uint8_t{});
-    case 2:
-      return body(uint16_t{});
-    case 4:
-      return body(uint32_t{});
-    default:
-      return body(uint64_t{});
-  }
-}
-
 /** y[i] = x at the plan's strides, in the order of y. */
 template <typename E>
 __global__ void gather(BroadcastPlan<1> plan, const E* x, E* y, int64_t count) {

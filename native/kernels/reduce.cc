@@ -4,6 +4,7 @@
 // read.
 #include "core/kernel_registry.h"
 #include "cpu/device.h"
+#include "kernels/broadcast.h"
 #include "kernels/number_convert.h"
 #include "kernels/row_loop.h"
 
@@ -30,18 +31,6 @@ struct Max {
   static double start_f64() { return -__builtin_inf(); }
   static double step(double most, double x) { return most != most || most > x ? most : x; }
 };
-
-struct Extent {
-  int64_t outer = 1, R = 1, inner = 1;
-};
-
-Extent extent_of(const View& x, double axis_attribute) {
-  int axis = static_cast<int>(axis_attribute);
-  if (axis < 0) axis += x.rank;
-  Extent extent;
-  for (int i = 0; i < x.rank; i++) (i < axis ? extent.outer : i == axis ? extent.R : extent.inner) *= x.shape[i];
-  return extent;
-}
 
 /** Lanes and chains of one run, halving as reduce_sum does. */
 template <typename Reduction>

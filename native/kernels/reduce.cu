@@ -4,6 +4,7 @@
 #include "cuda/reduce.h"
 
 #include "cuda/numbers.h"
+#include "kernels/broadcast.h"
 #include "kernels/number_convert.h"
 
 namespace caravan::cuda {
@@ -23,18 +24,6 @@ struct Max {
   __device__ static double start() { return -HUGE_VAL; }
   __device__ double operator()(double most, double x) const { return most != most || most > x ? most : x; }
 };
-
-struct Extent {
-  int64_t outer = 1, R = 1, inner = 1;
-};
-
-Extent extent_of(const View& x, double axis_attribute) {
-  int axis = static_cast<int>(axis_attribute);
-  if (axis < 0) axis += x.rank;
-  Extent extent;
-  for (int i = 0; i < x.rank; i++) (i < axis ? extent.outer : i == axis ? extent.R : extent.inner) *= x.shape[i];
-  return extent;
-}
 
 /** A warp per run: `runs` runs a row, of which run i starts at i * kRunElements. */
 template <typename Reduction, typename T, typename To>

@@ -42,10 +42,6 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -54,15 +50,11 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 #define blockIdx (::simt::current().block)
 #define blockDim (::simt::current().block_size)
 #define gridDim (::simt::current().grid_size)
-constexpr int warpSize = 32;
 
 // ---- barriers and collectives ---------------------------------------------------------------------------------------
 
 inline void __syncthreads() { simt::block_barrier(); }
-inline int __syncthreads_or(int flag) { return simt::block_or(flag); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::warp_barrier(mask); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
@@ -86,7 +78,6 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
 }
 inline unsigned __ballot_sync(unsigned mask, int flag) { return simt::ballot(mask, flag != 0); }
 inline int __any_sync(unsigned mask, int flag) { return simt::ballot(mask, flag != 0) != 0; }
-inline int __all_sync(unsigned mask, int flag) { return simt::ballot(mask, flag == 0) == 0; }
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -98,23 +89,15 @@ inline To simt_bits(From x) {
   return y;
 }
 inline unsigned __float_as_uint(float x) { return simt_bits<unsigned>(x); }
-inline int __float_as_int(float x) { return simt_bits<int>(x); }
 inline float __uint_as_float(unsigned x) { return simt_bits<float>(x); }
 inline float __int_as_float(int x) { return simt_bits<float>(x); }
-inline long long __double_as_longlong(double x) { return simt_bits<long long>(x); }
 inline double __longlong_as_double(long long x) { return simt_bits<double>(x); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __expf(float x) { return std::exp(x); }
-inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float x, float y) { return x / y; }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t{a} * b) >> 32); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
@@ -148,12 +131,6 @@ template <typename T>
 T atomicMin(T* p, T x) {
   T old = *p;
   if (x < old) *p = x;
-  return old;
-}
-template <typename T>
-T atomicOr(T* p, T x) {
-  T old = *p;
-  *p = old | x;
   return old;
 }
 template <typename T>

@@ -86,8 +86,6 @@ struct Grid {
   void* scheduler = nullptr;
   int running = 0;
   int count = 0;
-  int or_flags[2] = {0, 0};
-  int or_turn = 0;
   const std::function<void()>* body = nullptr;
   std::vector<unsigned char> shared;
   std::string failure;
@@ -236,14 +234,11 @@ bool open_block_barrier() {
     }
   }
   for (int i = 0; i < grid.count; i++) grid.fibers[static_cast<size_t>(i)].state = State::kReady;
-  grid.or_turn ^= 1;
-  grid.or_flags[grid.or_turn] = 0;
   return true;
 }
 
 void run_block(const Index& block) {
   for (int i = 0; i < grid.count; i++) prepare(i, block);
-  grid.or_flags[0] = grid.or_flags[1] = 0;
   if (!grid.shared.empty()) std::memset(grid.shared.data(), 0xcb, grid.shared.size());
   const int warps = (grid.count + kWarp - 1) / kWarp;
   do {
@@ -329,15 +324,6 @@ void fault(const char* format, ...) {
 }
 
 void block_barrier() { wait_here(State::kBlockBarrier, 0); }
-
-int block_or(int flag) {
-  const int turn = grid.or_turn;
-  grid.or_flags[turn] |= flag != 0;
-  block_barrier();
-  const int any = grid.or_flags[turn];
-  block_barrier();
-  return any;
-}
 
 void warp_barrier(unsigned mask) {
   mask &= existing_lanes();

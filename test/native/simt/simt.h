@@ -34,7 +34,6 @@ size_t dynamic_shared_bytes();
 int lane();
 
 void block_barrier();
-int block_or(int flag);
 void warp_barrier(unsigned mask);
 unsigned ballot(unsigned mask, bool flag);
 
