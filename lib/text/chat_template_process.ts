@@ -13,6 +13,17 @@ class BudgetExceeded extends Error {}
 const programs = new Map<string, ReturnType<typeof parse>>()
 const send = (message: TemplateAnswer | TemplateSign) => process.send!(message)
 
+const undefinedValue = new Environment().lookupVariable('nothing')
+
+/** The package's own catches everything in here, and an exhausted stack would be taken for a name without a value. */
+Environment.prototype.lookupVariable = function (name: string) {
+  for (let scope: Environment | undefined = this; scope !== undefined; scope = scope.parent) {
+    const value = scope.variables.get(name)
+    if (value !== undefined) return value
+  }
+  return undefinedValue
+}
+
 process.on('message', (job: TemplateJob) => {
   send(answer(job))
 })
