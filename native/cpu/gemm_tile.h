@@ -129,45 +129,77 @@ struct Sums {
   int64_t stride;
 };
 
-template <typename T>
-inline F32 load_up_to(const T* p, int n) {
-  return n >= kLanes ? load(p) : load_first(p, n);
+/** What is added to the sums: each is a constant of the loop, which runs once for every tile of C. */
+template <bool kAccumulate, bool kResidual, typename Bias>
+struct Addends {
+  static constexpr bool accumulate = kAccumulate, residual = kResidual;
+  using BiasType = Bias;  // void: none
+};
+
+/** One vector of C, `n` of its lanes (all of them when kWhole). */
+template <typename C, typename Add, bool kWhole>
+inline void finish_vector(F32 value, C* c, const C* residual, const void* bias, int64_t column, int n) {
+  const auto load_lanes = [n](const auto* p) { return kWhole ? load(p) : load_first(p, n); };
+  if constexpr (Add::accumulate) value = value + load_lanes(c);
+  if constexpr (Add::residual) value = value + load_lanes(residual);
+  if constexpr (!__is_same(typename Add::BiasType, void)) {
+    value = value + load_lanes(static_cast<const typename Add::BiasType*>(bias) + column);
+  }
+  if constexpr (kWhole) {
+    store(c, value);
+  } else {
+    store_first(c, value, n);
+  }
 }
 
-template <typename C, typename Bias>
-inline void finish_rows(const GemmArgs& g, const Sums& sums, const Rectangle& at) {
+template <typename C, typename Add>
+inline void finish_rows(const GemmArgs& g, const Sums& sums, const Rectangle& at, Add) {
   const F32 alpha = set1(g.alpha);
+  const int64_t whole = at.columns / kLanes * kLanes;
+  const int rest = static_cast<int>(at.columns - whole);
+  C* c = static_cast<C*>(g.c) + at.row * g.c_row_stride + at.column;
+  const C* residual = static_cast<const C*>(g.residual);
+  if constexpr (Add::residual) residual += at.row * g.residual_row_stride + at.column;
+  const float* from = sums.data;
   for (int64_t r = 0; r < at.rows; r++) {
-    C* c = static_cast<C*>(g.c) + (at.row + r) * g.c_row_stride + at.column;
-    const C* residual = nullptr;
-    const Bias* bias = nullptr;
-    if (g.residual != nullptr)
-      residual = static_cast<const C*>(g.residual) + (at.row + r) * g.residual_row_stride + at.column;
-    if (g.bias != nullptr) bias = static_cast<const Bias*>(g.bias) + at.column;
-    for (int64_t j = 0; j < at.columns; j += kLanes) {
-      const int n = static_cast<int>(at.columns - j < kLanes ? at.columns - j : kLanes);
-      F32 value = load(sums.data + r * sums.stride + j) * alpha;
-      if (g.accumulate) value = value + load_up_to(c + j, n);
-      if (residual != nullptr) value = value + load_up_to(residual + j, n);
-      if (bias != nullptr) value = value + load_up_to(bias + j, n);
-      if (n >= kLanes) {
-        store(c + j, value);
-      } else {
-        store_first(c + j, value, n);
-      }
+    for (int64_t j = 0; j < whole; j += kLanes) {
+      finish_vector<C, Add, true>(load(from + j) * alpha, c + j, residual + j, g.bias, at.column + j, kLanes);
     }
+    if (rest > 0) {
+      finish_vector<C, Add, false>(load(from + whole) * alpha, c + whole, residual + whole, g.bias, at.column + whole,
+                                   rest);
+    }
+    from += sums.stride;
+    c += g.c_row_stride;
+    if constexpr (Add::residual) residual += g.residual_row_stride;
   }
+}
+
+template <typename C, bool kAccumulate, bool kResidual>
+inline void finish_with_bias(const GemmArgs& g, const Sums& sums, const Rectangle& at) {
+  if (g.bias == nullptr) {
+    finish_rows<C>(g, sums, at, Addends<kAccumulate, kResidual, void>{});
+  } else if (g.bias_dtype == DType::kBF16) {
+    finish_rows<C>(g, sums, at, Addends<kAccumulate, kResidual, bf16>{});
+  } else {
+    finish_rows<C>(g, sums, at, Addends<kAccumulate, kResidual, float>{});
+  }
+}
+
+template <typename C>
+inline void finish_as(const GemmArgs& g, const Sums& sums, const Rectangle& at) {
+  if (g.accumulate) {
+    if (g.residual != nullptr) return finish_with_bias<C, true, true>(g, sums, at);
+    return finish_with_bias<C, true, false>(g, sums, at);
+  }
+  if (g.residual != nullptr) return finish_with_bias<C, false, true>(g, sums, at);
+  return finish_with_bias<C, false, false>(g, sums, at);
 }
 
 /** C = ((alpha * sums + C) + residual) + bias on a rectangle, with what is absent left out, rounded once. */
 inline void finish(const GemmArgs& g, const Sums& sums, const Rectangle& at) {
-  bool bf16_bias = g.bias_dtype == DType::kBF16;
-  if (g.c_dtype == DType::kF32) {
-    if (bf16_bias) return finish_rows<float, bf16>(g, sums, at);
-    return finish_rows<float, float>(g, sums, at);
-  }
-  if (bf16_bias) return finish_rows<bf16, bf16>(g, sums, at);
-  return finish_rows<bf16, float>(g, sums, at);
+  if (g.c_dtype == DType::kF32) return finish_as<float>(g, sums, at);
+  finish_as<bf16>(g, sums, at);
 }
 
 }  // namespace

@@ -228,24 +228,28 @@ static inline F32 exp(F32 x) {
 /** 1 / (1 + e^-x). */
 static inline F32 sigmoid(F32 x) { return set1(1.0f) / (set1(1.0f) + exp(-x)); }
 
-/** Sum of the lanes in a fixed tree: lane i with lane i + half, halving. */
+/** The lanes by a fixed tree: lane i meets lane i + half, halving. */
+template <typename Meet>
+static inline float fold_lanes(F32 a, const Meet& meet) {
+#if CARAVAN_ISA_LEVEL >= 3
+  const auto eight = meet(__builtin_shufflevector(a.v, a.v, 0, 1, 2, 3, 4, 5, 6, 7),
+                          __builtin_shufflevector(a.v, a.v, 8, 9, 10, 11, 12, 13, 14, 15));
+#else
+  const auto eight = a.v;
+#endif
+  const auto four =
+      meet(__builtin_shufflevector(eight, eight, 0, 1, 2, 3), __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+  const auto two = meet(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+  return meet(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
+}
+
 static inline float reduce_sum(F32 a) {
-  float lanes[F32::kLanes];
-  store(lanes, a);
-  for (int half = F32::kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
+  return fold_lanes(a, [](auto x, auto y) { return x + y; });
 }
 
 /** Largest lane. */
 static inline float reduce_max(F32 a) {
-  float lanes[F32::kLanes];
-  store(lanes, a);
-  for (int half = F32::kLanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; i++) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  }
-  return lanes[0];
+  return fold_lanes(a, [](auto x, auto y) { return x > y ? x : y; });
 }
 
 /** body(offset, n) over [0, count) in whole vectors, then once for the rest with n < kLanes (use the *_first forms). */

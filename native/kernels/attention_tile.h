@@ -208,23 +208,28 @@ using Product = ProductOf<float>;
 template <int kRows, int kVectors, typename B>
 static void product_tile(const ProductOf<B>& p, int64_t column) {
   constexpr int64_t kLanes = F32::kLanes;
+  float* out = p.out + column;
+  const int64_t out_row = p.out_stride;
   F32 sum[kRows][kVectors];
+  const auto for_sums = [&](const auto& body) {
 #pragma GCC unroll 12
-  for (int r = 0; r < kRows; r++) {
+    for (int r = 0; r < kRows; r++) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) {
-      if (p.start == Start::kZero) {
-        sum[r][v] = zero();
-      } else {
-        sum[r][v] = load(p.out + r * p.out_stride + column + v * kLanes);
-        if (p.start == Start::kRescale) sum[r][v] = sum[r][v] * set1(p.keep[r]);
-      }
+      for (int v = 0; v < kVectors; v++) body(r, sum[r][v], out + r * out_row + v * kLanes);
     }
+  };
+  if (p.start == Start::kZero) {
+    for_sums([](int, F32& s, const float*) { s = zero(); });
+  } else if (p.start == Start::kContinue) {
+    for_sums([](int, F32& s, const float* from) { s = load(from); });
+  } else {
+    const float* keep = p.keep;
+    for_sums([keep](int r, F32& s, const float* from) { s = load(from) * set1(keep[r]); });
   }
   const float* a = p.a;
   const B* b = p.b + column;
-  const int64_t a_row = p.a_row_stride, a_k = p.a_k_stride, b_k = p.b_k_stride;
-  for (int64_t k = 0; k < p.K; k++, a += a_k, b += b_k) {
+  const int64_t a_row = p.a_row_stride, a_k = p.a_k_stride, b_k = p.b_k_stride, K = p.K;
+  for (int64_t k = 0; k < K; k++, a += a_k, b += b_k) {
     F32 lanes[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) lanes[v] = load(b + v * kLanes);
@@ -235,11 +240,7 @@ static void product_tile(const ProductOf<B>& p, int64_t column) {
       for (int v = 0; v < kVectors; v++) sum[r][v] = fma(factor, lanes[v], sum[r][v]);
     }
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < kRows; r++) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) store(p.out + r * p.out_stride + column + v * kLanes, sum[r][v]);
-  }
+  for_sums([](int, F32& s, float* to) { store(to, s); });
 }
 
 /** The columns [0, columns) of a product of kRows rows; `columns` is a multiple of kLanes. One or two rows take many
