@@ -204,23 +204,33 @@ static inline void store_first(bf16* p, F32 a, int n) {
 
 static inline F32 operator-(F32 a) { return zero() - a; }
 
-/** e^x with a relative error below 2e-7 for x in [-87.3, 88.3]; smaller x give 0, larger +inf, NaN stays NaN.
- *  x = n ln2 + r, |r| <= ln2 / 2; e^r by its Taylor polynomial of degree 7, whose tail is below 1e-8 on the interval,
- *  as 1 + (r + r^2 q(r)) with q in pairs, so that fewer multiply-adds wait for each other than in Horner's rule. */
-static inline F32 exp(F32 x) {
-  const F32 low = set1(-87.3f);
-  const F32 high = set1(88.3f);
-  F32 clamped = min(high, max(low, x));  // the second operand is the result when either is NaN: it passes through
+/** e^x = (1 + rest) * scale, for x in [-87.3, 88.3]; NaN stays NaN. */
+struct ExpParts {
+  F32 rest, scale;
+};
+
+/** x = n ln2 + r, |r| <= ln2 / 2; e^r by its Taylor polynomial of degree 7, whose tail is below 1e-8 on the interval,
+ * as 1 + (r + r^2 q(r)) with q in pairs, so that fewer multiply-adds wait for each other than in Horner's rule. */
+static inline ExpParts exp_parts(F32 x) {
   // Adding 1.5 * 2^23 + 127 rounds to an integer, and leaves n + 127, the exponent field of 2^n, in the lowest bits.
   const F32 shift = set1(12582912.0f + 127.0f);
-  F32 shifted = fma(clamped, set1(1.44269504088896341f), shift);
+  F32 shifted = fma(x, set1(1.44269504088896341f), shift);
   F32 n = shifted - shift;
-  F32 r = fma(n, set1(-0.693145751953125f), clamped);
+  F32 r = fma(n, set1(-0.693145751953125f), x);
   r = fma(n, set1(-1.42860682030941723e-6f), r);
   F32 r2 = r * r;
   F32 q = fma(fma(set1(8.33333333e-3f), r, set1(4.16666667e-2f)), r2, fma(set1(1.66666667e-1f), r, set1(0.5f)));
   q = fma(fma(set1(1.98412698e-4f), r, set1(1.38888889e-3f)), r2 * r2, q);
-  F32 y = (set1(1.0f) + fma(q, r2, r)) * exponent_from_low_bits(shifted);
+  return {fma(q, r2, r), exponent_from_low_bits(shifted)};
+}
+
+/** e^x with a relative error below 2e-7 for x in [-87.3, 88.3]; smaller x give 0, larger +inf, NaN stays NaN. */
+static inline F32 exp(F32 x) {
+  const F32 low = set1(-87.3f);
+  const F32 high = set1(88.3f);
+  // The second operand is the result of min and max when either is NaN: it passes through.
+  const ExpParts parts = exp_parts(min(high, max(low, x)));
+  F32 y = (set1(1.0f) + parts.rest) * parts.scale;
   y = select_greater(low, x, zero(), y);
   return select_greater(x, high, set1(__builtin_inff()), y);
 }

@@ -1,11 +1,10 @@
 // Element-wise primitives: definitions of the composed ops, oracles in f64, and the glue of the losses. f32 and bf16 go
-// through f32 vectors, f64 through plain loops; log, cos, sin and tanh call the C library per element, as exactness
-// matters more than speed for the few places that use them. Operands broadcast as in NumPy. Traffic per element: each
-// operand once.
+// through f32 vectors, f64 through plain loops. Operands broadcast as in NumPy. Traffic per element: each operand once.
 #include <math.h>
 
 #include "core/kernel_registry.h"
 #include "cpu/device.h"
+#include "cpu/simd_math.h"
 #include "kernels/broadcast.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"
@@ -15,14 +14,6 @@ namespace {
 namespace elementwise_detail {
 
 // ---- what is computed -----------------------------------------------------------------------------------------------
-
-template <typename Function>
-F32 each_lane(F32 x, const Function& function) {
-  float lanes[F32::kLanes];
-  store(lanes, x);
-  for (int i = 0; i < F32::kLanes; i++) lanes[i] = function(lanes[i]);
-  return load(lanes);
-}
 
 struct Add {
   F32 operator()(F32 a, F32 b) const { return a + b; }
@@ -60,9 +51,7 @@ struct Exp {
   double operator()(double x) const { return ::exp(x); }
 };
 struct Log {
-  F32 operator()(F32 x) const {
-    return each_lane(x, [](float v) { return logf(v); });
-  }
+  F32 operator()(F32 x) const { return CARAVAN_ISA::log(x); }
   double operator()(double x) const { return ::log(x); }
 };
 struct Sqrt {
@@ -74,21 +63,15 @@ struct Sigmoid {
   double operator()(double x) const { return 1.0 / (1.0 + ::exp(-x)); }
 };
 struct Cos {
-  F32 operator()(F32 x) const {
-    return each_lane(x, [](float v) { return cosf(v); });
-  }
+  F32 operator()(F32 x) const { return CARAVAN_ISA::cos(x); }
   double operator()(double x) const { return ::cos(x); }
 };
 struct Sin {
-  F32 operator()(F32 x) const {
-    return each_lane(x, [](float v) { return sinf(v); });
-  }
+  F32 operator()(F32 x) const { return CARAVAN_ISA::sin(x); }
   double operator()(double x) const { return ::sin(x); }
 };
 struct Tanh {
-  F32 operator()(F32 x) const {
-    return each_lane(x, [](float v) { return tanhf(v); });
-  }
+  F32 operator()(F32 x) const { return CARAVAN_ISA::tanh(x); }
   double operator()(double x) const { return ::tanh(x); }
 };
 struct Affine {

@@ -4,7 +4,7 @@
 #define CARAVAN_ISA portable
 #endif
 
-#include "cpu/simd.h"
+#include "cpu/simd_math.h"
 
 #include <algorithm>
 #include <cmath>
@@ -185,6 +185,52 @@ void test_reductions() {
   }
 }
 
+/** Distance in units in the last place of the exact value. */
+double ulps(float got, double exact) {
+  const float rounded = static_cast<float>(exact);
+  if (same_bits(got, rounded)) return 0;
+  const float next = std::nextafter(std::fabs(rounded), kInf);
+  const double unit = std::isfinite(next) ? static_cast<double>(next) - std::fabs(static_cast<double>(rounded)) : 1e300;
+  return std::isfinite(got) && std::isfinite(rounded) ? std::fabs(static_cast<double>(got) - exact) / unit : 1e9;
+}
+
+template <typename Vector, typename Exact>
+void check_function(const char* name, const Vector& vector, const Exact& exact) {
+  // Every 1009th float, all signs and exponents among them; lanes hold neighbours, so that one odd lane among others
+  // is seen too.
+  for (uint64_t first = 0; first < (uint64_t{1} << 32); first += 1009 * kLanes) {
+    float x[kLanes], y[kLanes];
+    for (int i = 0; i < kLanes; i++) {
+      const uint32_t bits = static_cast<uint32_t>(first + static_cast<uint64_t>(i) * 1009);
+      std::memcpy(&x[i], &bits, 4);
+    }
+    simd::store(y, vector(simd::load(x)));
+    for (int i = 0; i < kLanes; i++) {
+      const double off = ulps(y[i], exact(static_cast<double>(x[i])));
+      CHECK_CASE(off <= 2.5, "%s(%.9g) = %.9g, %.2f units off", name, double(x[i]), double(y[i]), off);
+    }
+  }
+  // Near the edges of the reductions, and mixed with far and special values.
+  for (int seed = 0; seed < 20000; seed++) {
+    float x[kLanes], y[kLanes];
+    fill(x, seed);
+    for (int i = 0; i < kLanes; i += 2)
+      x[i] = static_cast<float>(seed - 10000) * 0.7853981634f + static_cast<float>(i) * 1e-4f;
+    simd::store(y, vector(simd::load(x)));
+    for (int i = 0; i < kLanes; i++) {
+      const double off = ulps(y[i], exact(static_cast<double>(x[i])));
+      CHECK_CASE(off <= 2.5, "%s(%.9g) = %.9g, %.2f units off", name, double(x[i]), double(y[i]), off);
+    }
+  }
+}
+
+void test_functions() {
+  check_function("log", [](F32 x) { return simd::log(x); }, [](double x) { return std::log(x); });
+  check_function("sin", [](F32 x) { return simd::sin(x); }, [](double x) { return std::sin(x); });
+  check_function("cos", [](F32 x) { return simd::cos(x); }, [](double x) { return std::cos(x); });
+  check_function("tanh", [](F32 x) { return simd::tanh(x); }, [](double x) { return std::tanh(x); });
+}
+
 bool supported() {
 #if CARAVAN_ISA_LEVEL == 4
   return __builtin_cpu_supports("avx512bf16");
@@ -214,5 +260,6 @@ int main() {
   test_bf16();
   test_partial();
   test_reductions();
+  test_functions();
   return check::finish("simd_test " SIMD_TEST_TEXT(CARAVAN_ISA));
 }
