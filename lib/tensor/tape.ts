@@ -182,24 +182,3 @@ export function withoutTape<R>(body: () => R): R {
     current = outer
   }
 }
-
-/** Runs `body(...inputs)` keeping only its inputs and its one result: the backward pass runs it again. Same gradients,
- *  less memory, a third more work. `body` may use parameters from outside; its other tensors must come in as inputs. */
-export function checkpoint(body: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
-  const tape = current
-  if (!tape) return body(...inputs)
-  const output = withoutTape(() => body(...inputs))
-  tape.add({
-    name: 'checkpoint',
-    inputs: [],
-    outputs: [output],
-    saved: inputs,
-    backward([gradient], _into, table) {
-      const again = new Tape()
-      const replayed = again.record(() => body(...inputs))
-      again.backward(replayed, gradient!, table)
-      return []
-    },
-  })
-  return output
-}

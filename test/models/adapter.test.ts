@@ -24,7 +24,7 @@ import { Module, ParameterScope } from '../../lib/nn/module.js'
 import { fill, linear, openDevice, scatterRows } from '../../lib/ops/index.js'
 import { AdamW } from '../../lib/optim/adamw.js'
 import type { Device } from '../../lib/runtime/index.js'
-import { keep, leaks, scope, Tensor } from '../../lib/tensor/index.js'
+import { type Checkpointing, keep, leaks, scope, Tensor } from '../../lib/tensor/index.js'
 import { trainLoop } from '../../lib/train/loop.js'
 import {
   adamOptions,
@@ -147,7 +147,7 @@ describe('switched off', () => {
 interface Training {
   decomposed?: boolean
   threads?: number
-  checkpointing?: boolean
+  checkpointing?: Checkpointing
   dropout?: number
   dtype?: 'f32' | 'bf16'
 }
@@ -156,7 +156,7 @@ interface Training {
 async function train({ threads = 2, checkpointing, dropout = 0.2, dtype, decomposed }: Training) {
   using own = openDevice({ threads })
   const examples = randomExamples({ count: 40, V: tiny.V })
-  const method = sftOf(examples, {}, { activationCheckpointing: checkpointing ?? false, maxSteps: 5 })
+  const method = sftOf(examples, {}, { activationCheckpointing: checkpointing ?? 'none', maxSteps: 5 })
   const model = smallModel(own, { ...tiny, L: 2 }, { dtype })
   const before = await hashOf(model.parameters())
   addAdapter(model, { ...options, dropout, decomposed })
@@ -194,9 +194,11 @@ describe('training', () => {
     const wanted = await train({})
     expect(await train({ threads: 1 })).toEqual(wanted)
     expect(await train({ threads: 3 })).toEqual(wanted)
-    expect(await train({ checkpointing: true })).toEqual(wanted)
+    expect(await train({ checkpointing: 'full' })).toEqual(wanted)
+    expect(await train({ checkpointing: 'selective' })).toEqual(wanted)
     const decomposed = await train({ decomposed: true })
-    expect(await train({ decomposed: true, threads: 1, checkpointing: true })).toEqual(decomposed)
+    expect(await train({ decomposed: true, threads: 1, checkpointing: 'full' })).toEqual(decomposed)
+    expect(await train({ decomposed: true, checkpointing: 'selective' })).toEqual(decomposed)
     expect([decomposed.baseIsSame, decomposed.states]).toEqual([true, 3 * 2 * 7 * 2])
     const { losses } = await train({ dropout: 0 })
     expect(losses).not.toEqual(wanted.losses)

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type CausalLm, loadModel } from '../../lib/models/index.js'
 import { crossEntropy, fill, linear, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
-import { Gradients, leaks, scope, Tape, Tensor } from '../../lib/tensor/index.js'
+import { type Checkpointing, Gradients, leaks, scope, Tape, Tensor } from '../../lib/tensor/index.js'
 import { deviceUnderTest, hasBf16Products } from '../device_under_test.js'
 import {
   type CaseName,
@@ -43,7 +43,7 @@ async function outputs(model: CausalLm, name: CaseName, tensors: ReturnType<type
 async function gradients(
   model: CausalLm,
   name: CaseName,
-  options: { facts: GoldenFacts; tensors: ReturnType<typeof goldenTensors>; checkpoint?: boolean },
+  options: { facts: GoldenFacts; tensors: ReturnType<typeof goldenTensors>; checkpoint?: Checkpointing },
 ): Promise<{ values: Map<string, Float32Array> }> {
   const packed = packCase(options.tensors, name)
   const { device } = model
@@ -139,9 +139,9 @@ describe.each(goldenNames)('%s', (name) => {
     }
   })
 
-  it('has bit-equal gradients with checkpointing', async () => {
+  it.each(['selective', 'full'] as const)('has bit-equal gradients with checkpointing: %s', async (checkpoint) => {
     const plain = await gradients(model, 'right_pad', { facts, tensors })
-    const thrifty = await gradients(model, 'right_pad', { facts, tensors, checkpoint: true })
+    const thrifty = await gradients(model, 'right_pad', { facts, tensors, checkpoint })
     expect(differing(thrifty.values, plain.values)).toEqual([])
   })
 })

@@ -247,7 +247,7 @@ describe('a model and data files', () => {
 describe('other models', () => {
   it.each(['bf16', 'f32'] as const)('train in %s and are saved in it', async (dtype) => {
     const { error } = await outcomeOf(
-      sftRun(directory, chats(8), { dtype, overrides: { 'sft.activationCheckpointing': 'true' } }),
+      sftRun(directory, chats(8), { dtype, overrides: { 'sft.activationCheckpointing': 'full' } }),
     )
     expect(error).toBeUndefined()
     const config = JSON.parse(readFileSync(join(directory, 'sft', 'config.json'), 'utf8'))

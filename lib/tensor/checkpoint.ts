@@ -1,0 +1,178 @@
+// Activation checkpointing: a body of ops leaves its inputs on the tape, and in `selective` the results that are dear
+// to compute, and runs again in the backward pass. There is one mechanism and one tape: the second run makes every call
+// of the first one anew, but a call whose result was kept, or is read by nobody, computes nothing.
+import { CaravanError } from '../base/errors.js'
+import { recordingTape, Tape, withoutTape } from './tape.js'
+import type { Tensor } from './tensor.js'
+
+/** What a body leaves for the backward pass: all that this reads, the results of its costly ops, or only its inputs. */
+export const checkpointings = ['none', 'selective', 'full'] as const
+export type Checkpointing = (typeof checkpointings)[number]
+
+/** A call of an op inside a body, or the making of a view. */
+export interface BodyCall {
+  op: string
+  costly: boolean
+  inputs: readonly (Tensor | undefined)[]
+  outputs: readonly (Tensor | undefined)[]
+  /** Those of both that the backward function reads. */
+  saved: readonly Tensor[]
+  /** Those inputs that the op changes in place. */
+  changed: readonly Tensor[]
+}
+
+/** What is to be done at a costly call: compute it, nothing as nobody reads its results, or take those that were kept. */
+export type Fate = 'compute' | 'skip' | readonly (Tensor | undefined)[]
+
+interface BodyRun {
+  /** What to do at the costly call of `op` that comes now. */
+  fate(op: string): Fate
+  /** Told of each call once it has been made. */
+  note(call: BodyCall): void
+}
+
+let current: BodyRun | undefined
+
+/** The checkpointed body that runs now, if any. */
+export function runningBody(): BodyRun | undefined {
+  return current
+}
+
+function runAs<R>(run: BodyRun, body: () => R): R {
+  const outer = current
+  current = run
+  try {
+    return body()
+  } finally {
+    current = outer
+  }
+}
+
+interface PlannedCall {
+  op: string
+  fate: Fate
+}
+
+/** Computes everything, and learns what the second run will read. */
+class FirstRun implements BodyRun {
+  /** The costly calls. Where results are kept they are held until it is known which of them are read. */
+  readonly #calls: BodyCall[] = []
+  /** What the second run reads. */
+  readonly #read = new Set<Tensor | undefined>()
+
+  constructor(private readonly keeps: boolean) {}
+
+  fate(): Fate {
+    return 'compute'
+  }
+
+  note(call: BodyCall): void {
+    for (const tensor of call.changed) this.#refuseKept(call.op, tensor)
+    if (call.costly) {
+      this.#calls.push(call)
+      if (this.keeps) for (const output of call.outputs) output?.retain()
+    } else {
+      // What is cheap is computed again, whoever reads it.
+      this.#reads(call.inputs)
+    }
+  }
+
+  /** The second run would change it once more. */
+  #refuseKept(op: string, changed: Tensor): void {
+    const maker = this.keeps && this.#calls.find(({ outputs }) => outputs.includes(changed))
+    if (!maker) return
+    throw new CaravanError('ERR_INTERNAL', `${op} changes what a checkpoint keeps: a result of ${maker.op}`, {
+      hint: 'compute a new tensor, or use the mode full',
+    })
+  }
+
+  #reads(tensors: BodyCall['inputs']): void {
+    for (const tensor of tensors) this.#read.add(tensor)
+  }
+
+  /** The costly calls of the second run. From the last to the first, as a result is read by later calls. */
+  plan(): PlannedCall[] {
+    return this.#calls
+      .toReversed()
+      .map((call) => ({ op: call.op, fate: this.#fateOf(call) }))
+      .reverse()
+  }
+
+  #fateOf(call: BodyCall): Fate {
+    // A call leaves its record on the tape even if it computes nothing.
+    this.#reads(call.saved)
+    if (!call.outputs.some((output) => output && this.#read.has(output))) {
+      if (this.keeps) drop(call.outputs)
+      return 'skip'
+    }
+    if (this.keeps) return call.outputs
+    this.#reads(call.inputs)
+    return 'compute'
+  }
+
+  /** For a body that failed. */
+  dispose(): void {
+    if (this.keeps) for (const { outputs } of this.#calls) drop(outputs)
+  }
+}
+
+/** Follows the plan that the first run has left. */
+class SecondRun implements BodyRun {
+  #next = 0
+
+  constructor(private readonly plan: readonly PlannedCall[]) {}
+
+  fate(op: string): Fate {
+    const planned = this.plan[this.#next++]
+    if (planned?.op === op) return planned.fate
+    const before = planned ? `a call of ${planned.op}` : 'no more costly call'
+    throw new CaravanError('ERR_INTERNAL', `a checkpointed body ran otherwise: ${before} the first time, now of ${op}`)
+  }
+
+  note(): void {}
+}
+
+function drop(tensors: readonly (Tensor | undefined)[]): void {
+  for (const tensor of tensors) tensor?.dispose()
+}
+
+/**
+ * Runs `body(...inputs)`; the backward pass runs it again, in `selective` without its costly ops (those that say so in
+ * their definition). Same gradients to the bit with less memory. `body` must make the same calls both times and may use
+ * parameters from outside; its other tensors must come in as inputs. Inside another checkpoint, or where no tape
+ * records, it just runs.
+ */
+export function checkpoint(mode: Checkpointing, body: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
+  const tape = recordingTape()
+  if (mode === 'none' || !tape || current) return body(...inputs)
+  const first = new FirstRun(mode === 'selective')
+  let output: Tensor
+  try {
+    output = withoutTape(() => runAs(first, () => body(...inputs)))
+  } catch (error) {
+    first.dispose()
+    throw error
+  }
+  const plan = first.plan()
+  const kept = plan
+    .flatMap(({ fate }) => (typeof fate === 'string' ? [] : fate))
+    .filter((tensor) => tensor !== undefined)
+  const saved = [...inputs, ...kept]
+  tape.add({
+    name: 'checkpoint',
+    inputs: [],
+    outputs: [output],
+    saved,
+    backward([gradient], _into, table) {
+      using again = new Tape()
+      const replayed = again.record(() => runAs(new SecondRun(plan), () => body(...inputs)))
+      // From here on the body's own tape holds what is still read, and frees it as it goes.
+      drop(saved.splice(0))
+      again.backward(replayed, gradient!, table)
+      return []
+    },
+  })
+  // The tape is one owner more, as of everything that it saves.
+  drop(kept)
+  return output
+}
