@@ -86,7 +86,7 @@ export function blockTapeBytesPerToken(shape: DecoderShape, dtype: 'f32' | 'bf16
   return elements * bytesOf(dtype) + scalars * 4
 }
 
-/** Bytes per token that a block leaves on the tape until the backward pass reaches it, and runs it again for the rest. */
+/** Bytes per token that a block leaves on the tape until the backward pass reaches it and runs it again for the rest. */
 export function blockKeptBytesPerToken(
   shape: DecoderShape,
   dtype: 'f32' | 'bf16',
@@ -101,7 +101,7 @@ export function blockKeptBytesPerToken(
   return (rows * D + 2 * H * C + 2 * K * C + 2 * F) * bytesOf(dtype) + H * 4
 }
 
-/** Bytes that a forward pass leaves on the tape: of the blocks what they keep, embedding, rotation, final norm, loss. */
+/** Bytes that a forward pass leaves on the tape: what the blocks keep, embedding, rotation, final norm, loss. */
 export function tapeBytes(shape: DecoderShape, { tokens, dtype, checkpoint }: TrainingCostOptions): number {
   const { D, L, C, normKind } = shape
   const e = bytesOf(dtype)
@@ -116,16 +116,18 @@ export function tapeBytes(shape: DecoderShape, { tokens, dtype, checkpoint }: Tr
 const PACKING_BYTES = 4 * 2 ** 20
 
 /** Bytes beyond the tape at the worst moment of a step: the logits of a chunk at the loss, or the gradients inside the
- *  MLP of the block that is being played back (with checkpointing, beside that block's whole tape). */
+ *  MLP of the last block, with checkpointing beside what it computes again. By then the final norm has been played. */
 export function workspaceBytes(shape: DecoderShape, options: TrainingCostOptions): number {
-  const { D, F, V } = shape
+  const { D, F, V, normPlacement } = shape
   const { tokens, dtype, checkpoint, device = 'cpu' } = options
   const e = bytesOf(dtype)
   // Gradient of the hidden rows, and of one chunk of them the rows, their gradient in f32, and the logits.
   const chunk = Math.min(logitsChunkBytes[device], tokens * V * 4)
   const loss = tokens * D * e + (chunk / (V * 4)) * D * (e + 4) + chunk + (device === 'cpu' ? PACKING_BYTES : 0)
   const replayed = blockTapeBytesPerToken(shape, dtype) - blockKeptBytesPerToken(shape, dtype, checkpoint)
-  const block = tokens * (replayed + (2 * F + 2 * D) * e)
+  // Of gate and up, and of the block's result; in post-norm also of what the norm was given.
+  const gradients = 2 * F + (normPlacement === 'post' ? 2 : 1) * D
+  const block = tokens * (replayed + (gradients - 2 * D) * e)
   return Math.max(loss, block)
 }
 

@@ -1,5 +1,5 @@
-// What a stage takes of the device's memory, in each mode of activation checkpointing: for the plan that is printed, and
-// for the refusal of a run that its budget cannot hold. Nothing is made smaller on its own: the mode that fits is named.
+// What a stage takes of the device's memory in each mode of activation checkpointing: for the plan that is printed, and
+// for the refusal of a run that its budget cannot hold. Nothing is switched on its own: the mode that fits is named.
 import { CaravanError } from '../base/errors.js'
 import { cacheBytes, pagesFor } from '../generate/index.js'
 import { readModelConfig, type TrainingCostOptions, trainingMemory } from '../models/index.js'

@@ -57,8 +57,8 @@ const optimizerDefaults = {
   maxNorm: 1,
   /** Steps in a row with gradients that are not finite before the run gives up. */
   maxSkippedInARow: 10,
-  /** What each block leaves for the backward pass: none (of it is computed again), selective or full. Changes memory and
-   *  speed, not the result. */
+  /** How much of each block is computed again in the backward pass: none, selective (what is cheap) or full. Changes
+   *  memory and speed, not the result. */
   activationCheckpointing: 'none' as Checkpointing,
   /** Steps between checkpoints; 0 = only when the run is stopped. */
   checkpointEvery: 0,

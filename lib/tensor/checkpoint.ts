@@ -21,7 +21,7 @@ export interface BodyCall {
   changed: readonly Tensor[]
 }
 
-/** What is to be done at a costly call: compute it, nothing as nobody reads its results, or take those that were kept. */
+/** What to do at a costly call: compute it, nothing as nobody reads its results, or take those that were kept. */
 export type Fate = 'compute' | 'skip' | readonly (Tensor | undefined)[]
 
 interface BodyRun {
@@ -172,7 +172,7 @@ export function checkpoint(mode: Checkpointing, body: (...inputs: Tensor[]) => T
       return []
     },
   })
-  // The tape is one owner more, as of everything that it saves.
+  // The tape owns them now.
   drop(kept)
   return output
 }

@@ -9,6 +9,7 @@ import {
   adapterParameters,
   addAdapter,
   type CausalLm,
+  type LoraSpec,
   loadAdapter,
   loadModel,
   mergeAdapter,
@@ -204,30 +205,46 @@ describe('training', () => {
     expect(losses).not.toEqual(wanted.losses)
   })
 
-  it('takes the memory that its plan says, and far less than training all weights', async () => {
-    const peak = async (adapted: boolean) => {
+  describe('takes the memory that its plan says', () => {
+    const peak = async (spec: LoraSpec | undefined, checkpoint: Checkpointing) => {
       using own = openDevice({ threads: 1 })
       const examples = randomExamples({ count: 64, V: pocketSizes.V, least: 100, most: 128 })
-      const method = sftOf(examples, { microBatchTokens: 512 }, { maxSteps: 2 })
+      const method = sftOf(examples, { microBatchTokens: 512 }, { activationCheckpointing: checkpoint, maxSteps: 2 })
       using model = smallModel(own, pocketSizes)
-      if (adapted) addAdapter(model, { ...options, rank: 8 })
+      if (spec) addAdapter(model, { ...spec, seed: 5 })
       const optimizer = new AdamW(trainedParameters(model), adamOptions)
       let bytes = 0
       for await (const step of trainLoop(loopOptions(own, method, model, optimizer))) {
         bytes = Math.max(bytes, step.peakBytes)
       }
-      const adapter = adapted ? adapterCost(model.config, { ...options, rank: 8 }) : undefined
-      const plan = trainingMemory(model.config, { tokens: 512, dtype: 'f32', adapter })
+      const adapter = spec && adapterCost(model.config, spec)
+      const plan = trainingMemory(model.config, { tokens: 512, dtype: 'f32', adapter, checkpoint })
       optimizer.dispose()
-      return { bytes, plan, count: parameterCount(model.config) }
-    }
-    const [full, lora] = [await peak(false), await peak(true)]
-    for (const { bytes, plan } of [full, lora]) {
       expect(bytes).toBeLessThan(1.1 * plan.total)
       expect(bytes).toBeGreaterThan(0.7 * plan.total)
+      return { bytes, count: parameterCount(model.config) }
     }
-    // At the worst moment, the loss, the two moments of all weights are not there.
-    expect(full.bytes - lora.bytes).toBeGreaterThan(8 * full.count)
+    const lora = { ...options, rank: 8 }
+
+    it('and far less than training all weights', async () => {
+      const [full, adapted] = [await peak(undefined, 'none'), await peak(lora, 'none')]
+      // At the worst moment, the loss, the two moments of all weights are not there.
+      expect(full.bytes - adapted.bytes).toBeGreaterThan(8 * full.count)
+    })
+
+    it.each([
+      ['', lora],
+      [', with dropout', { ...lora, dropout: 0.1 }],
+      [', with magnitudes', { ...lora, decomposed: true }],
+    ] as [string, LoraSpec][])('in every mode of checkpointing%s', async (_, spec) => {
+      const [none, selective, full] = [
+        await peak(spec, 'none'),
+        await peak(spec, 'selective'),
+        await peak(spec, 'full'),
+      ]
+      expect(selective.bytes).toBeLessThan(0.9 * none.bytes)
+      expect(full.bytes).toBeLessThan(0.9 * selective.bytes)
+    })
   })
 })
 

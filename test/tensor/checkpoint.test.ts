@@ -68,7 +68,7 @@ function adapted({ norm, gate, up, down, low, high }: Weights, x: Tensor): Tenso
 
 type Layer = (weights: Weights, x: Tensor) => Tensor
 
-/** Values and gradients of `LAYERS` layers, the highest memory, that of the tape, and the products computed forwards. */
+/** Values and gradients of `LAYERS` layers, the highest memory, that of the tape, and the products of a layer. */
 async function measured(layer: Layer, mode: Checkpointing) {
   const weights = Array.from({ length: LAYERS }, (_, i) => newWeights(i))
   const x = parameter([N, D], 99)
