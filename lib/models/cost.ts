@@ -86,7 +86,7 @@ export function blockTapeBytesPerToken(shape: DecoderShape, dtype: 'f32' | 'bf16
   return elements * bytesOf(dtype) + scalars * 4
 }
 
-/** Bytes per token that a block leaves on the tape until the backward pass reaches it and runs it again for the rest. */
+/** Bytes per token that a block leaves on the tape until the backward pass runs it again for the rest. */
 export function blockKeptBytesPerToken(
   shape: DecoderShape,
   dtype: 'f32' | 'bf16',

@@ -2,7 +2,8 @@
 // to compute, and runs again in the backward pass. There is one mechanism and one tape: the second run makes every call
 // of the first one anew, but a call whose result was kept, or is read by nobody, computes nothing.
 import { CaravanError } from '../base/errors.js'
-import { recordingTape, Tape, withoutTape } from './tape.js'
+import { anyTracked } from './call_plan.js'
+import { type Record, recordingTape, Tape, withoutTape } from './tape.js'
 import type { Tensor } from './tensor.js'
 
 /** What a body leaves for the backward pass: all that this reads, the results of its costly ops, or only its inputs. */
@@ -57,6 +58,8 @@ interface PlannedCall {
 class FirstRun implements BodyRun {
   /** The costly calls. Where results are kept they are held until it is known which of them are read. */
   readonly #calls: BodyCall[] = []
+  /** Whether a gradient must flow to anything that the body uses. */
+  tracked = false
   /** What the second run reads. */
   readonly #read = new Set<Tensor | undefined>()
 
@@ -68,6 +71,7 @@ class FirstRun implements BodyRun {
 
   note(call: BodyCall): void {
     for (const tensor of call.changed) this.#refuseKept(call.op, tensor)
+    this.tracked ||= anyTracked(call.inputs)
     if (call.costly) {
       this.#calls.push(call)
       if (this.keeps) for (const output of call.outputs) output?.retain()
@@ -101,17 +105,14 @@ class FirstRun implements BodyRun {
   #fateOf(call: BodyCall): Fate {
     // A call leaves its record on the tape even if it computes nothing.
     this.#reads(call.saved)
-    if (!call.outputs.some((output) => output && this.#read.has(output))) {
-      if (this.keeps) drop(call.outputs)
-      return 'skip'
-    }
+    if (!call.outputs.some((output) => output && this.#read.has(output))) return 'skip'
     if (this.keeps) return call.outputs
     this.#reads(call.inputs)
     return 'compute'
   }
 
-  /** For a body that failed. */
-  dispose(): void {
+  /** Lets go of what was held; what the tape saves, it owns. */
+  [Symbol.dispose](): void {
     if (this.keeps) for (const { outputs } of this.#calls) drop(outputs)
   }
 }
@@ -125,11 +126,27 @@ class SecondRun implements BodyRun {
   fate(op: string): Fate {
     const planned = this.plan[this.#next++]
     if (planned?.op === op) return planned.fate
-    const before = planned ? `a call of ${planned.op}` : 'no more costly call'
-    throw new CaravanError('ERR_INTERNAL', `a checkpointed body ran otherwise: ${before} the first time, now of ${op}`)
+    throw ranOtherwise(planned?.op, op)
   }
 
   note(): void {}
+
+  end(): void {
+    const missing = this.plan[this.#next]
+    if (missing) throw ranOtherwise(missing.op, undefined)
+  }
+}
+
+function ranOtherwise(before: string | undefined, now: string | undefined): CaravanError {
+  const [then, again] = [before, now].map((op) => op ?? 'no more costly op')
+  return new CaravanError(
+    'ERR_INTERNAL',
+    `a checkpointed body called ${then} the first time, but ${again} the second`,
+    {
+      details: { before, now },
+      hint: 'a body must make the same calls in both runs: draw what is random from a seed, and change nothing outside',
+    },
+  )
 }
 
 function drop(tensors: readonly (Tensor | undefined)[]): void {
@@ -145,34 +162,36 @@ function drop(tensors: readonly (Tensor | undefined)[]): void {
 export function checkpoint(mode: Checkpointing, body: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
   const tape = recordingTape()
   if (mode === 'none' || !tape || current) return body(...inputs)
-  const first = new FirstRun(mode === 'selective')
-  let output: Tensor
-  try {
-    output = withoutTape(() => runAs(first, () => body(...inputs)))
-  } catch (error) {
-    first.dispose()
-    throw error
-  }
-  const plan = first.plan()
-  const kept = plan
-    .flatMap(({ fate }) => (typeof fate === 'string' ? [] : fate))
-    .filter((tensor) => tensor !== undefined)
-  const saved = [...inputs, ...kept]
-  tape.add({
+  using first = new FirstRun(mode === 'selective')
+  const output = withoutTape(() => runAs(first, () => body(...inputs)))
+  if (first.tracked) tape.add(checkpointRecord(body, { inputs, output, plan: first.plan() }))
+  return output
+}
+
+interface Checkpoint {
+  inputs: readonly Tensor[]
+  output: Tensor
+  plan: readonly PlannedCall[]
+}
+
+/** What a checkpoint leaves on the tape. */
+function checkpointRecord(body: (...inputs: Tensor[]) => Tensor, { inputs, output, plan }: Checkpoint): Record {
+  const kept = plan.flatMap(({ fate }) => (typeof fate === 'string' ? [] : fate))
+  const saved = [...inputs, ...kept.filter((tensor) => tensor !== undefined)]
+  return {
     name: 'checkpoint',
     inputs: [],
     outputs: [output],
     saved,
     backward([gradient], _into, table) {
       using again = new Tape()
-      const replayed = again.record(() => runAs(new SecondRun(plan), () => body(...inputs)))
+      const second = new SecondRun(plan)
+      const replayed = again.record(() => runAs(second, () => body(...inputs)))
+      second.end()
       // From here on the body's own tape holds what is still read, and frees it as it goes.
       drop(saved.splice(0))
       again.backward(replayed, gradient!, table)
       return []
     },
-  })
-  // The tape owns them now.
-  drop(kept)
-  return output
+  }
 }

@@ -26,7 +26,7 @@ afterEach(async () => {
   expect(leaks.caught).toBe(0)
 })
 
-const [N, D, F, LAYERS] = [256, 32, 96, 6]
+const [N, D, F, LAYERS] = [256, 32, 96, 6] as const
 
 function parameter(shape: number[], seed: number): Tensor {
   const random = new Random(seed)
@@ -42,7 +42,7 @@ function parameter(shape: number[], seed: number): Tensor {
 
 type Weights = { norm: Tensor; gate: Tensor; up: Tensor; down: Tensor; low: Tensor; high: Tensor }
 
-function newWeights(i: number): Weights {
+function newWeights(i: number, F = 96): Weights {
   return {
     norm: parameter([D], 10 * i + 1),
     gate: parameter([F, D], 10 * i + 2),
@@ -125,6 +125,34 @@ it('keeps of an adapted layer what a backward pass reads, not what was added to 
   expect(more.tapeBytes - plain.tapeBytes).toBe(rows * 2)
 })
 
+it.each(['selective', 'full'] as const)('frees what a body kept as it is played, not at its end: %s', async (mode) => {
+  const [wide, narrow] = [newWeights(1, 3 * F), newWeights(2, F)]
+  const x = parameter([N, D], 99)
+  const peakOf = async (body: () => Tensor) => {
+    using gradients = new Gradients()
+    await device.idle()
+    device.resetPeak()
+    scope(() => {
+      const tape = new Tape()
+      const y = tape.record(body)
+      tape.backward(y, Tensor.from(device, new Float32Array(N * D).fill(0.01), [N, D]), gradients)
+    })
+    await device.idle()
+    return device.stats().peakBytes
+  }
+  // The highest point is inside the wide layer, when the narrow one behind it has been played.
+  const one = await peakOf(() => checkpoint(mode, (t) => gated(narrow, gated(wide, t!)), x))
+  const two = await peakOf(() =>
+    checkpoint(
+      mode,
+      (t) => gated(narrow, t!),
+      checkpoint(mode, (t) => gated(wide, t!), x),
+    ),
+  )
+  expect(one).toBeLessThan(1.05 * two)
+  for (const tensor of [x, ...Object.values(wide), ...Object.values(narrow)]) tensor.dispose()
+})
+
 /** Gradient of the sum of `body(x)` with respect to x = [[1, 2]], under a checkpoint of each mode. */
 async function gradientsOf(body: (x: Tensor, w: Tensor) => Tensor): Promise<number[][]> {
   const found: number[][] = []
@@ -183,6 +211,21 @@ describe('bodies', () => {
     expect(await gradientsOf(body)).toEqual(thrice([2 * (5 + 33), 2 * (10 + 44)]))
   })
 
+  it.each(checkpointings)('with nothing to train leave nothing on the tape: %s', async (mode) => {
+    using x = parameter([N, D], 1)
+    x.tracked = false
+    const weights = newWeights(2)
+    for (const tensor of Object.values(weights)) tensor.tracked = false
+    using tape = new Tape()
+    await device.idle()
+    const before = device.stats().liveBytes
+    const y = tape.record(() => checkpoint(mode, (t) => gated(weights, t!), x))
+    await device.idle()
+    expect(y.tracked).toBe(false)
+    expect(device.stats().liveBytes - before).toBe(y.bytes)
+    for (const tensor of [y, ...Object.values(weights)]) tensor.dispose()
+  })
+
   it('outside a tape just run', async () => {
     using x = Tensor.from(device, Float32Array.of(2), [1])
     for (const mode of checkpointings) {
@@ -228,7 +271,14 @@ describe('a body that fails', () => {
       const y = linear(x, w)
       return ++runs === 2 ? mul(y, linear(x, w)) : mul(y, y)
     })
-    expect(error).toMatchObject({ code: 'ERR_INTERNAL', message: expect.stringContaining('ran otherwise') })
+    const message = 'a checkpointed body called no more costly op the first time, but linear the second'
+    expect(error).toMatchObject({ code: 'ERR_INTERNAL', message })
+    runs = 0
+    const fewer = failing(mode, (x, w) => {
+      const y = linear(x, w)
+      return ++runs === 1 ? mul(y, linear(x, w)) : mul(y, y)
+    })
+    expect(fewer).toMatchObject({ message: expect.stringContaining('but no more costly op the second') })
   })
 
   it('to leave alone what selective keeps is refused', () => {
