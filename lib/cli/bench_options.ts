@@ -81,7 +81,7 @@ function addStepCommands(bench: Command, ended: Ended): void {
     .option('--cached-reference', 'dpo: without the pass of the reference model')
     .option(
       '--checkpointing <mode>',
-      'activation checkpointing: none, selective or full',
+      'activation checkpointing here: none, selective or full',
       oneOf('--checkpointing', checkpointings),
       'none',
     )
