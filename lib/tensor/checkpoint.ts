@@ -183,14 +183,16 @@ function checkpointRecord(body: (...inputs: Tensor[]) => Tensor, { inputs, outpu
     inputs: [],
     outputs: [output],
     saved,
-    backward([gradient], _into, table) {
+    backward(incoming, _into, table) {
       using again = new Tape()
       const second = new SecondRun(plan)
       const replayed = again.record(() => runAs(second, () => body(...inputs)))
       second.end()
       // From here on the body's own tape holds what is still read, and frees it as it goes.
       drop(saved.splice(0))
-      again.backward(replayed, gradient!, table)
+      // Handed over, as there is no checkpoint in `none` that holds it: to a gradient with two owners others are added by
+      // an op of its own, which rounds once more in bf16.
+      again.backwardFrom(replayed, incoming.pop()!, table)
       return []
     },
   }

@@ -83,6 +83,13 @@ describe('bit identity', () => {
     expect(peak(full)).toBeLessThan(0.9 * peak(selective))
   })
 
+  it('holds with activation checkpointing at odd sizes in bf16', async () => {
+    const plain = await run(odd, { threads: 2, dtype: 'bf16' })
+    for (const checkpointing of ['selective', 'full'] as const) {
+      expectSameBits(await run(odd, { threads: 3, dtype: 'bf16', checkpointing }), plain, checkpointing)
+    }
+  })
+
   it('can fail: another seed, another batch order, and another learning rate give other bits', async () => {
     using device = openDevice({ threads: 2 })
     const method = (seed: number) => sftOf(oddExamples, { seed, microBatchTokens: 128 }, { maxSteps: 3 })
