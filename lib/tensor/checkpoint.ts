@@ -190,8 +190,8 @@ function checkpointRecord(body: (...inputs: Tensor[]) => Tensor, { inputs, outpu
       second.end()
       // From here on the body's own tape holds what is still read, and frees it as it goes.
       drop(saved.splice(0))
-      // Handed over, as there is no checkpoint in `none` that holds it: to a gradient with two owners others are added by
-      // an op of its own, which rounds once more in bf16.
+      // Handed over, as in `none` no checkpoint holds it: to a gradient with two owners others are added by an op of
+      // its own, which rounds once more in bf16.
       again.backwardFrom(replayed, incoming.pop()!, table)
       return []
     },

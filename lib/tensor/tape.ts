@@ -14,8 +14,8 @@ export interface Record {
   inputs: readonly (Tensor | undefined)[]
   outputs: readonly (Tensor | undefined)[]
   saved: readonly Tensor[]
-  /** Gradients of the inputs, in their order, from those of the outputs (undefined: no gradient flows there). A gradient
-   *  that it removes from the list is its own to dispose of. */
+  /** Gradients of the inputs, in their order, from those of the outputs (undefined: no gradient flows there). What it
+   *  removes from that list it owns. */
   backward(gradients: (Tensor | undefined)[], into: Into, table: Gradients): readonly (Tensor | undefined)[]
 }
 
