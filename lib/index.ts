@@ -65,6 +65,7 @@ export type { Overrides, Recipe } from './recipes/stage.js'
 export { tulu3 } from './recipes/tulu3.js'
 export type { Device, DeviceOptions, DeviceStats } from './runtime/index.js'
 export {
+  type Checkpointing,
   checkGradient,
   checkpoint,
   defineOp,

@@ -7,7 +7,7 @@ import { pairLogprobs } from '../methods/dpo.js'
 import type { Batch, Method, MicroLoss } from '../methods/method.js'
 import type { CausalLm } from '../models/index.js'
 import { selfSegments } from '../ops/index.js'
-import { scope, Tensor } from '../tensor/index.js'
+import { type Checkpointing, scope, Tensor } from '../tensor/index.js'
 import type { BenchShape } from './bench_shapes.js'
 
 export const benchMethods = ['sft', 'dpo'] as const
@@ -18,6 +18,7 @@ export interface BenchWork {
   shape: BenchShape
   steps: number
   cachedReference: boolean
+  checkpointing?: Checkpointing
 }
 
 export function benchMethod(name: BenchMethod, work: BenchWork): Method<CausalLm, unknown> {
@@ -35,15 +36,13 @@ class RandomTokens implements Method<CausalLm, TokenBatch> {
   readonly unitSeed = true
   readonly totalSteps: number
   readonly #random = new Random(0, 1)
-  readonly #shape: BenchShape
 
-  constructor({ shape, steps }: BenchWork) {
-    this.#shape = shape
-    this.totalSteps = steps
+  constructor(private readonly work: BenchWork) {
+    this.totalSteps = work.steps
   }
 
   *batches(): Iterable<Batch<TokenBatch>> {
-    const { B, T, config } = this.#shape
+    const { B, T, config } = this.work.shape
     for (let step = 0; step < this.totalSteps; step++) {
       const ids = Int32Array.from({ length: B * T }, () => this.#random.integer(0, config.V))
       const labels = ids.map((_, i) => ((i + 1) % T === 0 ? -100 : ids[i + 1]!))
@@ -53,18 +52,17 @@ class RandomTokens implements Method<CausalLm, TokenBatch> {
 
   loss(model: CausalLm, { ids, labels }: TokenBatch): MicroLoss {
     const { device } = model
-    const { B, T } = this.#shape
+    const { shape: sizes, checkpointing } = this.work
+    const { B, T } = sizes
     const N = B * T
     const { data, shape } = selfSegments(Array.from({ length: B + 1 }, (_, i) => i * T))
-    const hidden = model.hidden({
+    const places = ids.map((_, i) => i % T)
+    const rows = {
       ids: Tensor.from(device, ids, [N]),
-      positions: Tensor.from(
-        device,
-        ids.map((_, i) => i % T),
-        [N],
-      ),
+      positions: Tensor.from(device, places, [N]),
       segments: Tensor.from(device, data, shape),
-    })
+    }
+    const hidden = model.hidden(rows, { checkpoint: checkpointing })
     const target = Tensor.from(device, labels, [N])
     return { sum: sftLoss(hidden, model.head, { target, zLoss: 0, reduction: 'token_mean', targets: B * (T - 1) }) }
   }
@@ -132,7 +130,8 @@ class RandomPairs implements Method<CausalLm, { batch: PairBatch; reference: Flo
     const P = batch.pairs.length
     const spans = Tensor.from(device, batch.spans, [P, 2, 3])
     const known = Tensor.from(device, reference, [P, 2])
-    return { sum: preferenceLoss(pairLogprobs(model, batch), { spans, reference: known }, tuluDpo).sum }
+    const logp = pairLogprobs(model, batch, this.work.checkpointing)
+    return { sum: preferenceLoss(logp, { spans, reference: known }, tuluDpo).sum }
   }
 
   state(): null {

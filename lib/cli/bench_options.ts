@@ -1,5 +1,6 @@
 // The options of `caravan bench`.
 import { type Command, Option } from 'commander'
+import { checkpointings } from '../tensor/index.js'
 import { benchModels } from './bench_shapes.js'
 import { deviceOption, dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
 import { decimal, oneOf, wholeNumber, wholeNumbers } from './option_values.js'
@@ -78,6 +79,12 @@ function addStepCommands(bench: Command, ended: Ended): void {
     .description('one step of a training method: forward, backward, clipping, AdamW')
     .option('--method <name>', 'sft, or dpo (length-normalised)', oneOf('--method', ['sft', 'dpo'] as const), 'sft')
     .option('--cached-reference', 'dpo: without the pass of the reference model')
+    .option(
+      '--checkpointing <mode>',
+      'activation checkpointing here: none, selective or full',
+      oneOf('--checkpointing', checkpointings),
+      'none',
+    )
     .addOption(modelOption())
     .option('--steps <n>', 'measured steps, after two that are not (default: 20, 8 or 3)', wholeNumber('--steps', 1))
     .option('--batch <n>', 'sequences in a step (default: as suits the model)', wholeNumber('--batch', 1))

@@ -159,7 +159,7 @@ function methodOf({ algorithm, answers, newTokens, device }: BenchRlFlags, V: nu
     miniBatches: MINIBATCHES,
     average: 'token',
     microBatchTokens: device === 'cuda' ? 16_384 : 4096,
-    activationCheckpointing: false,
+    activationCheckpointing: 'none',
     maxSteps: 0,
     surrogate: 'clip',
     clipLow: 0.2,

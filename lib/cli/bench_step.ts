@@ -5,6 +5,7 @@ import { newModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
 import { AdamW } from '../optim/adamw.js'
 import type { Device } from '../runtime/index.js'
+import type { Checkpointing } from '../tensor/index.js'
 import { trainLoop } from '../train/loop.js'
 import { type BenchMethod, benchMethod } from './bench_methods.js'
 import { type BenchModel, type BenchShape, benchShape } from './bench_shapes.js'
@@ -21,6 +22,7 @@ export interface BenchStepFlags {
   method: BenchMethod
   /** dpo: the reference's log-probabilities are known beforehand. */
   cachedReference?: boolean
+  checkpointing?: Checkpointing
   model: BenchModel
   dtype: DtypeFlag
   device?: DeviceFlag
@@ -66,12 +68,13 @@ export async function benchStep(flags: BenchStepFlags): Promise<number> {
   }
   const result = { ...best(ours), peer: theirs.length > 0 ? bestPeer(theirs) : undefined }
   if (flags.json) {
-    const { method, cachedReference, model, dtype, device, threads } = flags
+    const { method, cachedReference, checkpointing, model, dtype, device, threads } = flags
     terminal.line(
       JSON.stringify({
         ...result,
         method,
         cachedReference,
+        checkpointing,
         model,
         dtype,
         device,
@@ -124,7 +127,9 @@ async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepF
 export async function timedSteps(
   device: Device,
   shape: BenchShape,
-  flags: Pick<BenchStepFlags, 'method' | 'dtype' | 'steps' | 'cachedReference'> & { totalSteps?: number },
+  flags: Pick<BenchStepFlags, 'method' | 'dtype' | 'steps' | 'cachedReference' | 'checkpointing'> & {
+    totalSteps?: number
+  },
 ): Promise<{ seconds: number[]; peakBytes: number; loss: number; parameters: number }> {
   const dtype = engineDtype(flags.dtype)
   const steps = flags.totalSteps ?? (flags.steps ?? shape.steps) + WARM_UP_STEPS
@@ -136,7 +141,13 @@ export async function timedSteps(
   try {
     for await (const step of trainLoop({
       device,
-      method: benchMethod(flags.method, { model, shape, steps, cachedReference: flags.cachedReference ?? false }),
+      method: benchMethod(flags.method, {
+        ...flags,
+        model,
+        shape,
+        steps,
+        cachedReference: flags.cachedReference ?? false,
+      }),
       models: model,
       optimizer,
       lr: 1e-4,
@@ -190,7 +201,9 @@ function resultLines(flags: BenchStepFlags, result: StepResult & { peer?: PeerSt
     rows.push(row(`PyTorch ${peer.version ?? ''}`.trim(), peer))
     notes.push(`caravan / PyTorch: ${bold(shortNumber(result.tokensPerSecond / peer.tokensPerSecond))} x the tokens/s`)
   } else if (peer) notes.push(dim(peer.absent))
-  const what = flags.method === 'sft' ? '' : ` ${flags.method}${flags.cachedReference ? ', reference cached' : ''}`
+  const work = flags.method === 'sft' ? '' : ` ${flags.method}${flags.cachedReference ? ', reference cached' : ''}`
+  const { checkpointing = 'none' } = flags
+  const what = `${work}${checkpointing === 'none' ? '' : `, ${checkpointing} checkpointing`}`
   const title = `${bold(flags.model)}${what}  ${flags.dtype}, ${B} sequences of ${T} tokens, median step`
   return [title, ...tableLines(rows, { align: 'lrrrrr', indent: '  ' }), ...notes]
 }

@@ -73,6 +73,7 @@ Examples:
   $ caravan train --stage sft --model DIR --data chat.jsonl --scale 8b --set sft.lr=1e-5
   $ caravan train --data rows.jsonl --fields prompt=question,completion=answer --model DIR --stage sft
   $ caravan train --dry-run --json                      the plan for a program
+  $ caravan train --set sft.activationCheckpointing=selective   less memory, same bits (none, selective, full)
   $ caravan train --resume runs/tulu3-pocket-20250101   after Ctrl-C or a crash
 
 Ctrl-C finishes the step, saves a checkpoint and exits with 130; a second Ctrl-C exits at once.`,

@@ -49,6 +49,12 @@ function stageLines(stage: StagePlan, terminal: Terminal): string[] {
     ['time', stage.seconds === null ? unknown : `${stage.atMost ? 'at most' : 'about'} ${durationText(stage.seconds)}`],
     ['memory', bytesText(stage.memoryBytes)],
     ...stage.memory.map(({ name, bytes }) => [dim(`  ${name}`), dim(bytesText(bytes))]),
+    [
+      'by checkpointing',
+      Object.entries(stage.checkpointing)
+        .map(([mode, bytes]) => `${mode} ${bytesText(bytes)}`)
+        .join(', '),
+    ],
   ]
   const settings = Object.entries(stage.settings).map(([key, value]) => {
     const origin = stage.origins[key] ?? 'default'

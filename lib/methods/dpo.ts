@@ -5,13 +5,13 @@ import type { PairBatch } from '../data/pairs.js'
 import { type PreferenceLossOptions, preferenceLoss } from '../losses/preference.js'
 import type { CausalLm } from '../models/index.js'
 import { linearLogprob, preferenceMetrics } from '../ops/index.js'
-import { Tensor } from '../tensor/index.js'
+import { type Checkpointing, Tensor } from '../tensor/index.js'
 import { answerRows } from './answer_rows.js'
 import type { MicroLoss } from './method.js'
 import { OfflineMethod } from './offline_method.js'
 
 export interface DpoOptions extends PreferenceLossOptions {
-  activationCheckpointing: boolean
+  activationCheckpointing: Checkpointing
   /** Steps after which the method ends although the loader has more; 0 = all of it. */
   maxSteps: number
 }
@@ -53,7 +53,7 @@ export class Dpo extends OfflineMethod<DpoModels, PairBatch> {
 }
 
 /** Log-probability of each row's target, [N] f32; 0 where a row has none. */
-export function pairLogprobs(policy: CausalLm, micro: PairBatch, checkpoint = false): Tensor {
+export function pairLogprobs(policy: CausalLm, micro: PairBatch, checkpoint: Checkpointing = 'none'): Tensor {
   const { device } = policy
   const hidden = policy.hidden(answerRows(device, micro), { checkpoint })
   return linearLogprob(hidden, policy.head, Tensor.from(device, micro.labels, [micro.labels.length])).logp

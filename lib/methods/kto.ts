@@ -5,7 +5,7 @@ import type { BatchSource, GlobalBatch, Loader } from '../data/loader.js'
 import { type PackedBatch, type PackPlan, packRow, planPacking } from '../data/pack.js'
 import { type KtoOptions, ktoLoss, ktoMetrics } from '../losses/kto.js'
 import type { CausalLm } from '../models/index.js'
-import { scope } from '../tensor/index.js'
+import { type Checkpointing, scope } from '../tensor/index.js'
 import type { Batch, Method, MicroLoss } from './method.js'
 import { LoaderMethod } from './offline_method.js'
 import { packedLogprobs } from './packed_logprobs.js'
@@ -23,7 +23,7 @@ export interface KtoData {
 }
 
 export interface KtoMethodOptions extends KtoOptions {
-  activationCheckpointing: boolean
+  activationCheckpointing: Checkpointing
   maxSteps: number
   /** Tokens that go through the model at once when the reference point is measured. */
   microBatchTokens: number

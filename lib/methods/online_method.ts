@@ -5,7 +5,7 @@ import { Random } from '../base/random.js'
 import { checkPolicyOptions, type PolicyLossOptions, policyLoss } from '../losses/policy.js'
 import type { CausalLm, RewardModel } from '../models/index.js'
 import { policyMetrics } from '../ops/index.js'
-import { Tensor } from '../tensor/index.js'
+import { type Checkpointing, Tensor } from '../tensor/index.js'
 import type { Batch, Method, MicroLoss } from './method.js'
 import {
   besideRows,
@@ -44,7 +44,7 @@ export interface OnlineOptions<P extends RolloutPrompt> extends RolloutOptions<P
   average: LossAverage
   /** Tokens that go through a model at once. */
   microBatchTokens: number
-  activationCheckpointing: boolean
+  activationCheckpointing: Checkpointing
   /** Steps after which the method ends although there are rollouts left; 0 = all. */
   maxSteps: number
   /** Copies the policy into the behaviour model. */

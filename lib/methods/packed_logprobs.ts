@@ -3,7 +3,7 @@ import type { PackedBatch } from '../data/pack.js'
 import type { CausalLm, PackedRows } from '../models/index.js'
 import { linearLogprob, selfSegments } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
-import { Tensor } from '../tensor/index.js'
+import { type Checkpointing, Tensor } from '../tensor/index.js'
 
 /** The rows of `micro` as the decoder takes them. */
 export function packedRows(device: Device, { inputIds, positions, cuSeqlens }: PackedBatch): PackedRows {
@@ -17,7 +17,7 @@ export function packedRows(device: Device, { inputIds, positions, cuSeqlens }: P
 }
 
 /** Log-probability of each row's target, [N] f32; 0 where a row has none. */
-export function packedLogprobs(policy: CausalLm, micro: PackedBatch, checkpoint = false): Tensor {
+export function packedLogprobs(policy: CausalLm, micro: PackedBatch, checkpoint: Checkpointing = 'none'): Tensor {
   const { device } = policy
   const hidden = policy.hidden(packedRows(device, micro), { checkpoint })
   return linearLogprob(hidden, policy.head, Tensor.from(device, micro.labels, [micro.labels.length])).logp

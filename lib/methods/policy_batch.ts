@@ -7,7 +7,7 @@ import { planPacking } from '../data/pack.js'
 import type { CausalLm, RewardModel } from '../models/index.js'
 import { affine, linearLogprob } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
-import { scope, Tensor } from '../tensor/index.js'
+import { type Checkpointing, scope, Tensor } from '../tensor/index.js'
 import { answerRows } from './answer_rows.js'
 
 /** One answer on its way into the loss; numbers are per token of the answer. */
@@ -91,7 +91,7 @@ function layOut<S extends WithTokens>(groups: readonly PolicyGroup<S>[]): Policy
 export function policyLogprobs(
   policy: CausalLm,
   rows: AnswerRows,
-  { temperature, checkpoint = false }: { temperature: number; checkpoint?: boolean },
+  { temperature, checkpoint }: { temperature: number; checkpoint?: Checkpointing },
 ): Tensor {
   const { device } = policy
   const hidden = policy.hidden(answerRows(device, rows), { checkpoint })
@@ -104,7 +104,7 @@ export function policyLogprobs(
 export function stateValues(
   model: RewardModel,
   { rows, samples }: PolicyMicro<WithTokens>,
-  { after, checkpoint = false }: { after: (sample: number) => boolean; checkpoint?: boolean },
+  { after, checkpoint }: { after: (sample: number) => boolean; checkpoint?: Checkpointing },
 ): Tensor {
   const at = samples.flatMap(({ tokens }, s) => {
     const begin = rows.spans[3 * s]!

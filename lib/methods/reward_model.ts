@@ -4,7 +4,7 @@ import type { GlobalBatch, Loader } from '../data/loader.js'
 import type { PairBatch } from '../data/pairs.js'
 import { rewardLoss, rewardMetrics } from '../losses/reward.js'
 import type { RewardModel } from '../models/index.js'
-import { reshape, Tensor } from '../tensor/index.js'
+import { type Checkpointing, reshape, Tensor } from '../tensor/index.js'
 import { answerRows } from './answer_rows.js'
 import type { MicroLoss } from './method.js'
 import { OfflineMethod } from './offline_method.js'
@@ -12,7 +12,7 @@ import { OfflineMethod } from './offline_method.js'
 export interface RewardOptions {
   /** Weight of (chosen + rejected)^2, which keeps the scores around 0 (Eisenstein et al. 2023); 0 = off. */
   centering: number
-  activationCheckpointing: boolean
+  activationCheckpointing: Checkpointing
   /** Steps after which the method ends although the loader has more; 0 = all of it. */
   maxSteps: number
 }
@@ -52,7 +52,7 @@ export class RewardTraining extends OfflineMethod<RewardModels, PairBatch> {
 }
 
 /** Scores [P,2] f32 of the chosen and the rejected answer of each pair. */
-export function pairRewards(model: RewardModel, micro: PairBatch, checkpoint = false): Tensor {
+export function pairRewards(model: RewardModel, micro: PairBatch, checkpoint: Checkpointing = 'none'): Tensor {
   const P = micro.pairs.length
   const last = Int32Array.from({ length: 2 * P }, (_, side) => micro.spans[3 * side + 1]! - 1)
   const { device } = model

@@ -3,7 +3,7 @@ import type { GlobalBatch, Loader } from '../data/loader.js'
 import type { PackedBatch } from '../data/pack.js'
 import { type LossReduction, sftLoss } from '../losses/sft.js'
 import type { CausalLm } from '../models/index.js'
-import { Tensor } from '../tensor/index.js'
+import { type Checkpointing, Tensor } from '../tensor/index.js'
 import type { MicroLoss } from './method.js'
 import { OfflineMethod } from './offline_method.js'
 import { packedRows } from './packed_logprobs.js'
@@ -12,7 +12,7 @@ export interface SftOptions {
   reduction: LossReduction
   /** Weight of lse^2 (OLMo 2 uses 1e-5); 0 = off. */
   zLoss: number
-  activationCheckpointing: boolean
+  activationCheckpointing: Checkpointing
   /** Steps after which the method ends although the loader has more; 0 = all of it. */
   maxSteps: number
 }

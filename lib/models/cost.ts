@@ -2,6 +2,7 @@
 // by op. A plan printed before training starts, and the numerator of every "FLOP/s achieved", come from here.
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { logitsChunkBytes } from '../ops/index.js'
+import type { Checkpointing } from '../tensor/index.js'
 import type { AdapterCost } from './adapter_cost.js'
 
 /** Weights of the matrices that every token is multiplied with in one block. */
@@ -55,8 +56,8 @@ export interface TrainingCostOptions {
   tokens: number
   /** Element type of weights and activations. */
   dtype: 'f32' | 'bf16'
-  /** Blocks are run again in the backward pass. */
-  checkpoint?: boolean
+  /** What each block leaves on the tape; default none, which leaves all that the backward pass reads. */
+  checkpoint?: Checkpointing
   /** Trained in place of the weights. */
   adapter?: AdapterCost
   /** What computes; default cpu. */
@@ -85,12 +86,26 @@ export function blockTapeBytesPerToken(shape: DecoderShape, dtype: 'f32' | 'bf16
   return elements * bytesOf(dtype) + scalars * 4
 }
 
-/** Bytes that a forward pass leaves on the tape: blocks (or their inputs alone), embedding, rotation, final norm, loss.
- *  */
-export function tapeBytes(shape: DecoderShape, { tokens, dtype, checkpoint = false }: TrainingCostOptions): number {
+/** Bytes per token that a block leaves on the tape until the backward pass runs it again for the rest. */
+export function blockKeptBytesPerToken(
+  shape: DecoderShape,
+  dtype: 'f32' | 'bf16',
+  checkpoint: Checkpointing = 'none',
+): number {
+  const { D, H, K, C, F, normPlacement } = shape
+  if (checkpoint === 'none') return blockTapeBytesPerToken(shape, dtype)
+  if (checkpoint === 'full') return D * bytesOf(dtype)
+  // The input; what the products make but the last one, whose result is the next block's input (in post-norm a norm
+  // still reads it): queries, keys, values, gate, up, and the attention branch's end; what attention makes.
+  const rows = normPlacement === 'post' ? 3 : 2
+  return (rows * D + 2 * H * C + 2 * K * C + 2 * F) * bytesOf(dtype) + H * 4
+}
+
+/** Bytes that a forward pass leaves on the tape: what the blocks keep, embedding, rotation, final norm, loss. */
+export function tapeBytes(shape: DecoderShape, { tokens, dtype, checkpoint }: TrainingCostOptions): number {
   const { D, L, C, normKind } = shape
   const e = bytesOf(dtype)
-  const perBlock = checkpoint ? D * e : blockTapeBytesPerToken(shape, dtype)
+  const perBlock = blockKeptBytesPerToken(shape, dtype, checkpoint)
   // Input of the final norm and its output; ids, targets, log-sum-exp and log-probability of the loss; the rotary
   // table.
   const ends = 2 * D * e + 4 * (normKind === 'layer' ? 2 : 1) + 4 * 4 + 4 * C
@@ -101,16 +116,18 @@ export function tapeBytes(shape: DecoderShape, { tokens, dtype, checkpoint = fal
 const PACKING_BYTES = 4 * 2 ** 20
 
 /** Bytes beyond the tape at the worst moment of a step: the logits of a chunk at the loss, or the gradients inside the
- *  MLP of the block that is being played back (with checkpointing, beside that block's whole tape). */
+ *  MLP of the last block, with checkpointing beside what it computes again. By then the final norm has been played. */
 export function workspaceBytes(shape: DecoderShape, options: TrainingCostOptions): number {
-  const { D, F, V } = shape
+  const { D, F, V, normPlacement } = shape
   const { tokens, dtype, checkpoint, device = 'cpu' } = options
   const e = bytesOf(dtype)
   // Gradient of the hidden rows, and of one chunk of them the rows, their gradient in f32, and the logits.
   const chunk = Math.min(logitsChunkBytes[device], tokens * V * 4)
   const loss = tokens * D * e + (chunk / (V * 4)) * D * (e + 4) + chunk + (device === 'cpu' ? PACKING_BYTES : 0)
-  const replayed = checkpoint ? blockTapeBytesPerToken(shape, dtype) - D * e : 0
-  const block = tokens * (replayed + (2 * F + 2 * D) * e)
+  const replayed = blockTapeBytesPerToken(shape, dtype) - blockKeptBytesPerToken(shape, dtype, checkpoint)
+  // Of gate and up, and of the block's result; in post-norm also of what the norm was given.
+  const gradients = 2 * F + (normPlacement === 'post' ? 2 : 1) * D
+  const block = tokens * (replayed + (gradients - 2 * D) * e)
   return Math.max(loss, block)
 }
 
@@ -148,12 +165,15 @@ function optimizerBytes({ dtype, adapter, master, moments }: TrainingCostOptions
   return beside + 2 * bytesOf(moments ?? 'f32')
 }
 
-/** Bytes that an adapter leaves on the tape; with checkpointing those of the block that is run again. */
+/** Bytes that an adapter leaves on the tape; with checkpointing what is kept, and the rest of the block that is run
+ *  again. */
 function adapterTapeBytes(shape: DecoderShape, adapter: AdapterCost, options: TrainingCostOptions): number {
-  const { tokens, dtype, checkpoint } = options
+  const { tokens, dtype, checkpoint = 'none' } = options
   const roundedMatrices = dtype === 'bf16' ? adapter.parameters * 2 : 0
   const all = tokens * adapter.tapeElementsPerToken * bytesOf(dtype) + roundedMatrices
-  return checkpoint ? all / shape.L : all
+  if (checkpoint === 'none') return all
+  const kept = checkpoint === 'selective' ? tokens * adapter.keptElementsPerToken * bytesOf(dtype) : 0
+  return kept + (all - kept) / shape.L
 }
 
 function bytesOf(dtype: 'f32' | 'bf16'): number {

@@ -17,6 +17,7 @@ export { type LoadAdapterOptions, loadAdapter, type SaveAdapterOptions, saveAdap
 export { CausalLm, type ModelOrigin } from './causal_lm.js'
 export { ConfigReader, type JsonObject } from './config_reader.js'
 export {
+  blockKeptBytesPerToken,
   blockTapeBytesPerToken,
   forwardFlopsPerToken,
   parameterCount,

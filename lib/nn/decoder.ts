@@ -1,7 +1,7 @@
 // One decoder for every family: embedding, blocks, final norm. Rows of all sequences lie end to end, so there is no
 // batch dimension and no padding; which rows see which is said by the segment table alone.
 import { ropeTable } from '../ops/index.js'
-import { checkpoint, keep, scope, Tensor } from '../tensor/index.js'
+import { type Checkpointing, checkpoint, keep, scope, Tensor } from '../tensor/index.js'
 import { type AttentionContext, type KeyValueStore, SelfAttention } from './attention.js'
 import { type DecoderShape, ropeFrequencies } from './decoder_shape.js'
 import { Embedding } from './embedding.js'
@@ -23,8 +23,8 @@ export interface PackedRows {
 }
 
 export interface ForwardOptions {
-  /** Keep only each block's input for the backward pass and run the block again there. */
-  checkpoint?: boolean
+  /** What each block leaves for the backward pass, which runs it again for the rest; default none: all is kept. */
+  checkpoint?: Checkpointing
   /** Keys and values of earlier rows; for generating, outside any tape. */
   store?: KeyValueStore
 }
@@ -86,17 +86,17 @@ export class Decoder extends Module {
   forward(rows: PackedRows, options: ForwardOptions = {}): Tensor {
     return scope(() => {
       const { segments, keyRows } = rows
+      const { checkpoint: mode = 'none', store } = options
       const table = ropeTable(rows.positions, this.#frequencies)
       let x = this.embedding.forward(rows.ids)
       const inPass = this.lora?.masks?.begin() ?? ((part) => part())
       for (const block of this.blocks) {
         const before = x
-        x = options.checkpoint
-          ? checkpoint(
-              (h, t, s, r) => inPass(() => block.forward(h!, { table: t!, segments: s!, keyRows: r })),
-              ...[before, table, segments].concat(keyRows ?? []),
-            )
-          : inPass(() => block.forward(before, { table, segments, keyRows, store: options.store }))
+        x = checkpoint(
+          mode,
+          (h, t, s, r) => inPass(() => block.forward(h!, { table: t!, segments: s!, keyRows: r, store })),
+          ...[before, table, segments].concat(keyRows ?? []),
+        )
         // Nobody but the tape, where one records, needs the input of a finished block.
         keep(before).dispose()
       }

@@ -164,6 +164,7 @@ export const attentionOp = defineOp({
   signature: 'q[N,H,C] k[M,K,C] v[M,K,C] segments[S,4]:i32 -> o[N,H,C] lse[N,H]:f32 | scale window',
   reference: attentionReference,
   shapes: ({ q, k }) => checkHeads('attention', q.shape, k.shape),
+  costly: true,
   auxiliary: ['lse'],
   saved: ['q', 'k', 'v', 'o', 'lse', 'segments'],
   backward: ({ o: dout }, { q, k, v, o, lse, segments, scale, window }) => {

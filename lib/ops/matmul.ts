@@ -46,6 +46,7 @@ export const linearOp = defineOp({
   name: 'linear',
   signature: 'x[*,D] w[F,D] bias[F]? residual[*,F]? -> y[*,F]',
   dtypes: withF64,
+  costly: true,
   reference: ({ x, w, bias, residual }) => {
     let y = flatMatmul(x, w, true)
     if (bias) y = add(y, bias)

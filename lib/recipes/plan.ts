@@ -1,27 +1,17 @@
 // The plan of a run, before anything is allocated: sizes, memory, work and time, and where every setting comes from.
-import { CaravanError } from '../base/errors.js'
 import { openDataset, withoutRows } from '../data/dataset.js'
 import { pairRows } from '../data/pair_rows.js'
 import { type FieldMap, type RowForm, singleRows } from '../data/rows.js'
-import { cacheBytes, pagesFor } from '../generate/index.js'
-import {
-  forwardFlopsPerToken,
-  parameterCount,
-  readModelConfig,
-  type TrainingCostOptions,
-  trainingFlopsPerToken,
-  trainingMemory,
-} from '../models/index.js'
+import { forwardFlopsPerToken, parameterCount, trainingFlopsPerToken } from '../models/index.js'
 import type { DecoderShape } from '../nn/decoder_shape.js'
 import { linear, openDevice, randomNormal } from '../ops/index.js'
-import type { MasterForm, MomentType } from '../optim/adamw.js'
 import type { Device } from '../runtime/index.js'
-import { keep, type Tensor } from '../tensor/index.js'
+import { type Checkpointing, keep, type Tensor } from '../tensor/index.js'
 import { loraCost } from './lora_setting.js'
+import { rowSizes, shortageOf, stageMemory, stageShape } from './memory_plan.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
 import type {
   ChatSettings,
-  ConversationSettings,
   Origin,
   PretrainSettings,
   Recipe,
@@ -30,7 +20,6 @@ import type {
   Setting,
   StageSettings,
 } from './stage.js'
-import { pocketShape } from './stage_pretrain.js'
 
 export interface RunPlan {
   recipe: string
@@ -54,6 +43,8 @@ export interface StagePlan {
   flops: number | null
   memory: { name: string; bytes: number }[]
   memoryBytes: number
+  /** What memoryBytes would be in each mode of activation checkpointing. */
+  checkpointing: { [mode in Checkpointing]: number }
   /** Estimated from a product measured on this machine; null when the work is unknown. */
   seconds: number | null
   /** Whether tokens, work and time are upper limits: how long rows and answers are is not known before. */
@@ -71,19 +62,16 @@ export async function planRun(recipe: Recipe, options: RunOptions): Promise<RunP
   const { dtype = recipe.dtype, threads, device: kind, memoryBudgetBytes } = options
   using device = openDevice({ kind, threads, memoryBudgetBytes })
   const flopsPerSecond = await productSpeed(device)
-  const memoryBytes = device.stats().budgetBytes
+  const { budgetBytes } = device.stats()
   const stages: StagePlan[] = []
   let shape: DecoderShape | undefined
   for (const [name, stage] of resolved) {
     if (stage.kind === 'eval') continue
     const { values, origins } = stage
-    shape =
-      'width' in values
-        ? pocketShape(values, values.vocabularySize)
-        : await chatShape(name, values, { recipe, before: shape })
+    shape = await stageShape(name, values, { recipe, before: shape })
     const work = await workOf(values, recipe)
     stages.push(
-      stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond, memoryBytes, device: device.kind }),
+      stagePlan({ name, values, origins, shape, work, dtype, flopsPerSecond, budgetBytes, device: device.kind }),
     )
   }
   const { name, scale } = recipe
@@ -113,7 +101,7 @@ interface StageFacts {
   flopsPerSecond: number
   device: 'cpu' | 'cuda'
   /** Most bytes that the device gives to tensors. */
-  memoryBytes: number
+  budgetBytes: number
 }
 
 function stagePlan({
@@ -124,33 +112,18 @@ function stagePlan({
   work,
   dtype,
   flopsPerSecond,
-  memoryBytes,
+  budgetBytes,
   device,
 }: StageFacts): StagePlan {
   const { steps, tokens, notes, forwardOnly } = work
-  const { longest, micro } = rowSizes(values)
   const adapter = loraCost(shape, values)
-  const sizes = {
-    tokens: micro,
-    dtype,
-    checkpoint: values.activationCheckpointing,
-    master: values.master as MasterForm,
-    moments: values.moments as MomentType,
-    device,
-  }
-  const { total: own, ...parts } = trainingMemory(shape, { ...sizes, adapter })
-  const beside = 'algorithm' in values ? modelsBeside(shape, values, sizes) : {}
-  const total = Object.values(beside).reduce((sum, bytes) => sum + bytes, own)
-  const context = longest / 2
+  const memory = stageMemory(shape, values, { dtype, device })
+  const context = rowSizes(values).longest / 2
   const perToken = trainingFlopsPerToken(shape, context, adapter) + forwardOnly * forwardFlopsPerToken(shape, context)
   const flops = tokens === null ? null : perToken * tokens
   const parameters = parameterCount(shape)
-  if (total > memoryBytes) {
-    const [wanted, there] = [total, memoryBytes].map((bytes) => (bytes / 2 ** 30).toFixed(0))
-    notes.push(
-      `needs ${wanted} GiB, ${there} GiB may be used: ${savings(values, { dtype, adapter: adapter !== undefined })}`,
-    )
-  }
+  const shortage = shortageOf(memory, { stage: name, values, dtype, budgetBytes })
+  if (shortage) notes.push(`${shortage.needs}, so a run is refused: ${shortage.remedy}`)
   return {
     name,
     settings: values as unknown as Record<string, Setting>,
@@ -160,47 +133,12 @@ function stagePlan({
     steps,
     tokens,
     flops,
-    memory: Object.entries({ ...parts, ...beside }).map(([part, bytes]) => ({ name: part, bytes })),
-    memoryBytes: total,
+    memory: Object.entries(memory.parts).map(([part, bytes]) => ({ name: part, bytes })),
+    memoryBytes: memory.total,
+    checkpointing: memory.checkpointing,
     seconds: flops === null ? null : flops / (flopsPerSecond * STEP_EFFICIENCY),
     atMost: !('width' in values),
     notes,
-  }
-}
-
-/** What makes a stage smaller, of what it does not do yet. */
-function savings(values: StageSettings, { dtype, adapter }: { dtype: 'f32' | 'bf16'; adapter: boolean }): string {
-  const ways: string[] = []
-  if (!values.activationCheckpointing) ways.push('activationCheckpointing=true')
-  if (dtype === 'f32') ways.push('--dtype bf16')
-  else if (!adapter && values.master === 'full') ways.push('master=split')
-  if (values.moments === 'f32') ways.push('moments=bf16')
-  ways.push('a smaller microBatchTokens')
-  if (!adapter) ways.push('lora.rank=16')
-  return `make it smaller with ${ways.join(', ')}`
-}
-
-/** Longest sequence, and tokens that go through the model at once. */
-function rowSizes(values: StageSettings): { longest: number; micro: number } {
-  const { microBatchTokens } = values
-  if ('algorithm' in values) return { longest: values.maxPromptTokens + values.maxNewTokens, micro: microBatchTokens }
-  const { maxTokens, packing } = values
-  return { longest: maxTokens, micro: packing === 'none' ? maxTokens : microBatchTokens }
-}
-
-/** Bytes of what a stage with rollouts holds beside the policy. Models take turns, so activations count once. */
-function modelsBeside(
-  shape: DecoderShape,
-  { algorithm, kl, asyncRollouts, slots, maxPromptTokens, maxNewTokens }: RlvrSettings,
-  sizes: TrainingCostOptions,
-): Record<string, number> {
-  const bytes = sizes.dtype === 'bf16' ? 2 : 4
-  const { weights, gradients, optimizer } = trainingMemory(shape, sizes)
-  return {
-    ...(algorithm === 'ppo' ? { 'value model': weights + gradients + optimizer } : {}),
-    ...(kl === 'none' ? {} : { 'reference model': weights }),
-    ...(asyncRollouts ? { 'behaviour model': weights } : {}),
-    'keys and values': cacheBytes(shape, pagesFor(maxPromptTokens + maxNewTokens) * slots, bytes),
   }
 }
 
@@ -253,19 +191,6 @@ async function countRows(files: readonly string[], fields: FieldMap, form: RowFo
     rows += dataset.counts.rows
   }
   return rows
-}
-
-async function chatShape(
-  stage: string,
-  { model }: Pick<ConversationSettings, 'model'>,
-  { recipe, before }: { recipe: Recipe; before: DecoderShape | undefined },
-): Promise<DecoderShape> {
-  if (model !== '') return (await readModelConfig(model)).config
-  const shape = before ?? recipe.model?.shape
-  if (shape) return shape
-  throw new CaravanError('ERR_CONFIG', `the stage ${stage} needs a model`, {
-    hint: 'give the folder of a Hugging Face checkpoint with --model, or run the stages before it',
-  })
 }
 
 /** FLOP/s of a product of training size, best of a few. */

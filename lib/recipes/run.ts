@@ -16,6 +16,7 @@ import { MetricsLog } from '../train/metrics.js'
 import { writeReport } from '../train/report.js'
 import { runStage } from '../train/run_stage.js'
 import { trainedPart } from './lora_setting.js'
+import { requireMemory } from './memory_plan.js'
 import type { BesideModel, PreparedStage, StageContext } from './prepared_stage.js'
 import { reporting } from './progress.js'
 import { type RunOptions, resolveRun } from './resolve_run.js'
@@ -43,20 +44,22 @@ export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<
   yield { type: 'run', directory, recipe: recipe.name, scale: recipe.scale, stages: [...resolved.keys()] }
   const { device: kind, threads, memoryBudgetBytes } = options
   using device = openDevice({ kind, threads, memoryBudgetBytes })
+  const finished = resume ? await finishedFolders(directory, resolved.keys()) : new Set<string>()
+  await requireMemory(resolved, { recipe, dtype, device, finished })
   let gatesPassed = true
   let before: string | undefined = model
   for (const [name, resolvedStage] of resolved) {
     const stage = recipe.stages.find((entry) => entry.name === name)!
     const folder = join(directory, name)
     const { origins } = resolvedStage
-    if (resume && (await folderExists(folder))) {
+    if (finished.has(name)) {
       yield { type: 'note', stage: name, text: `${folder} is finished` }
       gatesPassed &&= await gatesPassedBefore(directory, name)
     } else if (resolvedStage.kind === 'eval') {
       if (options.stop?.aborted) throw stoppedBefore(name, options.stop)
-      const finished = await finishedStages(recipe, directory)
+      const judged = await finishedStages(recipe, directory)
       const context = contextOf({ recipe, stage, options: { ...options, seed, dtype } })
-      yield* evaluateStages(device, { stages: finished, settings: resolvedStage.values, context, folder })
+      yield* evaluateStages(device, { stages: judged, settings: resolvedStage.values, context, folder })
       continue
     } else {
       const { values } = resolvedStage
@@ -79,6 +82,13 @@ export async function* run(recipe: Recipe, options: RunOptions): AsyncGenerator<
   }
   await writeReport(directory)
   yield { type: 'done', directory, gatesPassed, seconds: (performance.now() - started) / 1000 }
+}
+
+/** Those of `stages` that an earlier process has finished. */
+async function finishedFolders(directory: string, stages: Iterable<string>): Promise<Set<string>> {
+  const finished = new Set<string>()
+  for (const name of stages) if (await folderExists(join(directory, name))) finished.add(name)
+  return finished
 }
 
 /** Stages of this run whose models write text. */

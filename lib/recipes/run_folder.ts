@@ -23,7 +23,7 @@ export interface RunRecord {
 
 /** Settings that may differ between a run and its continuation: they do not change the result. */
 const harmless = new Set(
-  ['checkpointEvery', 'keepCheckpoints', 'evaluateEvery'].concat([
+  ['checkpointEvery', 'keepCheckpoints', 'evaluateEvery', 'activationCheckpointing'].concat([
     'evalTasks',
     'evalData',
     'evalLimit',

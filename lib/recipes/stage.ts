@@ -10,6 +10,7 @@ import type { DecoderShape } from '../nn/decoder_shape.js'
 import { klKinds, surrogates } from '../ops/index.js'
 import { masterForms, momentTypes } from '../optim/adamw.js'
 import { scheduleKinds } from '../optim/schedule.js'
+import { type Checkpointing, checkpointings } from '../tensor/index.js'
 import { loraDefaults } from './lora_setting.js'
 
 export type Setting = number | boolean | string | readonly string[] | { readonly [key: string]: string }
@@ -29,6 +30,7 @@ const choices: { [key: string]: readonly string[] } = {
   surrogate: surrogates,
   kl: klKinds,
   valueHead: ['keep', 'zero'],
+  activationCheckpointing: checkpointings,
   master: masterForms,
   moments: momentTypes,
 }
@@ -55,7 +57,9 @@ const optimizerDefaults = {
   maxNorm: 1,
   /** Steps in a row with gradients that are not finite before the run gives up. */
   maxSkippedInARow: 10,
-  activationCheckpointing: false,
+  /** How much of each block is computed again in the backward pass: none, selective (what is cheap) or full. Changes
+   *  memory and speed, not the result. */
+  activationCheckpointing: 'none' as Checkpointing,
   /** Steps between checkpoints; 0 = only when the run is stopped. */
   checkpointEvery: 0,
   keepCheckpoints: 2,

@@ -27,7 +27,7 @@ const publishedSft: Partial<SftSettings> = {
   maxNorm: 1, //                            DeepSpeed "auto", which accelerate fills with 1.0
   template: 'tulu', //                      --chat_template tulu; no beginning token
   trainOn: 'all', //                        finetune.py encode_sft_example: every assistant turn, with its end token
-  activationCheckpointing: true, //         --gradient_checkpointing (70B command); here for every published scale
+  activationCheckpointing: 'full', //         --gradient_checkpointing (70B command); here for every published scale
 }
 
 const sftByScale: { [scale in Exclude<Tulu3Scale, 'pocket'>]: Partial<SftSettings> } = {
@@ -67,7 +67,7 @@ const publishedDpo: Partial<DpoSettings> = {
   maxNorm: 1, //                            DeepSpeed "auto", which accelerate fills with 1.0
   template: 'tulu', //                      --chat_template tulu
   trainOn: 'all', //                        dpo_tune.py encodes both sides with the SFT encoder: every assistant turn
-  activationCheckpointing: true, //         --gradient_checkpointing
+  activationCheckpointing: 'full', //         --gradient_checkpointing
 }
 
 const dpoByScale: { [scale in Exclude<Tulu3Scale, 'pocket'>]: Partial<DpoSettings> } = {
@@ -105,7 +105,7 @@ const publishedReward: Partial<RewardSettings> = {
   maxNorm: 1, //                            DeepSpeed "auto", which accelerate fills with 1.0
   headScale: 1, //                          reward_modeling.py: score ~ N(0, 1 / sqrt(hidden + 1))
   template: 'tulu', //                      --chat_template tulu
-  activationCheckpointing: true, //         --gradient_checkpointing
+  activationCheckpointing: 'full', //         --gradient_checkpointing
 }
 
 /** What the stage with verifiable rewards has in common at all published scales. */
@@ -124,7 +124,7 @@ const publishedRlvr: Partial<RlvrSettings> = {
   verifiedReward: 10, //                    --verification_reward 10.0
   penaliseUnfinished: true, //              --non_stop_penalty
   template: 'tulu', //                      --chat_template tulu
-  activationCheckpointing: true, //         --gradient_checkpointing
+  activationCheckpointing: 'full', //         --gradient_checkpointing
 }
 
 /** PPO (open-instruct 26b732590, ppo_vllm_thread_ray_gtrl.py). */

@@ -1,4 +1,5 @@
 // Tensors, scopes, the tape, and the way ops are declared.
+export { type Checkpointing, checkpoint, checkpointings } from './checkpoint.js'
 export { checkGradient, type GradientCheckOptions, type GradientFault, type GradientReport } from './gradient_check.js'
 export {
   type Call,
@@ -11,6 +12,6 @@ export {
   type SampleDraw,
 } from './op.js'
 export { Plan } from './plan.js'
-export { checkpoint, Gradients, recordingTape, Tape, withoutTape } from './tape.js'
+export { Gradients, recordingTape, Tape, withoutTape } from './tape.js'
 export { keep, leaks, scope, Tensor, type TypedArray } from './tensor.js'
 export { reshape, rowsOf } from './view.js'

@@ -12,6 +12,7 @@ import {
   type Results,
   type Signature,
 } from '../base/signature.js'
+import type { Device } from '../runtime/index.js'
 import { refuseFaulty } from './call_fault.js'
 import {
   type AnyCall,
@@ -23,6 +24,7 @@ import {
   differentiable,
   planCall,
 } from './call_plan.js'
+import { type BodyCall, type Fate, runningBody } from './checkpoint.js'
 import { type Into, type Record, recordingTape, withoutTape } from './tape.js'
 import type { Tensor } from './tensor.js'
 
@@ -73,6 +75,8 @@ export interface OpDefinition<S extends string, K extends InputNames<S> | Output
   data?: (sample: Sample, draw: SampleDraw) => { [N in InputNames<S>]?: Float64Array | Int32Array }
   /** Inputs for which the op has no gradient although others do (targets, tables). Checked by the gradient test. */
   constant?: readonly InputNames<S>[]
+  /** Much arithmetic for each element of the results: a checkpoint may keep them rather than compute them again. */
+  costly?: boolean
   /** Outputs that serve the backward pass alone: it is an error when a gradient arrives for one. */
   auxiliary?: readonly OutputNames<S>[]
   /** Floating-point operations of one call, for GFLOP/s in the benchmark. Bytes come from the signature. */
@@ -148,18 +152,36 @@ function run(declared: Declared, call: AnyCall): AnyResult {
     if (definition.reference && composable.includes(dtype)) return definition.reference(call as never) as AnyResult
     throw new CaravanError('ERR_DTYPE', `${plan.op}: no kernel for ${dtype} on device ${device.kind}`)
   }
-  const outputs = declareOutputs(plan, call, bound, free)
-  try {
-    device.op(index, bound.inputs, outputs, bound.attributes)
-  } catch (error) {
-    for (const output of outputs) output?.dispose()
-    throw error
-  }
+  const body = runningBody()
+  const fate: Fate = body && definition.costly ? body.fate(plan.op) : 'compute'
+  const outputs = typeof fate === 'string' ? declareOutputs(plan, call, bound, free) : fate
+  if (fate === 'compute') compute(device, index, bound, outputs)
+  body?.note(bodyCall(declared, bound, outputs))
   const tape = recordingTape()
   if (tape && anyTracked(bound.inputs)) tape.add(new OpRecord(declared, bound, outputs))
   const results: AnyResult = {}
   for (let i = 0; i < outputs.length; i++) if (outputs[i]) results[plan.outputs[i]!.name] = outputs[i]
   return results
+}
+
+function compute(device: Device, index: number, { inputs, attributes }: Binding, outputs: Outputs): void {
+  try {
+    device.op(index, inputs, outputs, attributes)
+  } catch (error) {
+    for (const output of outputs) output?.dispose()
+    throw error
+  }
+}
+
+type Outputs = readonly (Tensor | undefined)[]
+
+const isThere = (tensor: Tensor | undefined) => tensor !== undefined
+
+function bodyCall({ plan, parsed, definition, saved }: Declared, { inputs }: Binding, outputs: Outputs): BodyCall {
+  const read = saved.map(({ input, output }) => (input >= 0 ? inputs[input] : outputs[output]))
+  const costly = definition.costly ?? false
+  const changed = parsed.inputs.map(({ inPlace }, i) => (inPlace ? inputs[i] : undefined)).filter(isThere)
+  return { op: plan.op, costly, inputs, outputs, saved: read.filter(isThere), changed }
 }
 
 /** What is wrong with a call that does not fit. */

@@ -14,8 +14,9 @@ export interface Record {
   inputs: readonly (Tensor | undefined)[]
   outputs: readonly (Tensor | undefined)[]
   saved: readonly Tensor[]
-  /** Gradients of the inputs, in their order, from those of the outputs (undefined: no gradient flows there). */
-  backward(gradients: readonly (Tensor | undefined)[], into: Into, table: Gradients): readonly (Tensor | undefined)[]
+  /** Gradients of the inputs, in their order, from those of the outputs (undefined: no gradient flows there). What it
+   *  removes from that list it owns. */
+  backward(gradients: (Tensor | undefined)[], into: Into, table: Gradients): readonly (Tensor | undefined)[]
 }
 
 let current: Tape | undefined
@@ -113,12 +114,24 @@ export class Tape {
   /** Adds the gradients of `output` with respect to every tracked tensor it came from to `gradients`, those of
    *  intermediate tensors excepted. `seed` is the gradient of `output` itself. The tape is empty afterwards. */
   backward(output: Tensor, seed: Tensor, gradients: Gradients): void {
+    this.#play(gradients, () => gradients.accumulate(output, seed))
+  }
+
+  /** As backward(), from a gradient that the caller owns and hands over: nobody else then sees it. */
+  backwardFrom(output: Tensor, gradient: Tensor, gradients: Gradients): void {
+    this.#play(gradients, () => {
+      using owned = gradient
+      gradients.accumulate(output, owned)
+    })
+  }
+
+  #play(gradients: Gradients, seed: () => void): void {
     const outer = current
     current = undefined
     const records = this.#records
     this.#records = []
     try {
-      gradients.accumulate(output, seed)
+      seed()
       for (let record = records.pop(); record; record = records.pop()) play(record, gradients)
     } finally {
       current = outer
@@ -148,7 +161,7 @@ function play(record: Record, gradients: Gradients): void {
 }
 
 /** Runs one backward function and hands its results on. */
-function pass(record: Record, incoming: readonly (Tensor | undefined)[], gradients: Gradients): void {
+function pass(record: Record, incoming: (Tensor | undefined)[], gradients: Gradients): void {
   const taken: Tensor[] = []
   const into: Into = (input) => {
     const before = input && gradients.get(input)
@@ -181,25 +194,4 @@ export function withoutTape<R>(body: () => R): R {
   } finally {
     current = outer
   }
-}
-
-/** Runs `body(...inputs)` keeping only its inputs and its one result: the backward pass runs it again. Same gradients,
- *  less memory, a third more work. `body` may use parameters from outside; its other tensors must come in as inputs. */
-export function checkpoint(body: (...inputs: Tensor[]) => Tensor, ...inputs: Tensor[]): Tensor {
-  const tape = current
-  if (!tape) return body(...inputs)
-  const output = withoutTape(() => body(...inputs))
-  tape.add({
-    name: 'checkpoint',
-    inputs: [],
-    outputs: [output],
-    saved: inputs,
-    backward([gradient], _into, table) {
-      const again = new Tape()
-      const replayed = again.record(() => body(...inputs))
-      again.backward(replayed, gradient!, table)
-      return []
-    },
-  })
-  return output
 }

@@ -1,6 +1,7 @@
 // Views: other shapes of the same memory. No kernel runs and nothing is copied.
 import { CaravanError } from '../base/errors.js'
 import { countOf, type Shape, shapeText } from '../base/shape.js'
+import { runningBody } from './checkpoint.js'
 import { recordingTape } from './tape.js'
 import { Tensor } from './tensor.js'
 
@@ -14,7 +15,7 @@ export function reshape(x: Tensor, shape: Shape): Tensor {
       `reshape: ${shapeText(x.shape)} has ${x.count} elements, ${shapeText(shape)} not`,
     )
   }
-  const y = Tensor.viewOf(x, resolved)
+  const y = viewOf(x, resolved)
   const tape = recordingTape()
   if (tape && x.tracked) {
     const before = x.shape
@@ -29,5 +30,11 @@ export function rowsOf(x: Tensor, begin: number, end: number): Tensor {
   if (rows === undefined || begin < 0 || end < begin || end > rows) {
     throw new CaravanError('ERR_SHAPE', `rows ${begin} to ${end} are not inside ${shapeText(x.shape)}`)
   }
-  return Tensor.viewOf(x, [end - begin, ...rest], begin * countOf(rest))
+  return viewOf(x, [end - begin, ...rest], begin * countOf(rest))
+}
+
+function viewOf(x: Tensor, shape: Shape, offset?: number): Tensor {
+  const y = Tensor.viewOf(x, shape, offset)
+  runningBody()?.note({ op: 'view', costly: false, inputs: [x], outputs: [y], saved: [], changed: [] })
+  return y
 }

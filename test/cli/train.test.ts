@@ -51,6 +51,8 @@ describe('train', () => {
     for (const name of ['parameters', 'steps', 'tokens', 'work', 'time', 'memory']) {
       expect(stdout).toMatch(new RegExp(`^  ${name} +\\S`, 'm'))
     }
+    const size = '[\\d.]+ [KMG]iB'
+    expect(stdout).toMatch(new RegExp(`^  by checkpointing +none ${size}, selective ${size}, full ${size}$`, 'm'))
     const json = await caravan(['train', ...chosen, ...small, '--dry-run', '--json'])
     expect(JSON.parse(json.stdout)).toMatchObject({ recipe: 'tulu3', stages: [{ name: 'sft', steps: 9 }] })
     expect(existsSync(join(folder, 'runs'))).toBe(false)

@@ -72,6 +72,10 @@ const cases: UsageCase[] = [
   { words: ['bench', 'page', 'a.json'], error: /required option '--output <file>' not specified/ },
   { words: ['bench', 'growth', '--seconds', '0'], error: /--seconds must be a whole number >= 1/ },
   { words: ['bench', 'step', '--model', 'huge'], error: /--model must be one of tiny, small, base/ },
+  {
+    words: ['bench', 'step', '--checkpointing', 'some'],
+    error: /--checkpointing must be one of none, selective, full/,
+  },
   { words: ['bench', 'kernels', 'rms_nrm', '--no-peer'], error: /no op 'rms_nrm'/, hint: /did you mean rms_norm\?/ },
   { words: ['bench', 'stpe'], error: /no op 'stpe'/, hint: /did you mean step\?/ },
 ]

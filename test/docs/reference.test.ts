@@ -12,6 +12,7 @@ import { ktoMetrics } from '../../lib/losses/kto.js'
 import { preferenceLosses } from '../../lib/losses/preference.js'
 import { rewardMetrics } from '../../lib/losses/reward.js'
 import { lossAverages } from '../../lib/methods/online_method.js'
+import { blockKeptBytesPerToken, forwardFlopsPerToken } from '../../lib/models/index.js'
 import { klKinds, policyMetrics, preferenceMetrics, surrogates, valueMetrics } from '../../lib/ops/index.js'
 import { loraDefaults } from '../../lib/recipes/lora_setting.js'
 import {
@@ -26,6 +27,7 @@ import {
   trainingDefaults,
 } from '../../lib/recipes/stage.js'
 import { tulu3 } from '../../lib/recipes/tulu3.js'
+import { checkpointings } from '../../lib/tensor/index.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
 const textOf = (path: string) => readFileSync(join(root, path), 'utf8')
@@ -180,6 +182,42 @@ describe('docs/recipes.md', () => {
   it('names the stages that a recipe has', () => {
     const names = [...tableRows(section(text, '## tulu3'))].map(([cell]) => codeWords(cell!)[0])
     for (const { name } of tulu3().stages) expect(names).toContain(name)
+  })
+})
+
+describe('docs/memory.md', () => {
+  const rows = tableRows(section(textOf('docs/memory.md'), '## Activation checkpointing'))
+  const shape = tulu3({ scale: '8b' }).model!.shape
+
+  it('lists every mode of checkpointing', () => {
+    expect(rows.slice(1, 1 + checkpointings.length).map(([mode]) => codeWords(mode!)[0])).toEqual([...checkpointings])
+  })
+
+  it('has the sizes of the formula, and rows that add up to them', () => {
+    const from = rows.findIndex(([what]) => what === 'what')
+    const parts = rows.slice(from + 1).filter(([what]) => !what!.startsWith('**'))
+    const totals = (what: string) =>
+      rows
+        .find(([name]) => name!.startsWith(`**${what}`))!
+        .slice(3)
+        .map(Number)
+    const written = checkpointings.map((_, column) => {
+      const kept = parts.filter((cells) => cells[3 + column] === 'kept')
+      const again = parts.filter((cells) => cells[3 + column] === 'again')
+      const sum = (of: string[][], cell: number) => of.reduce((total, cells) => total + Number(cells[cell]), 0)
+      return { kept: sum(kept, 1), again: sum(again, 2) }
+    })
+    for (const [column, mode] of checkpointings.entries()) {
+      const bytes = blockKeptBytesPerToken(shape, 'bf16', mode)
+      // The norms' numbers, one a row, are not in the rows.
+      expect(Math.abs(written[column]!.kept * 1024 - bytes), mode).toBeLessThanOrEqual(8)
+      expect(totals('a block')[column]).toBe(Math.round((bytes / 1024) * 10) / 10)
+      expect(totals('all 32')[column]).toBe(Math.round((bytes * shape.L) / 1024))
+      expect(totals('computed again')[column]).toBeCloseTo(written[column]!.again, 0)
+    }
+    // Products and attention of a block: all but the last product are computed again in full.
+    const block = forwardFlopsPerToken({ ...shape, L: 1, V: 0, windows: [0] }, 2048) - 2 * shape.F * shape.D
+    expect(written[2]!.again * 1e6).toBeCloseTo(block, -6)
   })
 })
 

@@ -64,7 +64,7 @@ const online: OnlineOptions<RolloutPrompt> = {
   miniBatches: 2,
   average: 'token',
   microBatchTokens: 64,
-  activationCheckpointing: false,
+  activationCheckpointing: 'none',
   maxSteps: 0,
   surrogate: 'clip',
   clipLow: 0.2,

@@ -9,6 +9,7 @@ import {
   adapterParameters,
   addAdapter,
   type CausalLm,
+  type LoraSpec,
   loadAdapter,
   loadModel,
   mergeAdapter,
@@ -24,7 +25,7 @@ import { Module, ParameterScope } from '../../lib/nn/module.js'
 import { fill, linear, openDevice, scatterRows } from '../../lib/ops/index.js'
 import { AdamW } from '../../lib/optim/adamw.js'
 import type { Device } from '../../lib/runtime/index.js'
-import { keep, leaks, scope, Tensor } from '../../lib/tensor/index.js'
+import { type Checkpointing, keep, leaks, scope, Tensor } from '../../lib/tensor/index.js'
 import { trainLoop } from '../../lib/train/loop.js'
 import {
   adamOptions,
@@ -147,7 +148,7 @@ describe('switched off', () => {
 interface Training {
   decomposed?: boolean
   threads?: number
-  checkpointing?: boolean
+  checkpointing?: Checkpointing
   dropout?: number
   dtype?: 'f32' | 'bf16'
 }
@@ -156,7 +157,7 @@ interface Training {
 async function train({ threads = 2, checkpointing, dropout = 0.2, dtype, decomposed }: Training) {
   using own = openDevice({ threads })
   const examples = randomExamples({ count: 40, V: tiny.V })
-  const method = sftOf(examples, {}, { activationCheckpointing: checkpointing ?? false, maxSteps: 5 })
+  const method = sftOf(examples, {}, { activationCheckpointing: checkpointing ?? 'none', maxSteps: 5 })
   const model = smallModel(own, { ...tiny, L: 2 }, { dtype })
   const before = await hashOf(model.parameters())
   addAdapter(model, { ...options, dropout, decomposed })
@@ -194,38 +195,59 @@ describe('training', () => {
     const wanted = await train({})
     expect(await train({ threads: 1 })).toEqual(wanted)
     expect(await train({ threads: 3 })).toEqual(wanted)
-    expect(await train({ checkpointing: true })).toEqual(wanted)
+    expect(await train({ checkpointing: 'full' })).toEqual(wanted)
+    expect(await train({ checkpointing: 'selective' })).toEqual(wanted)
     const decomposed = await train({ decomposed: true })
-    expect(await train({ decomposed: true, threads: 1, checkpointing: true })).toEqual(decomposed)
+    expect(await train({ decomposed: true, threads: 1, checkpointing: 'full' })).toEqual(decomposed)
+    expect(await train({ decomposed: true, checkpointing: 'selective' })).toEqual(decomposed)
     expect([decomposed.baseIsSame, decomposed.states]).toEqual([true, 3 * 2 * 7 * 2])
+    const rounded = await train({ dtype: 'bf16' })
+    expect(await train({ dtype: 'bf16', checkpointing: 'selective' })).toEqual(rounded)
+    expect(await train({ dtype: 'bf16', checkpointing: 'full' })).toEqual(rounded)
     const { losses } = await train({ dropout: 0 })
     expect(losses).not.toEqual(wanted.losses)
   })
 
-  it('takes the memory that its plan says, and far less than training all weights', async () => {
-    const peak = async (adapted: boolean) => {
+  describe('takes the memory that its plan says', () => {
+    const peak = async (spec: LoraSpec | undefined, checkpoint: Checkpointing) => {
       using own = openDevice({ threads: 1 })
       const examples = randomExamples({ count: 64, V: pocketSizes.V, least: 100, most: 128 })
-      const method = sftOf(examples, { microBatchTokens: 512 }, { maxSteps: 2 })
+      const method = sftOf(examples, { microBatchTokens: 512 }, { activationCheckpointing: checkpoint, maxSteps: 2 })
       using model = smallModel(own, pocketSizes)
-      if (adapted) addAdapter(model, { ...options, rank: 8 })
+      if (spec) addAdapter(model, { ...spec, seed: 5 })
       const optimizer = new AdamW(trainedParameters(model), adamOptions)
       let bytes = 0
       for await (const step of trainLoop(loopOptions(own, method, model, optimizer))) {
         bytes = Math.max(bytes, step.peakBytes)
       }
-      const adapter = adapted ? adapterCost(model.config, { ...options, rank: 8 }) : undefined
-      const plan = trainingMemory(model.config, { tokens: 512, dtype: 'f32', adapter })
+      const adapter = spec && adapterCost(model.config, spec)
+      const plan = trainingMemory(model.config, { tokens: 512, dtype: 'f32', adapter, checkpoint })
       optimizer.dispose()
-      return { bytes, plan, count: parameterCount(model.config) }
-    }
-    const [full, lora] = [await peak(false), await peak(true)]
-    for (const { bytes, plan } of [full, lora]) {
       expect(bytes).toBeLessThan(1.1 * plan.total)
       expect(bytes).toBeGreaterThan(0.7 * plan.total)
+      return { bytes, count: parameterCount(model.config) }
     }
-    // At the worst moment, the loss, the two moments of all weights are not there.
-    expect(full.bytes - lora.bytes).toBeGreaterThan(8 * full.count)
+    const lora = { ...options, rank: 8 }
+
+    it('and far less than training all weights', async () => {
+      const [full, adapted] = [await peak(undefined, 'none'), await peak(lora, 'none')]
+      // At the worst moment, the loss, the two moments of all weights are not there.
+      expect(full.bytes - adapted.bytes).toBeGreaterThan(8 * full.count)
+    })
+
+    it.each([
+      ['', lora],
+      [', with dropout', { ...lora, dropout: 0.1 }],
+      [', with magnitudes', { ...lora, decomposed: true }],
+    ] as [string, LoraSpec][])('in every mode of checkpointing%s', async (_, spec) => {
+      const [none, selective, full] = [
+        await peak(spec, 'none'),
+        await peak(spec, 'selective'),
+        await peak(spec, 'full'),
+      ]
+      expect(selective.bytes).toBeLessThan(0.9 * none.bytes)
+      expect(full.bytes).toBeLessThan(0.9 * selective.bytes)
+    })
   })
 })
 

@@ -10,7 +10,7 @@ import {
 } from '../../lib/models/index.js'
 import { crossEntropy, fill, linear, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
-import { Gradients, leaks, scope, Tape, Tensor } from '../../lib/tensor/index.js'
+import { type Checkpointing, Gradients, leaks, scope, Tape, Tensor } from '../../lib/tensor/index.js'
 import { deviceUnderTest } from '../device_under_test.js'
 import { goldenPath, readGolden, readGoldenJson } from '../golden_tensors.js'
 import {
@@ -65,7 +65,7 @@ async function logitsOf(model: CausalLm, enabled = true): Promise<Float32Array> 
 }
 
 /** Loss and gradients of the mean loss of the case, by name; no other gradient exists. */
-async function gradientsOf(model: CausalLm, { checkpoint = false } = {}) {
+async function gradientsOf(model: CausalLm, { checkpoint = 'none' as Checkpointing } = {}) {
   const rows = rowsOnDevice(device, packed)
   const target = Tensor.from(device, packed.targets, [packed.targets.length])
   const seed = fill(device, [1], { value: 1 / targets, dtype: 'f32' })
@@ -111,9 +111,11 @@ describe.each(['lora_all_linear', 'lora_rs_qv', 'lora_dora'])('%s', (name) => {
       const wanted = io.get(`grad:${parameter}`)!.values
       expect(deviation(values.get(inFile(parameter))!, wanted).max, parameter).toBeLessThanOrEqual(suggested_atol)
     }
-    const thrifty = await gradientsOf(model, { checkpoint: true })
-    expect(differing(thrifty.values, values)).toEqual([])
-    expect(thrifty.others).toBe(0)
+    for (const checkpoint of ['selective', 'full'] as const) {
+      const thrifty = await gradientsOf(model, { checkpoint })
+      expect(differing(thrifty.values, values), checkpoint).toEqual([])
+      expect(thrifty.others).toBe(0)
+    }
   })
 
   it('merges into the weights of the reference', async () => {

@@ -10,7 +10,7 @@ import {
 } from '../../lib/models/index.js'
 import { fill, linearLogprob, openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
-import { Gradients, scope, Tape, Tensor } from '../../lib/tensor/index.js'
+import { type Checkpointing, checkpointings, Gradients, scope, Tape, Tensor } from '../../lib/tensor/index.js'
 import { rowsOnDevice } from './golden_model.js'
 
 let device: Device
@@ -135,7 +135,10 @@ it('counts products as worked out by hand', () => {
 })
 
 /** Bytes on the tape after a forward pass, and at the peak of the second of two micro-batches. */
-async function measured(shape: DecoderConfig, options: { tokens: number; dtype: 'f32' | 'bf16'; checkpoint: boolean }) {
+async function measured(
+  shape: DecoderConfig,
+  options: { tokens: number; dtype: 'f32' | 'bf16'; checkpoint: Checkpointing },
+) {
   const { tokens: N, dtype, checkpoint } = options
   using model = newModel(device, shape, { seed: 1, dtype })
   using table = new Gradients()
@@ -180,7 +183,7 @@ it('needs the memory of one block for a forward pass without a tape, whatever th
 
 describe.each(['f32', 'bf16'] as const)('memory, %s', (dtype) => {
   it.each(shapes)('is what the tape and a step take: %s', async (_, shape) => {
-    for (const checkpoint of [false, true]) {
+    for (const checkpoint of checkpointings) {
       const options = { tokens: 2048, dtype, checkpoint }
       const { onTape, peak } = await measured(shape, options)
       const plan = trainingMemory(shape, options)

@@ -108,12 +108,15 @@ describe('a stage with an adapter', () => {
     })
   })
 
-  it('has the same bits with activations computed again, dropout included', async () => {
-    const whole = await wholeRun('whole')
-    const { error } = await outcomeOf(loraRun(directory, { overrides: { 'sft.activationCheckpointing': 'true' } }))
-    expect(error).toBeUndefined()
-    expect(resultOf(directory)).toEqual(resultOf(whole))
-  })
+  it.each(['selective', 'full'])(
+    'has the same bits with activations computed again, dropout included: %s',
+    async (mode) => {
+      const whole = await wholeRun('whole')
+      const { error } = await outcomeOf(loraRun(directory, { overrides: { 'sft.activationCheckpointing': mode } }))
+      expect(error).toBeUndefined()
+      expect(resultOf(directory)).toEqual(resultOf(whole))
+    },
+  )
 })
 
 describe('settings of an adapter', () => {

@@ -123,7 +123,7 @@ describe('dpo', () => {
     for (const [name, settings] of Object.entries({
       shared: { sharePrompt: true },
       small: { microBatchTokens: 40 },
-      recomputed: { activationCheckpointing: true },
+      recomputed: { activationCheckpointing: 'full' },
     })) {
       directory = join(root, `way-${name}`)
       const { events } = await outcomeOf(pairRun('dpo', { beta: 0.5, loss: 'dpo', ...settings }))

@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest'
 import type { CaravanError } from '../../lib/base/errors.js'
 import { planRun } from '../../lib/recipes/plan.js'
-import type { RunOptions } from '../../lib/recipes/run.js'
+import type { RunOptions, StagePlan } from '../../lib/recipes/run.js'
 import { tulu3 } from '../../lib/recipes/tulu3.js'
 import { findCheckpoint } from '../../lib/train/checkpoint.js'
 import { goldenModel } from '../train/golden_tensors.js'
@@ -162,6 +162,36 @@ describe('what cannot be run', () => {
       hint: expect.stringContaining('micro-batch'),
     })
     expect((await outcomeOf(sftRun(directory, chats(8), { directory: `${directory}-after` }))).error).toBeUndefined()
+  })
+
+  it('memory: a run that its budget cannot hold is refused before it starts, with the mode that fits', async () => {
+    const options = sftRun(directory, chats(4))
+    const [{ checkpointing, memoryBytes, notes }] = (await planRun(tulu3(), options)).stages as [StagePlan]
+    const { none, selective, full } = checkpointing
+    expect([memoryBytes, selective < none, full < selective]).toEqual([none, true, true])
+    expect(notes.join()).not.toContain('may be used')
+    const budgets = [
+      [none - 1, '--set sft.activationCheckpointing=selective would fit'],
+      [selective - 1, '--set sft.activationCheckpointing=full would fit'],
+      [full - 1, 'no sft.activationCheckpointing would fit'],
+    ] as const
+    for (const [memoryBudgetBytes, remedy] of budgets) {
+      const hint = expect.stringContaining(remedy)
+      const details = { stage: 'sft', neededBytes: none, budgetBytes: memoryBudgetBytes, checkpointing }
+      await refused({ ...options, memoryBudgetBytes }, { code: 'ERR_OOM', details, hint })
+      const { stages } = await planRun(tulu3(), { ...options, memoryBudgetBytes })
+      expect(stages[0]!.notes).toContainEqual(hint)
+      const word = /=(\w+) would/.exec(remedy)?.[1]
+      if (word === undefined) continue
+      const overrides = { ...options.overrides, 'sft.activationCheckpointing': word }
+      expect((await outcomeOf({ ...options, overrides, memoryBudgetBytes })).error).toBeUndefined()
+      directory = join(root, `run-${number++}`)
+      options.directory = directory
+    }
+    await refused(sftRun(directory, chats(4), { overrides: { 'sft.activationCheckpointing': 'most' } }), {
+      code: 'ERR_CONFIG',
+      message: 'sft.activationCheckpointing must be one of none, selective, full; got "most"',
+    })
   })
 
   it('without a tokenizer are refused by the file that is missing', async () => {

@@ -1,5 +1,5 @@
 // The tape on graphs whose gradients can be worked out by hand: branches that meet, weights used twice, residuals that
-// alias, checkpoints; and that a backward pass leaves nothing behind.
+// alias; and that a backward pass leaves nothing behind.
 import { afterAll, afterEach, describe, expect, it } from 'vitest'
 import { Random } from '../../lib/base/random.js'
 import {
@@ -11,14 +11,11 @@ import {
   linear,
   mul,
   openDevice,
-  rmsNorm,
   rmsNormOp,
   sum,
-  swiglu,
 } from '../../lib/ops/index.js'
 import {
   checkGradient,
-  checkpoint,
   Gradients,
   leaks,
   recordingTape,
@@ -217,61 +214,6 @@ describe('the tape', () => {
     using x = parameter([2, 3], 1)
     const tape = new Tape()
     expect(() => scope(() => tape.record(() => argmax(x)))).toThrow('argmax has no gradient; run it outside the tape')
-  })
-})
-
-describe('checkpoint', () => {
-  const [N, D, F, layers] = [256, 32, 96, 6]
-
-  function model() {
-    return Array.from({ length: layers }, (_, i) => ({
-      norm: parameter([D], 10 * i + 1),
-      gate: parameter([F, D], 10 * i + 2),
-      up: parameter([F, D], 10 * i + 3),
-      down: parameter([D, F], 10 * i + 4),
-    }))
-  }
-
-  function layer(weights: ReturnType<typeof model>[number], x: Tensor): Tensor {
-    const h = rmsNorm(x, weights.norm, { eps: 1e-5 })
-    return linear(swiglu(linear(h, weights.gate), linear(h, weights.up)), weights.down, { residual: x })
-  }
-
-  async function run(checkpointed: boolean) {
-    const weights = model()
-    const x = parameter([N, D], 99)
-    const gradients = new Gradients()
-    await device.idle()
-    device.resetPeak()
-    const y = scope(() => {
-      const tape = new Tape()
-      const result = tape.record(() =>
-        weights.reduce((h, w) => (checkpointed ? checkpoint((t) => layer(w, t), h) : layer(w, h)), x),
-      )
-      tape.backward(result, Tensor.from(device, new Float32Array(N * D).fill(0.01), [N, D]), gradients)
-      return result
-    })
-    await device.idle()
-    const { peakBytes } = device.stats()
-    const parameters = [x, ...weights.flatMap((w) => Object.values(w))]
-    const values = await Promise.all([y, ...parameters.map((p) => gradients.get(p)!)].map((t) => t.read()))
-    gradients.dispose()
-    for (const tensor of [y, ...parameters]) tensor.dispose()
-    return { values, peakBytes }
-  }
-
-  it('gives the same bits with less memory', async () => {
-    const plain = await run(false)
-    const saved = await run(true)
-    expect(saved.values).toEqual(plain.values)
-    // A layer keeps six tensors as wide as its input or wider; a checkpoint keeps the input.
-    expect(saved.peakBytes).toBeLessThan(0.7 * plain.peakBytes)
-  })
-
-  it('is the plain body outside a tape', async () => {
-    using x = numbers(2)
-    using y = checkpoint((t) => mul(t, t), x)
-    expect(await y.item()).toBe(4)
   })
 })
 

@@ -2,6 +2,7 @@
 // rounding for any micro-batch size.
 import { describe, expect, it, vi } from 'vitest'
 import { openDevice } from '../../lib/ops/index.js'
+import type { Checkpointing } from '../../lib/tensor/index.js'
 import {
   pocketSizes,
   randomExamples,
@@ -23,7 +24,7 @@ const oddExamples = randomExamples({ count: 60, V: 331, least: 1, most: 70, seed
 
 interface Variation {
   threads: number
-  checkpointing?: boolean
+  checkpointing?: Checkpointing
   microBatchTokens?: number
   dtype?: 'f32' | 'bf16'
 }
@@ -36,7 +37,7 @@ async function run(
   const model = smallModel(device, sizes, { dtype })
   const loader = { batch: { sequences: 8 }, microBatchTokens }
   const method = sftOf(sizes === odd ? oddExamples : examples, loader, {
-    activationCheckpointing: checkpointing ?? false,
+    activationCheckpointing: checkpointing ?? 'none',
     maxSteps: STEPS,
   })
   const outcome = await trained(device, model, method)
@@ -71,10 +72,22 @@ describe('bit identity', () => {
 
   it('holds with activation checkpointing, in less memory', async () => {
     const plain = await run(pocketSizes, { threads: 2 })
-    const checkpointed = await run(pocketSizes, { threads: 3, checkpointing: true })
-    expectSameBits(checkpointed, plain, 'activation checkpointing')
+    const [selective, full] = [
+      await run(pocketSizes, { threads: 3, checkpointing: 'selective' }),
+      await run(pocketSizes, { threads: 1, checkpointing: 'full' }),
+    ]
+    expectSameBits(selective, plain, 'selective')
+    expectSameBits(full, plain, 'full')
     const peak = ({ steps }: Trained) => Math.max(...steps.map(({ peakBytes }) => peakBytes))
-    expect(peak(checkpointed)).toBeLessThan(peak(plain))
+    expect(peak(selective)).toBeLessThan(0.9 * peak(plain))
+    expect(peak(full)).toBeLessThan(0.9 * peak(selective))
+  })
+
+  it('holds with activation checkpointing at odd sizes in bf16', async () => {
+    const plain = await run(odd, { threads: 2, dtype: 'bf16' })
+    for (const checkpointing of ['selective', 'full'] as const) {
+      expectSameBits(await run(odd, { threads: 3, dtype: 'bf16', checkpointing }), plain, checkpointing)
+    }
   })
 
   it('can fail: another seed, another batch order, and another learning rate give other bits', async () => {

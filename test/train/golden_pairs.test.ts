@@ -11,6 +11,7 @@ import { RewardTraining } from '../../lib/methods/reward_model.js'
 import { loadModel, loadRewardModel } from '../../lib/models/index.js'
 import { openDevice } from '../../lib/ops/index.js'
 import type { Device } from '../../lib/runtime/index.js'
+import type { Checkpointing } from '../../lib/tensor/index.js'
 import { deviceUnderTest } from '../device_under_test.js'
 import { goldenModel } from './golden_tensors.js'
 import { expectSteps, expectWeights, facts, follow, golden, type Trajectory } from './golden_trajectory.js'
@@ -61,10 +62,14 @@ afterAll(async () => {
 
 interface Way {
   sharePrompt: boolean
+  checkpointing?: Checkpointing
   microBatchTokens: number
 }
 
-async function followDpo(name: 'dpo' | 'dpo_norm', { sharePrompt, microBatchTokens }: Way): Promise<Trajectory> {
+async function followDpo(
+  name: 'dpo' | 'dpo_norm',
+  { sharePrompt, checkpointing = 'none', microBatchTokens }: Way,
+): Promise<Trajectory> {
   const { model, config } = facts[name]!
   const policy = await loadModel(device, goldenModel(model), { trainable: true })
   const pairs = goldenPairs(sharePrompt)
@@ -75,7 +80,7 @@ async function followDpo(name: 'dpo' | 'dpo_norm', { sharePrompt, microBatchToke
     gammaBetaRatio: 0,
     labelSmoothing: 0,
     referenceFree: false,
-    activationCheckpointing: sharePrompt,
+    activationCheckpointing: checkpointing,
     maxSteps: config.steps,
   })
   return await follow(name, { device, method, models: { policy } })
@@ -84,7 +89,8 @@ async function followDpo(name: 'dpo' | 'dpo_norm', { sharePrompt, microBatchToke
 const ways: [string, Way][] = [
   ['one micro-batch', { sharePrompt: false, microBatchTokens: 1000 }],
   ['a micro-batch for each pair', { sharePrompt: false, microBatchTokens: 1 }],
-  ['shared prompts, recomputed activations', { sharePrompt: true, microBatchTokens: 1000 }],
+  ['shared prompts, recomputed activations', { sharePrompt: true, checkpointing: 'full', microBatchTokens: 1000 }],
+  ['shared prompts, some recomputed', { sharePrompt: true, checkpointing: 'selective', microBatchTokens: 1000 }],
 ]
 
 describe.each(['dpo', 'dpo_norm'] as const)('%s', (name) => {
@@ -110,8 +116,20 @@ describe.each(['dpo', 'dpo_norm'] as const)('%s', (name) => {
   })
 })
 
+it('has the same bits whatever is computed again, with shared prompts', async () => {
+  const way = { sharePrompt: true, microBatchTokens: 1000 }
+  const { steps, weights } = await followDpo('dpo', way)
+  for (const checkpointing of ['selective', 'full'] as const) {
+    const again = await followDpo('dpo', { ...way, checkpointing })
+    expect(again.weights, checkpointing).toEqual(weights)
+    expect(again.steps.map(({ loss, gradientNorm }) => [loss, gradientNorm])).toEqual(
+      steps.map(({ loss, gradientNorm }) => [loss, gradientNorm]),
+    )
+  }
+})
+
 describe('reward', () => {
-  it.each(ways)('in %s', async (_, { sharePrompt, microBatchTokens }) => {
+  it.each(ways)('in %s', async (_, { sharePrompt, checkpointing = 'none', microBatchTokens }) => {
     const { model, config } = facts.reward!
     const policy = await loadRewardModel(device, goldenModel(model), { trainable: true })
     const method = new RewardTraining(
@@ -119,7 +137,7 @@ describe('reward', () => {
       undefined,
       {
         centering: 0,
-        activationCheckpointing: sharePrompt,
+        activationCheckpointing: checkpointing,
         maxSteps: config.steps,
       },
     )

@@ -79,7 +79,7 @@ export interface RandomExamples {
   seed?: number
 }
 
-export const plainSft: SftOptions = { reduction: 'token_mean', zLoss: 0, activationCheckpointing: false, maxSteps: 0 }
+export const plainSft: SftOptions = { reduction: 'token_mean', zLoss: 0, activationCheckpointing: 'none', maxSteps: 0 }
 
 export function sftOf(
   examples: EncodedExamples,
