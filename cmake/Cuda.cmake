@@ -2,7 +2,7 @@
 # a driver and says so. With CARAVAN_SIMT the same sources are compiled for the host under test/native/simt.
 file(GLOB CARAVAN_CUDA_HOST CONFIGURE_DEPENDS native/cuda/*.cc)
 file(GLOB CARAVAN_CUDA_KERNELS CONFIGURE_DEPENDS native/cuda/*.cu native/kernels/*.cu)
-set(CARAVAN_CUDA_CORE native/core/allocator.cc native/core/device.cc native/core/error.cc)
+set(CARAVAN_CUDA_CORE native/core/allocator.cc native/core/error.cc native/core/scratch.cc)
 
 function(caravan_cuda_module name)
   add_library(${name} MODULE ${ARGN} ${CARAVAN_CUDA_HOST} ${CARAVAN_CUDA_KERNELS} ${CARAVAN_CUDA_CORE})

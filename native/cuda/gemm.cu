@@ -3,7 +3,6 @@
 // One accumulator per element walks K from the front, whatever M is and whichever tile the row falls into.
 #include "cuda/gemm.h"
 
-#include "cuda/device.h"
 #include "cuda/numbers.h"
 #include "cuda/tensor_core.h"
 

@@ -12,7 +12,7 @@
 //
 // The weights are operands in bf16. The output is divided by the sum of the rounded weights (a product with ones), lse
 // is made of the exact ones.
-#include "core/device.h"
+#include "core/scratch.h"
 #include "kernels/attention_general.h"
 #include "kernels/attention_softmax.h"
 #include "kernels/dispatch.h"
