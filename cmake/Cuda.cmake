@@ -60,19 +60,21 @@ if(NOT CARAVAN_CUDA_INCLUDE OR NOT CARAVAN_CUDART)
 endif()
 
 # CMake's own support of CUDA knows C++20 from 3.26 on only, hence plain commands.
+# -O is the host's part of a kernel file, which checks and launches; device code is always optimised in full.
 # 177: kernels live in anonymous namespaces, where those that only a launch names count as unused.
 set(launcher)
 if(CARAVAN_CCACHE)
   set(launcher ${CARAVAN_CCACHE})
 endif()
-set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O3 -Xfatbin=-compress-all --expt-relaxed-constexpr -diag-suppress=177
+set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O1 -Xfatbin=-compress-all --expt-relaxed-constexpr -diag-suppress=177
   -DCARAVAN_CUDA -DCARAVAN_ISA=cuda -I${CMAKE_CURRENT_SOURCE_DIR}/native
   -Xcompiler=-fPIC,-fvisibility=hidden,-Wall)
-foreach(arch ${CARAVAN_CUDA_ARCHS})
-  list(APPEND nvcc -gencode=arch=compute_${arch},code=sm_${arch})
-endforeach()
+# One PTX, assembled for every architecture: the front end, most of the time that nvcc takes, runs once a file. As long
+# as no kernel is written for newer GPUs alone, their machine code is the same as from PTX of their own.
 list(GET CARAVAN_CUDA_ARCHS 0 oldest)
-list(APPEND nvcc -gencode=arch=compute_${oldest},code=compute_${oldest})
+list(TRANSFORM CARAVAN_CUDA_ARCHS PREPEND sm_ OUTPUT_VARIABLE codes)
+string(JOIN "," codes ${codes} compute_${oldest})
+list(APPEND nvcc -gencode=arch=compute_${oldest},code=[${codes}])
 set(objects)
 foreach(source ${CARAVAN_CUDA_KERNELS})
   get_filename_component(folder ${source} DIRECTORY)
