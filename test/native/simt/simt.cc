@@ -86,7 +86,7 @@ struct Grid {
   void* scheduler = nullptr;
   int running = 0;
   int count = 0;
-  const std::function<void()>* body = nullptr;
+  const Body* body = nullptr;
   std::vector<unsigned char> shared;
   std::string failure;
   Place place;
@@ -284,7 +284,7 @@ void* dynamic_shared() { return grid.shared.data(); }
 size_t dynamic_shared_bytes() { return grid.shared.size(); }
 int lane() { return grid.running % kWarp; }
 
-void run(const Index& size, const Index& block, size_t shared_bytes, const std::function<void()>& body) {
+void run(const Index& size, const Index& block, size_t shared_bytes, const Body& body) {
   std::lock_guard<std::mutex> lock(one_launch);
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > 1024) throw std::runtime_error("a block has 1 to 1024 threads");
