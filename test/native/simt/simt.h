@@ -19,7 +19,8 @@ struct Index {
 struct Place {
   Index thread, block, block_size, grid_size;
 };
-Place& current();
+inline Place place;
+inline Place& current() { return place; }
 
 /** Order in which the threads of a block are resumed (CARAVAN_SIMT_ORDER). Results that depend on it have a race. */
 enum class Order { kForward, kReverse };
