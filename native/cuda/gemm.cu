@@ -202,18 +202,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   cp_async_wait<0>();
   const auto put_all = [&](auto type) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-#pragma unroll
-        for (int q = 0; q < 4; q++) {
-          const int64_t row = row0 + warp_row + i * 16 + q / 2 * 8 + lane / 4;
-          const int64_t column = column0 + warp_column + j * 8 + lane % 4 * 2 + q % 2;
-          if (row >= a.rows || column >= b.rows) continue;
-          const float value = bias != nullptr ? sum[i][j][q] + widen(bias[column]) : sum[i][j][q];
-          put<decltype(type)>(e, row, column, batch, value);
-        }
-      }
+    for (int n = 0; n < 64; n++) {
+      const int i = n / 16, j = n / 4 % 4, q = n % 4;
+      const int64_t row = row0 + warp_row + i * 16 + q / 2 * 8 + lane / 4;
+      const int64_t column = column0 + warp_column + j * 8 + lane % 4 * 2 + q % 2;
+      if (row >= a.rows || column >= b.rows) continue;
+      const float value = bias != nullptr ? sum[i][j][q] + widen(bias[column]) : sum[i][j][q];
+      put<decltype(type)>(e, row, column, batch, value);
     }
   };
   e.out == DType::kBF16 ? put_all(bf16{}) : put_all(float{});

@@ -29,7 +29,7 @@ describe('the CUDA ledger', () => {
     }
   })
 
-  // The build assembles one PTX, that of the oldest architecture, for all of them: code for newer ones would be left out.
+  // The build assembles one PTX, that of the oldest architecture, for all: code for newer ones would be left out.
   it('speaks of kernels that are the same for every architecture', () => {
     for (const folder of ['cuda', 'kernels']) {
       for (const file of readdirSync(join(root, 'native', folder))) {
