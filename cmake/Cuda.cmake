@@ -2,7 +2,7 @@
 # a driver and says so. With CARAVAN_SIMT the same sources are compiled for the host under test/native/simt.
 file(GLOB CARAVAN_CUDA_HOST CONFIGURE_DEPENDS native/cuda/*.cc)
 file(GLOB CARAVAN_CUDA_KERNELS CONFIGURE_DEPENDS native/cuda/*.cu native/kernels/*.cu)
-set(CARAVAN_CUDA_CORE native/core/allocator.cc native/core/device.cc native/core/error.cc)
+set(CARAVAN_CUDA_CORE native/core/allocator.cc native/core/error.cc native/core/scratch.cc)
 
 function(caravan_cuda_module name)
   add_library(${name} MODULE ${ARGN} ${CARAVAN_CUDA_HOST} ${CARAVAN_CUDA_KERNELS} ${CARAVAN_CUDA_CORE})
@@ -13,23 +13,19 @@ function(caravan_cuda_module name)
 endfunction()
 
 if(CARAVAN_SIMT)
-  file(GLOB harness CONFIGURE_DEPENDS test/native/simt/*.cc)
-  list(FILTER harness EXCLUDE REGEX "_test\\.cc$")
-  set_source_files_properties(${CARAVAN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
-  caravan_cuda_module(caravan_simt ${harness})
-  target_compile_definitions(caravan_simt PRIVATE CARAVAN_SIMT)
-  target_include_directories(caravan_simt PRIVATE test/native/simt)
   # Kernels that are emulated need not be fast; they must compile fast.
-  target_compile_options(caravan_simt PRIVATE -O1 -g1 -Wno-unknown-pragmas -Wno-unused-function)
+  add_compile_options(-O1 -Wno-unknown-pragmas -Wno-unused-function)
   if(CARAVAN_SIMT STREQUAL "address")
-    set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
-    target_compile_options(caravan_simt PRIVATE ${sanitize})
-    target_link_options(caravan_simt PRIVATE ${sanitize})
+    set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+    add_compile_options(${sanitize} -g1 -fno-omit-frame-pointer)
+    add_link_options(${sanitize})
   endif()
-  add_executable(harness_test test/native/simt/harness_test.cc ${harness})
-  target_include_directories(harness_test PRIVATE test/native/simt)
-  target_compile_options(harness_test PRIVATE -O1 -g1 ${sanitize})
-  target_link_options(harness_test PRIVATE ${sanitize})
+  include_directories(test/native/simt)
+  add_library(harness OBJECT test/native/simt/simt.cc test/native/simt/simt_runtime.cc)
+  set_source_files_properties(${CARAVAN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+  caravan_cuda_module(caravan_simt $<TARGET_OBJECTS:harness>)
+  target_compile_definitions(caravan_simt PRIVATE CARAVAN_SIMT)
+  add_executable(harness_test test/native/simt/harness_test.cc $<TARGET_OBJECTS:harness>)
   return()
 endif()
 
@@ -60,19 +56,21 @@ if(NOT CARAVAN_CUDA_INCLUDE OR NOT CARAVAN_CUDART)
 endif()
 
 # CMake's own support of CUDA knows C++20 from 3.26 on only, hence plain commands.
+# -O is the host's part of a kernel file, which checks and launches; device code is always optimised in full.
 # 177: kernels live in anonymous namespaces, where those that only a launch names count as unused.
 set(launcher)
 if(CARAVAN_CCACHE)
   set(launcher ${CARAVAN_CCACHE})
 endif()
-set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O3 -Xfatbin=-compress-all --expt-relaxed-constexpr -diag-suppress=177
+set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O1 -Xfatbin=-compress-all --expt-relaxed-constexpr -diag-suppress=177
   -DCARAVAN_CUDA -DCARAVAN_ISA=cuda -I${CMAKE_CURRENT_SOURCE_DIR}/native
   -Xcompiler=-fPIC,-fvisibility=hidden,-Wall)
-foreach(arch ${CARAVAN_CUDA_ARCHS})
-  list(APPEND nvcc -gencode=arch=compute_${arch},code=sm_${arch})
-endforeach()
+# One PTX, assembled for every architecture: the front end, most of the time that nvcc takes, runs once a file. As long
+# as no kernel is written for newer GPUs alone, their machine code is the same as from PTX of their own.
 list(GET CARAVAN_CUDA_ARCHS 0 oldest)
-list(APPEND nvcc -gencode=arch=compute_${oldest},code=compute_${oldest})
+list(TRANSFORM CARAVAN_CUDA_ARCHS PREPEND sm_ OUTPUT_VARIABLE codes)
+string(JOIN "," codes ${codes} compute_${oldest})
+list(APPEND nvcc -gencode=arch=compute_${oldest},code=[${codes}])
 set(objects)
 foreach(source ${CARAVAN_CUDA_KERNELS})
   get_filename_component(folder ${source} DIRECTORY)

@@ -13,6 +13,8 @@ import { sourceFiles } from './source_files.mjs'
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const document = join(root, 'docs/cuda_ledger.md')
 const architectures = ['80', '90a']
+/** Of the PTX that is assembled for every architecture, as in cmake/Cuda.cmake. */
+const virtualArchitecture = 'compute_80'
 /** Static shared memory that a block may have anywhere. */
 const MOST_SHARED = 48 << 10
 /** Kernels that use the stack for a reason. */
@@ -73,25 +75,27 @@ function withoutArguments(name) {
   return name
 }
 
-function compile(nvcc, file, arch, folder) {
-  const target = join(folder, `${basename(file)}.${arch}.cubin`)
-  const words = ['-std=c++20', '-O3', '--expt-relaxed-constexpr', '-diag-suppress=177', '-DCARAVAN_CUDA']
-  words.push('-DCARAVAN_ISA=cuda', `-I${join(root, 'native')}`, '-cubin', `-arch=sm_${arch}`, '-Xptxas=-v')
+function compile(nvcc, file, archs, folder) {
+  const target = join(folder, `${basename(file)}.fatbin`)
+  const codes = archs.map((arch) => `sm_${arch}`).join(',')
+  const words = ['-std=c++20', '--expt-relaxed-constexpr', '-diag-suppress=177', '-DCARAVAN_CUDA', '-DCARAVAN_ISA=cuda']
+  words.push(`-I${join(root, 'native')}`, '-fatbin', `-gencode=arch=${virtualArchitecture},code=[${codes}]`)
+  words.push('-Xptxas=-v')
   return new Promise((resolve) => {
     const child = spawn(nvcc, [...words, join(root, file), '-o', target])
     let text = ''
     child.stdout.on('data', (data) => (text += data))
     child.stderr.on('data', (data) => (text += data))
-    child.on('close', (status) => resolve({ file, arch, status, text }))
+    child.on('close', (status) => resolve({ file, status, text }))
   })
 }
 
 async function compileAll(nvcc, files, archs) {
   const folder = mkdtempSync(join(tmpdir(), 'caravan-ledger-'))
-  const jobs = files.flatMap((file) => archs.map((arch) => [file, arch]))
+  const jobs = [...files]
   const done = []
   const worker = async () => {
-    for (let job = jobs.shift(); job; job = jobs.shift()) done.push(await compile(nvcc, ...job, folder))
+    for (let file = jobs.shift(); file; file = jobs.shift()) done.push(await compile(nvcc, file, archs, folder))
   }
   await Promise.all(Array.from({ length: availableParallelism() }, worker))
   rmSync(folder, { recursive: true })
@@ -140,9 +144,9 @@ const one = option('file')
 const files = sourceFiles(root, ['native/cuda', 'native/kernels'], ['.cu']).filter((file) => !one || file.includes(one))
 const archs = option('arch') ? [option('arch')] : architectures
 const kernels = []
-for (const { file, arch, status, text } of await compileAll(nvcc, files, archs)) {
+for (const { file, status, text } of await compileAll(nvcc, files, archs)) {
   if (status !== 0) {
-    console.error(`${file} does not compile for sm_${arch}:\n${text}`)
+    console.error(`${file} does not compile:\n${text}`)
     process.exit(1)
   }
   kernels.push(...parseLedger(text).map((kernel) => ({ ...kernel, file })))

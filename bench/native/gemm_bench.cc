@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "core/scratch.h"
 #include "cpu/device.h"
 #include "cpu/gemm.h"
 

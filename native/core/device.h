@@ -49,21 +49,4 @@ class Device {
   std::vector<void*>* held_scratch_ = nullptr;
 };
 
-/** Working memory of a kernel for the length of one call, from the device's allocator (so the budget holds). */
-class Scratch {
- public:
-  Scratch(Device& device, size_t bytes);
-  ~Scratch();
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  Device& device_;
-  void* data_;
-};
-
 }  // namespace caravan

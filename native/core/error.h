@@ -3,6 +3,8 @@
 #include <exception>
 #include <string>
 
+#include "core/fail.h"
+
 namespace caravan {
 
 class Error : public std::exception {
@@ -15,8 +17,5 @@ class Error : public std::exception {
   std::string code_;
   std::string message_;
 };
-
-/** Throws Error with a printf-style message. */
-[[noreturn]] void fail(const char* code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace caravan

@@ -1,8 +1,6 @@
 // The kernel table. A kernel row is constant data in a linker section of its instruction set: no code runs at load
 // time, because a static initialiser compiled for AVX-512 would be an illegal instruction on a smaller machine.
 #pragma once
-#include <vector>
-
 #include "core/types.h"
 
 #define CARAVAN_TEXT_(x) #x
@@ -32,15 +30,5 @@ struct KernelSpan {
   const KernelRow* begin;
   const KernelRow* end;
 };
-
-/** Instruction sets with kernels in this build, weakest first: portable, avx2, avx512, avx512bf16. */
-struct IsaLevel {
-  const char* name;
-  KernelSpan kernels;   // empty: not built
-  bool (*supported)();  // asks the processor
-  const char* base;     // level whose kernels serve where this one has none of its own; null for a complete level
-};
-
-const std::vector<IsaLevel>& isa_levels();
 
 }  // namespace caravan

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "core/kernel_registry.h"
+#include "cpu/isa.h"
 
 namespace caravan {
 

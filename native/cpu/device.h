@@ -33,7 +33,4 @@ class CpuDevice final : public Device {
   std::unordered_map<std::string, const KernelRow*> kernels_;
 };
 
-/** The pool of the device a CPU kernel runs on. */
-ThreadPool& pool_of(const Args& a);
-
 }  // namespace caravan

@@ -2,8 +2,8 @@
 // choices can change a bit of the result: cuts of K continue the same chain from f32 sums, tiles partition C.
 #include "cpu/gemm.h"
 
-#include "core/device.h"
-#include "core/error.h"
+#include "core/fail.h"
+#include "core/scratch.h"
 #include "cpu/gemm_f64.h"
 #include "cpu/gemm_few_rows.h"
 

@@ -1,5 +1,5 @@
 // Which instruction sets this build has and this processor supports. Compiled for the baseline processor.
-#include "core/kernel_registry.h"
+#include "cpu/isa.h"
 
 #ifdef __APPLE__
 #define CARAVAN_SECTION_BOUNDS(isa)                                                    \

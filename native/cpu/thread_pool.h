@@ -5,6 +5,8 @@
 
 namespace caravan {
 
+struct Args;
+
 class ThreadPool {
  public:
   /** `threads` counts the calling thread, so 1 starts no thread at all. */
@@ -26,6 +28,9 @@ class ThreadPool {
   int threads_;
   State* state_;
 };
+
+/** The pool of the device a CPU kernel runs on. */
+ThreadPool& pool_of(const Args& a);
 
 /** body(task, worker) for each task in [0, tasks), spread over the pool. */
 template <typename Body>

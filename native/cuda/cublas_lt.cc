@@ -2,9 +2,13 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
+#include "core/scratch.h"
+#include "cuda/device.h"
+#include "cuda/launch.h"
 #include "cuda/library.h"
 
 namespace caravan::cuda {
@@ -226,9 +230,7 @@ bool CublasLt::run(const Args& args, const Product& p) {
 // ---- the choice between the library and the own kernels
 // --------------------------------------------------------------
 
-namespace {
-
-std::unique_ptr<CublasLt> chosen_library() {
+std::unique_ptr<CublasLt> chosen_cublas_lt() {
 #ifdef CARAVAN_SIMT
   return nullptr;
 #else
@@ -242,15 +244,11 @@ std::unique_ptr<CublasLt> chosen_library() {
 #endif
 }
 
-}  // namespace
-
-Gemm::Gemm(CudaDevice&) : library_(chosen_library()) {}
-Gemm::~Gemm() = default;
-
-void Gemm::run(const Args& a, const Product& p) {
+void multiply(const Args& a, const Product& p) {
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
   // The library refuses empty sums.
-  if (library_ != nullptr && p.K > 0 && library_->run(a, p)) return;
+  CublasLt* library = device_of(a).cublas_lt();
+  if (library != nullptr && p.K > 0 && library->run(a, p)) return;
   own_gemm(a, p);
 }
 

@@ -2,9 +2,9 @@
 // keeps these names and numbers over its major versions.
 #pragma once
 #include <memory>
+#include <string>
 #include <unordered_map>
 
-#include "cuda/device.h"
 #include "cuda/gemm.h"
 
 namespace caravan::cuda {
@@ -31,5 +31,8 @@ class CublasLt {
   bool fixed_;
   std::unordered_map<std::string, std::unique_ptr<Plan>> plans_;
 };
+
+/** The library as CARAVAN_CUDA_GEMM wants it; null when the own kernels are to multiply. Throws ERR_CONFIG. */
+std::unique_ptr<CublasLt> chosen_cublas_lt();
 
 }  // namespace caravan::cuda

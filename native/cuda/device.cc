@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "cuda/gemm.h"
+#include "cuda/cublas_lt.h"
 
 extern "C" {
 extern const caravan::KernelRow __start_crv_kernels_cuda[];
@@ -57,6 +57,9 @@ void check(cudaError_t error, const char* what) {
 
 CudaDevice& device_of(const Args& a) { return static_cast<CudaDevice&>(a.device); }
 cudaStream_t stream_of(const Args& a) { return device_of(a).stream(); }
+void copy_out(const Args& a, void* host_memory, const void* device_memory, size_t bytes) {
+  a.device.copy_out(host_memory, device_memory, bytes);
+}
 int multiprocessors(const Args& a) { return device_of(a).multiprocessors(); }
 FaultReport fault_report(const Args& a, const char* op) { return {device_of(a).fault(), op}; }
 KernelSpan kernel_rows() { return {__start_crv_kernels_cuda, __stop_crv_kernels_cuda}; }
@@ -126,7 +129,7 @@ CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
   staging_ = std::make_unique<Staging>(stream_);
   const SegmentSource segments = {map_segment, [](void* memory, size_t) { cudaFree(memory); }};
   allocator_ = std::make_unique<CachingAllocator>(segments, usable_bytes(budget_bytes));
-  gemm_ = std::make_unique<Gemm>(*this);
+  cublas_lt_ = chosen_cublas_lt();
   const KernelSpan rows = kernel_rows();
   for (const KernelRow* row = rows.begin; row != rows.end; row++) kernels_[row->op] = row;
 }
@@ -134,7 +137,7 @@ CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
 CudaDevice::~CudaDevice() {
   cudaSetDevice(ordinal_);
   cudaStreamSynchronize(stream_);
-  gemm_.reset();
+  cublas_lt_.reset();
   staging_.reset();
   allocator_.reset();
   cudaFreeHost(fault_);

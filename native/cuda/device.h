@@ -13,7 +13,7 @@
 
 namespace caravan::cuda {
 
-class Gemm;
+class CublasLt;
 
 /** Pinned memory through which host bytes go to the device, in slots that are used in turns. */
 class Staging {
@@ -53,7 +53,8 @@ class CudaDevice final : public Device {
   cudaStream_t stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
   Fault* fault() const { return fault_; }
-  Gemm& gemm() { return *gemm_; }
+  /** Null where own kernels multiply. */
+  CublasLt* cublas_lt() const { return cublas_lt_.get(); }
 
  private:
   void report_fault();
@@ -65,7 +66,7 @@ class CudaDevice final : public Device {
   Fault* fault_ = nullptr;
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<CachingAllocator> allocator_;
-  std::unique_ptr<Gemm> gemm_;
+  std::unique_ptr<CublasLt> cublas_lt_;
   std::unordered_map<std::string, const KernelRow*> kernels_;
 };
 

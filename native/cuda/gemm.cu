@@ -3,32 +3,29 @@
 // One accumulator per element walks K from the front, whatever M is and whichever tile the row falls into.
 #include "cuda/gemm.h"
 
-#include "cuda/device.h"
 #include "cuda/numbers.h"
 #include "cuda/tensor_core.h"
 
 namespace caravan::cuda {
 namespace {
 
-/** A product as the kernels see it. */
-template <typename Out>
+/** Where a product goes. */
 struct Epilogue {
-  Out* c;
+  void* c;
   int64_t leading, batch_stride;
-  const Out* add;
+  const void* add;
+  DType out;
 };
 
 template <typename Out, typename Sum>
-__device__ __forceinline__ void put(const Epilogue<Out>& e, int64_t row, int64_t column, int64_t batch, Sum value) {
+__device__ __forceinline__ void put(const Epilogue& e, int64_t row, int64_t column, int64_t batch, Sum value) {
   const int64_t at = batch * e.batch_stride + row * e.leading + column;
-  if (e.add != nullptr) value += widen(e.add[at]);
-  e.c[at] = narrow<Out>(value);
-}
-template <>
-__device__ __forceinline__ void put(const Epilogue<double>& e, int64_t row, int64_t column, int64_t batch,
-                                    double value) {
-  const int64_t at = batch * e.batch_stride + row * e.leading + column;
-  e.c[at] = e.add != nullptr ? value + e.add[at] : value;
+  if (e.add != nullptr) value += widen(static_cast<const Out*>(e.add)[at]);
+  if constexpr (sizeof(Out) == sizeof(double)) {
+    static_cast<Out*>(e.c)[at] = value;
+  } else {
+    static_cast<Out*>(e.c)[at] = narrow<Out>(value);
+  }
 }
 
 // ---- multiply-adds --------------------------------------------------------------------------------------------------
@@ -64,8 +61,7 @@ struct FmaShape {
 };
 
 template <typename T, typename Out>
-__global__ void __launch_bounds__(kFmaThreads)
-    fma_gemm(FmaShape s, const T* a, const T* b, const T* bias, Epilogue<Out> e) {
+__global__ void __launch_bounds__(kFmaThreads) fma_gemm(FmaShape s, const T* a, const T* b, const T* bias, Epilogue e) {
   using Sum = typename SumType<T>::Type;
   __shared__ Sum left[kFmaDepth][kFmaTile + 4];
   __shared__ Sum right[kFmaDepth][kFmaTile + 4];
@@ -92,7 +88,7 @@ __global__ void __launch_bounds__(kFmaThreads)
       const int64_t row = row0 + tr + i, column = column0 + tc + j;
       if (row >= s.M || column >= s.N) continue;
       if (bias != nullptr) sum[i][j] += widen(bias[column]);
-      put(e, row, column, batch, sum[i][j]);
+      put<Out>(e, row, column, batch, sum[i][j]);
     }
   }
 }
@@ -158,9 +154,10 @@ __device__ __forceinline__ void right_fragments(uint32_t (&first)[2], uint32_t (
   second[1] = r[3];
 }
 
-template <bool kADepthMajor, bool kBDepthMajor, typename Out>
+/** The type of the result is asked at the end: a kernel for each would take twice the time to compile. */
+template <bool kADepthMajor, bool kBDepthMajor>
 __global__ void __launch_bounds__(kThreads, 1)
-    mma_gemm(MmaOperand a, MmaOperand b, int64_t K, const bf16* bias, Epilogue<Out> e) {
+    mma_gemm(MmaOperand a, MmaOperand b, int64_t K, const bf16* bias, Epilogue e) {
   CARAVAN_SHARED(bf16, shared);
   const int64_t batch = blockIdx.z;
   const int64_t row0 = int64_t{blockIdx.y} * kTile, column0 = int64_t{blockIdx.x} * kTile;
@@ -203,19 +200,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   cp_async_wait<0>();
+  const auto put_all = [&](auto type) {
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-#pragma unroll
-      for (int q = 0; q < 4; q++) {
-        const int64_t row = row0 + warp_row + i * 16 + q / 2 * 8 + lane / 4;
-        const int64_t column = column0 + warp_column + j * 8 + lane % 4 * 2 + q % 2;
-        if (row >= a.rows || column >= b.rows) continue;
-        put(e, row, column, batch, bias != nullptr ? sum[i][j][q] + widen(bias[column]) : sum[i][j][q]);
-      }
+    for (int n = 0; n < 64; n++) {
+      const int i = n / 16, j = n / 4 % 4, q = n % 4;
+      const int64_t row = row0 + warp_row + i * 16 + q / 2 * 8 + lane / 4;
+      const int64_t column = column0 + warp_column + j * 8 + lane % 4 * 2 + q % 2;
+      if (row >= a.rows || column >= b.rows) continue;
+      const float value = bias != nullptr ? sum[i][j][q] + widen(bias[column]) : sum[i][j][q];
+      put<decltype(type)>(e, row, column, batch, value);
     }
-  }
+  };
+  e.out == DType::kBF16 ? put_all(bf16{}) : put_all(float{});
 }
 
 /** Whether 16-byte copies can move the operand: its rows start at multiples of 16 bytes and hold whole chunks. */
@@ -224,41 +220,40 @@ bool chunks_fit(const Product::Operand& x, int64_t contiguous) {
          reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
 }
 
+Epilogue epilogue_of(const Product& p) { return {p.c, p.c_leading, p.c_batch_stride, p.add, p.out}; }
+
 template <typename T, typename Out>
 void run_fma(const Args& args, const Product& p) {
   const FmaShape shape = {
       p.M, p.N, p.K, p.a.leading, p.b.leading, p.a.batch_stride, p.b.batch_stride, p.a.transposed, !p.b.transposed};
   const dim3 grid(static_cast<unsigned>(ceil_div(p.N, kFmaTile)), static_cast<unsigned>(ceil_div(p.M, kFmaTile)),
                   static_cast<unsigned>(p.batch));
-  const Epilogue<Out> e = {static_cast<Out*>(p.c), p.c_leading, p.c_batch_stride, static_cast<const Out*>(p.add)};
   launch(args, {grid, dim3(kFmaThreads)}, fma_gemm<T, Out>, shape, static_cast<const T*>(p.a.data),
-         static_cast<const T*>(p.b.data), static_cast<const T*>(p.bias), e);
+         static_cast<const T*>(p.b.data), static_cast<const T*>(p.bias), epilogue_of(p));
 }
 
-template <bool kA, bool kB, typename Out>
+template <bool kA, bool kB>
 void run_mma(const Args& args, const Product& p) {
   const MmaOperand a = {static_cast<const bf16*>(p.a.data), p.a.leading, p.a.batch_stride, p.M};
   const MmaOperand b = {static_cast<const bf16*>(p.b.data), p.b.leading, p.b.batch_stride, p.N};
   const dim3 grid(static_cast<unsigned>(ceil_div(p.N, kTile)), static_cast<unsigned>(ceil_div(p.M, kTile)),
                   static_cast<unsigned>(p.batch));
-  const Epilogue<Out> e = {static_cast<Out*>(p.c), p.c_leading, p.c_batch_stride, static_cast<const Out*>(p.add)};
-  launch(args, {grid, dim3(kThreads), kSharedBytes}, mma_gemm<kA, kB, Out>, a, b, p.K, static_cast<const bf16*>(p.bias),
-         e);
+  launch(args, {grid, dim3(kThreads), kSharedBytes}, mma_gemm<kA, kB>, a, b, p.K, static_cast<const bf16*>(p.bias),
+         epilogue_of(p));
 }
 
-template <typename Out>
 void run_bf16(const Args& args, const Product& p) {
   const bool copies = chunks_fit(p.a, p.a.transposed ? p.M : p.K) && chunks_fit(p.b, p.b.transposed ? p.K : p.N);
-  if (!copies) return run_fma<bf16, Out>(args, p);
-  if (p.a.transposed) return p.b.transposed ? run_mma<true, false, Out>(args, p) : run_mma<true, true, Out>(args, p);
-  return p.b.transposed ? run_mma<false, false, Out>(args, p) : run_mma<false, true, Out>(args, p);
+  if (!copies) return p.out == DType::kBF16 ? run_fma<bf16, bf16>(args, p) : run_fma<bf16, float>(args, p);
+  if (p.a.transposed) return p.b.transposed ? run_mma<true, false>(args, p) : run_mma<true, true>(args, p);
+  return p.b.transposed ? run_mma<false, false>(args, p) : run_mma<false, true>(args, p);
 }
 
 }  // namespace
 
 void own_gemm(const Args& args, const Product& p) {
   if (p.in == DType::kF64) return run_fma<double, double>(args, p);
-  if (p.in == DType::kBF16) return p.out == DType::kBF16 ? run_bf16<bf16>(args, p) : run_bf16<float>(args, p);
+  if (p.in == DType::kBF16) return run_bf16(args, p);
   if (p.out == DType::kBF16) return run_fma<float, bf16>(args, p);
   return run_fma<float, float>(args, p);
 }

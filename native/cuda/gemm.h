@@ -2,14 +2,9 @@
 // is summed over K in one order that does not depend on M, so that a row's bits are those of any batch; with cuBLASLt
 // that holds while its algorithm is fixed (CARAVAN_CUDA_GEMM=own forces the own kernels).
 #pragma once
-#include <memory>
-
 #include "core/types.h"
 
 namespace caravan::cuda {
-
-class CublasLt;
-class CudaDevice;
 
 /** c[M,N] = a[M,K] b[K,N] (+ add[M,N]) (+ bias[N]), row-major. A transposed operand is stored with its dimensions
  *  swapped. Batches lie `batch_stride` elements apart. */
@@ -31,15 +26,8 @@ struct Product {
   int64_t c_batch_stride = 0;
 };
 
-class Gemm {
- public:
-  explicit Gemm(CudaDevice& device);
-  ~Gemm();
-  void run(const Args& a, const Product& product);
-
- private:
-  std::unique_ptr<CublasLt> library_;
-};
+/** Computes a product by what the device has: cuBLASLt, or the own kernels. */
+void multiply(const Args& a, const Product& product);
 
 /** The own kernels alone. */
 void own_gemm(const Args& a, const Product& product);

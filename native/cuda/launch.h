@@ -5,8 +5,7 @@
 
 #include <utility>
 
-#include "core/device.h"
-#include "core/error.h"
+#include "core/fail.h"
 #include "core/kernel_registry.h"
 #include "core/types.h"
 
@@ -20,6 +19,9 @@ cudaStream_t stream_of(const Args& a);
 
 /** Multiprocessors of the device: kernels that loop over their work start a small multiple of this many blocks. */
 int multiprocessors(const Args& a);
+
+/** Copies to the host; returns when the bytes are there. */
+void copy_out(const Args& a, void* host_memory, const void* device_memory, size_t bytes);
 
 struct Launch {
   dim3 grid;

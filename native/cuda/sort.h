@@ -1,7 +1,7 @@
 // A stable sort of small integers (rows of a table) together with their positions: a radix sort of eight bits a pass,
 // two launches a pass. What gradients need that add rows by index: the rows of one index side by side, in their order.
 #pragma once
-#include "core/device.h"
+#include "core/scratch.h"
 #include "cuda/fault.h"
 #include "cuda/reduce.h"
 

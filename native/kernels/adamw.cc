@@ -5,7 +5,7 @@
 // below 2^-9 of a weight. Traffic per parameter: 28 bytes for f32 p, 30 with master and bf16 p, 28 with a split master,
 // 8 less with bf16 moments (adamw_state.h has both forms).
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/adamw_state.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"

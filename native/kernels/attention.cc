@@ -14,6 +14,7 @@
 #include <math.h>
 
 #include "core/kernel_registry.h"
+#include "core/scratch.h"
 #include "kernels/attention_tile.h"
 #include "kernels/dispatch.h"
 

@@ -12,7 +12,7 @@
 //
 // The weights are operands in bf16. The output is divided by the sum of the rounded weights (a product with ones), lse
 // is made of the exact ones.
-#include "core/device.h"
+#include "core/scratch.h"
 #include "kernels/attention_general.h"
 #include "kernels/attention_softmax.h"
 #include "kernels/dispatch.h"
@@ -222,7 +222,7 @@ __device__ void clear_gaps(const Sequences& sequences, const Geometry& g, int C,
 }
 
 /** Blocks (segment or rows to clear, key/value head, tile of rows + row_tiles * split), one warp each. */
-template <int C, bool kSplit>
+template <int C>
 __global__ void __launch_bounds__(kWarp, 8) attend_narrow(Problem p, int most_rows, int row_tiles, Splits splits) {
   CARAVAN_SHARED(bf16, memory);
   const Geometry& g = p.geometry;
@@ -236,8 +236,8 @@ __global__ void __launch_bounds__(kWarp, 8) attend_narrow(Problem p, int most_ro
   const int rows = segment.rows(g);
   if (rows > most_rows) return;
   const int part = static_cast<int>(blockIdx.z) / row_tiles;
-  const int slot = kSplit ? first_slot(p.sequences, s) : 0;
-  const bool split = kSplit && is_split(splits, g, segment, slot);
+  const int slot = splits.count > 1 ? first_slot(p.sequences, s) : 0;
+  const bool split = splits.count > 1 && is_split(splits, g, segment, slot);
   const Shared<C, 1, 1> shared(memory);
   for (int row = static_cast<int>(blockIdx.z) % row_tiles * kNarrowTile; row < rows; row += row_tiles * kNarrowTile) {
     const int count = min(kNarrowTile, rows - row);
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kWarp, 8) attend_narrow(Problem p, int most_ro
       const int share = (tile.blocks.end - tile.blocks.first + splits.count - 1) / splits.count;
       tile.blocks.first += part * share;
       tile.blocks.end = min(tile.blocks.end, tile.blocks.first + share);
-      if (!tile.blocks.empty()) attend_tile<C, 1, 1, kSplit>(p, tile, splits, shared);
+      if (!tile.blocks.empty()) attend_tile<C, 1, 1, true>(p, tile, splits, shared);
     } else if (part == 0) {
       attend_tile<C, 1, 1, false>(p, tile, splits, shared);
     }
@@ -334,13 +334,13 @@ void attend_narrow_tiles(const Args& a, const Problem& p, bool all) {
   const dim3 grid(static_cast<unsigned>(p.sequences.count) + gap_blocks(p.sequences.queries),
                   static_cast<unsigned>(g.K), static_cast<unsigned>(row_tiles * splits.count));
   const Launch at = {grid, dim3(kWarp), Shared<C, 1, 1>::kBytes};
-  if (splits.count <= 1) return launch(a, at, attend_narrow<C, false>, p, most_rows, row_tiles, splits);
+  if (splits.count <= 1) return launch(a, at, attend_narrow<C>, p, most_rows, row_tiles, splits);
   const size_t slot_rows = static_cast<size_t>(splits.slots) * static_cast<size_t>(g.K * splits.row_capacity);
   Scratch products(a.device, slot_rows * C * sizeof(float));
   Scratch totals(a.device, slot_rows * sizeof(float4));
   splits.products = products.as<float>();
   splits.totals = totals.as<float4>();
-  launch(a, at, attend_narrow<C, true>, p, most_rows, row_tiles, splits);
+  launch(a, at, attend_narrow<C>, p, most_rows, row_tiles, splits);
   const dim3 rows_grid(static_cast<unsigned>(p.sequences.count), static_cast<unsigned>(g.K),
                        static_cast<unsigned>(splits.row_capacity));
   launch(a, {rows_grid, dim3(C)}, join_blocks<C>, p, splits);

@@ -7,7 +7,7 @@
 // shared memory, 64 rows (keys) at a time, the next ones under way; p and ds go from one product's registers to the
 // next one's, rounded to bf16. Other calls are attention_general.cu. Traffic: own side once, other side once per 128,
 // from L2 for the most part.
-#include "core/device.h"
+#include "core/scratch.h"
 #include "kernels/attention_general.h"
 #include "kernels/attention_mma.h"
 #include "kernels/dispatch.h"

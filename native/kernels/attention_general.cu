@@ -6,7 +6,7 @@
 // Traffic: q and o once, k and v once per 16 rows.
 #include "kernels/attention_general.h"
 
-#include "core/device.h"
+#include "core/scratch.h"
 #include "cuda/numbers.h"
 #include "cuda/reduce.h"
 

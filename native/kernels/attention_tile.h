@@ -4,11 +4,11 @@
 // Every sum is one chain of fused multiply-adds in increasing order of the summed index, so a masked or padded entry
 // (an exact zero) changes nothing and the bits of a row do not depend on the rows beside it.
 #pragma once
-#include "core/device.h"
-#include "core/error.h"
-#include "cpu/device.h"
+#include "core/fail.h"
+#include "core/scratch.h"
 #include "cpu/gemm_vector.h"
 #include "cpu/simd.h"
+#include "cpu/thread_pool.h"
 
 namespace caravan::CARAVAN_ISA {
 namespace attention_detail {

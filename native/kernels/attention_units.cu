@@ -3,7 +3,7 @@
 // which decides when they run and nothing else.
 #include "kernels/attention_units.h"
 
-#include "core/device.h"
+#include "core/scratch.h"
 #include "cuda/reduce.h"
 
 namespace caravan::cuda::attention_detail {

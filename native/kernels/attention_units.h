@@ -5,6 +5,7 @@
 // position r / group, head r % group. Packed so, the heads of a group share every key they read, and a decode step
 // fills a tile that one head would leave empty.
 #pragma once
+#include "core/scratch.h"
 #include "cuda/fault.h"
 #include "cuda/launch.h"
 

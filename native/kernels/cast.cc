@@ -2,7 +2,7 @@
 // other pairs one by one through f64. To i32 rounds to nearest even, limits to the range and turns NaN into 0. Traffic
 // per element: cast both types once, fill and iota the output once.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/number_convert.h"
 #include "kernels/row_loop.h"
 

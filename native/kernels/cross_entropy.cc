@@ -14,6 +14,7 @@
 // Sums are f32; the loss is summed in f64 in row order. dhead depends on N, V, D and chunk_bytes (the cut into chunks),
 // never on the number of threads; nll and dhidden of a row depend on that row alone.
 #include "core/kernel_registry.h"
+#include "core/scratch.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear_logprob_rows.h"
 

@@ -1,6 +1,7 @@
 // cross_entropy: loss and gradients in one pass, as cross_entropy.cc, in the chunks of linear_logprob_chunks.h. Every
 // row has coefficient 1, so with tiles of whole rows nothing is computed twice: 6 N D V flops. The loss is summed in
 // f64 over the rows with a target, in a tree that their number fixes.
+#include "core/scratch.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear_logprob_chunks.h"
 

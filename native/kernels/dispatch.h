@@ -1,7 +1,7 @@
 // What every element-wise or row kernel asks first: which element type, and how many rows make one task. The element
 // type becomes a template argument here, so that kernels hold one loop and no switch.
 #pragma once
-#include "core/error.h"
+#include "core/fail.h"
 #include "core/types.h"
 
 namespace caravan::CARAVAN_ISA {

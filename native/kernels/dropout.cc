@@ -3,7 +3,7 @@
 // of (seed, stream, i), so the backward pass draws it again from the same numbers and nothing is saved. Traffic: 8
 // bytes an element in f32; drawing the bits costs more, about 5 ns an element.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kernels/number_convert.h"
 #include "kernels/philox.h"

@@ -3,8 +3,8 @@
 #include <math.h>
 
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
 #include "cpu/simd_math.h"
+#include "cpu/thread_pool.h"
 #include "kernels/broadcast.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"

@@ -3,7 +3,7 @@
 // the last row wins) without atomics or sorting, and the result does not depend on the cut. Traffic per element: gather
 // 2 values, scatter-add dy once and 2 f32 values of dw. Only the rows that occur are touched by the `_add` form.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"
 

@@ -4,6 +4,7 @@
 // occurs often are shared out to the warps of a block in fixed pieces. Traffic per element: gather 2 values,
 // scatter-add dy once and 1 f32 value of dw (2 for the `_add` form), for the rows that occur. An index outside its
 // table is reported at the next wait; its row is read as zeros, or not written.
+#include "core/scratch.h"
 #include "cuda/packs.h"
 #include "cuda/sort.h"
 #include "cuda/zero.h"

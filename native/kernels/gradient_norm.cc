@@ -2,7 +2,8 @@
 // clip_control writes scale, flag and norm where adamw reads them. Squares and sums are f64: an f32 square overflows
 // above 1.8e19, and would report a gradient as infinite that can still be clipped. Traffic: one read of the gradients.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "core/scratch.h"
+#include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"
 

@@ -1,7 +1,7 @@
 // Global gradient norm and what follows from it on the device, as gradient_norm.cc: no scalar ever comes to the host.
 // Squares and sums are f64. Chunks of a fixed size are summed apart, one block each, and the chunks by one block, so
 // the order depends on the number of elements alone. Traffic: one read of the gradients.
-#include "core/device.h"
+#include "core/scratch.h"
 #include "cuda/packs.h"
 #include "cuda/reduce.h"
 #include "kernels/dispatch.h"

@@ -2,7 +2,7 @@
 // for backward: mean, rstd. The variance is taken around the mean in a second pass over the row (in L1): the difference
 // of two sums would lose every digit on a row with a large mean. Traffic per element: forward 2 values, backward 3.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"
 

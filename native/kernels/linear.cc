@@ -2,11 +2,11 @@
 //   dx = dy w (+ dx0),   dw = dy^T x (or added to dw),   db = sum over rows of dy.
 // Nothing is saved but the inputs. 2NDF flops each; sums are f32 from the first product to the last and are rounded
 // once when they are stored. Weight and bias gradients stay f32 because micro-batches are added up in them.
-#include "core/device.h"
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "core/scratch.h"
 #include "cpu/gemm.h"
 #include "cpu/simd.h"
+#include "cpu/thread_pool.h"
 
 namespace caravan::CARAVAN_ISA {
 namespace {

@@ -1,5 +1,5 @@
 // linear: y = x w^T + bias + residual and its gradients, as linear.cc; the products are those of cuda/gemm.h.
-#include "cuda/device.h"
+#include "core/scratch.h"
 #include "cuda/gemm.h"
 #include "cuda/numbers.h"
 #include "kernels/dispatch.h"
@@ -24,7 +24,7 @@ void multiply(const Args& a, const View& left, bool left_transposed, const View&
   p.out = c.dtype;
   p.add = add.data;
   p.bias = bias.data;
-  device_of(a).gemm().run(a, p);
+  multiply(a, p);
 }
 
 CARAVAN_KERNEL(linear, cuda, "x[*,D] w[F,D] bias[F]? residual[*,F]? -> y[*,F]") {

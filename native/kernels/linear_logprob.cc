@@ -12,6 +12,7 @@
 // hidden and dhidden. With dentropy the entropy of a row comes first, so a tile holds whole rows and is swept twice,
 // band by band. Sums are f32; logp is (logit - max) - log(sum), which keeps its digits when logits are large.
 #include "core/kernel_registry.h"
+#include "core/scratch.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear_logprob_rows.h"
 

@@ -1,6 +1,7 @@
 // linear_logprob: log-probabilities of targets, and its gradients, as linear_logprob.cc; the chunks are those of
 // linear_logprob_chunks.h. Forward keeps 12 bytes a row for every 1024 logits. Backward recomputes the logits and needs
 // the saved lse alone, or, under a gradient of the entropy, the sums of each row first.
+#include "core/scratch.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear_logprob_chunks.h"
 

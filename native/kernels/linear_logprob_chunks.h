@@ -15,7 +15,8 @@
 // the tensor cores, in the memory of its own row. Bytes a logit beyond L2 with whole rows: 4 written by the product, 4
 // read for the sums, 4 read and 2 written for the gradient, 2 + 2 read by the products.
 #pragma once
-#include "core/error.h"
+#include "core/fail.h"
+#include "core/scratch.h"
 #include "cuda/zero.h"
 #include "kernels/logits_summary.h"
 
@@ -64,7 +65,7 @@ inline int64_t supervised_rows(const Args& a, const char* op, const View& target
   launch(a, {1, kFindThreads}, find_supervised, target.as<int32_t>(), static_cast<int>(N), static_cast<int>(V), rows,
          memory.as<SupervisedRows>());
   SupervisedRows found;
-  a.device.copy_out(&found, memory.as<void>(), sizeof(found));
+  copy_out(a, &found, memory.as<void>(), sizeof(found));
   if (found.bad_row < N) {
     fail("ERR_DATA", "%s: target[%d] must be below V=%lld (or negative for none); got %d", op, found.bad_row,
          static_cast<long long>(V), found.bad_target);
@@ -315,7 +316,7 @@ class HeadChunks {
     p.in = sizeof(T) == sizeof(bf16) ? DType::kBF16 : DType::kF32;
     p.out = DType::kF32;
     p.add = tile.first_column > 0 ? p.c : nullptr;
-    device_of(a_).gemm().run(a_, p);
+    multiply(a_, p);
 
     if (dhead == nullptr) return;
     p.M = tile.columns;
@@ -324,7 +325,7 @@ class HeadChunks {
     p.b.data = copy_memory_.template as<T>();
     p.c = dhead + tile.first_column * D_;
     p.add = add_to_head ? p.c : nullptr;
-    device_of(a_).gemm().run(a_, p);
+    multiply(a_, p);
   }
 
   const Args& a_;

@@ -4,11 +4,11 @@
 #pragma once
 #include <math.h>
 
-#include "core/device.h"
-#include "core/error.h"
-#include "cpu/device.h"
+#include "core/fail.h"
+#include "core/scratch.h"
 #include "cpu/gemm.h"
 #include "cpu/simd.h"
+#include "cpu/thread_pool.h"
 
 namespace caravan::CARAVAN_ISA {
 namespace linear_logprob_detail {

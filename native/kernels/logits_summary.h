@@ -3,7 +3,6 @@
 // depend neither on the tile that held it nor on its neighbours, and training, scoring and sampling agree exactly.
 // Rows of a tile are `logits_stride` floats apart, whole 128-byte lines: packs need no scalar path.
 #pragma once
-#include "cuda/device.h"
 #include "cuda/gemm.h"
 #include "cuda/numbers.h"
 #include "cuda/reduce.h"
@@ -51,7 +50,7 @@ void logits_product(const Args& a, const T* hidden, const T* head, int64_t D, co
   p.c_leading = tile.stride;
   p.in = sizeof(T) == sizeof(bf16) ? DType::kBF16 : DType::kF32;
   p.out = DType::kF32;
-  device_of(a).gemm().run(a, p);
+  multiply(a, p);
 }
 
 constexpr int kSummaryThreads = 256;

@@ -1,10 +1,10 @@
 // matmul: c[g] = op(a[g]) op(b[g]) for each g of a batch, op = transpose where the attribute is 1, so c is [G,I,P] and
 // the shared dimension is what remains of a. 2GIJP flops. Small batches go product by product over all threads, many
 // small products go one to a thread; both give the same bits.
-#include "core/device.h"
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "core/scratch.h"
 #include "cpu/gemm.h"
+#include "cpu/thread_pool.h"
 
 namespace caravan::CARAVAN_ISA {
 namespace {

@@ -1,6 +1,6 @@
 // matmul: batched products of stored matrices, as matmul.cc.
-#include "cuda/device.h"
 #include "cuda/gemm.h"
+#include "cuda/launch.h"
 
 namespace caravan::cuda {
 namespace {
@@ -20,7 +20,7 @@ CARAVAN_KERNEL(matmul, cuda, "a[G,A1,A2] b[G,B1,B2] -> c[G,I,P] | transpose_a tr
   p.in = left.dtype;
   p.out = c.dtype;
   p.batch = c.shape[0];
-  device_of(a).gemm().run(a, p);
+  multiply(a, p);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // is a walk over one contiguous side while the other advances by strides; a transpose whose rows are not contiguous
 // goes by tiles, so that both sides use whole cache lines. Traffic per element: one read and one write.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/broadcast.h"
 #include "kernels/dispatch.h"
 

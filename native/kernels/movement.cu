@@ -1,5 +1,5 @@
 // Ops that move elements and compute nothing, as movement.cc: one thread an element, whichever side is contiguous.
-#include "cuda/device.h"
+#include "cuda/fault.h"
 #include "kernels/broadcast_device.h"
 #include "kernels/dispatch.h"
 

@@ -2,7 +2,7 @@
 // rounds once, to nearest with ties to even. Used where exactness counts more than speed (casts of a checkpoint,
 // fills).
 #pragma once
-#include "core/error.h"
+#include "core/fail.h"
 #include "core/types.h"
 #include "kernels/dispatch.h"
 

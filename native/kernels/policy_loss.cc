@@ -5,9 +5,9 @@
 // rows of N in, one out.
 #include <math.h>
 
-#include "core/error.h"
+#include "core/fail.h"
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kernels/number_convert.h"
 #include "kernels/policy_formula.h"

@@ -3,6 +3,7 @@
 // blocks found. Traffic: five rows of N in (twice for GSPO, from cache), one out (policy_loss clears it first).
 #include "kernels/policy_formula.h"
 
+#include "core/scratch.h"
 #include "cuda/zero.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_spans.h"

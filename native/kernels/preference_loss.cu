@@ -3,6 +3,7 @@
 // logp once, dlogp twice (cleared first: rows outside of all spans are zero).
 #include "kernels/preference_formula.h"
 
+#include "core/scratch.h"
 #include "cuda/zero.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_spans.h"

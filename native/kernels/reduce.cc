@@ -3,7 +3,8 @@
 // and inner alone, so a row has the same bits alone and in a batch, on any number of threads. Traffic per element: one
 // read.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "core/scratch.h"
+#include "cpu/thread_pool.h"
 #include "kernels/broadcast.h"
 #include "kernels/number_convert.h"
 #include "kernels/row_loop.h"

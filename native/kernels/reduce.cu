@@ -3,6 +3,7 @@
 // sums are f64 throughout. Traffic per element: one read.
 #include "cuda/reduce.h"
 
+#include "core/scratch.h"
 #include "cuda/numbers.h"
 #include "kernels/broadcast.h"
 #include "kernels/number_convert.h"

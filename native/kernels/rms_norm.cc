@@ -3,7 +3,8 @@
 // with dx0), add_rms_norm 4. Squares, sums and products are f32 also for bf16, as the mean of squares of a bf16 row
 // would lose half its digits.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "core/scratch.h"
+#include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"
 

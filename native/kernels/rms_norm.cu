@@ -2,7 +2,7 @@
 // traffic per element is the floor: forward 2 values, with residual 3, backward 3 (4 with dx0), add_rms_norm 4. dw is
 // summed over chunks of rows in registers, then over chunks in a fixed tree; the chunk depends on the number of rows
 // alone. Extra traffic of the partial sums: 4 / chunk bytes an element each way, mostly in L2.
-#include "core/device.h"
+#include "core/scratch.h"
 #include "cuda/row.h"
 #include "kernels/dispatch.h"
 

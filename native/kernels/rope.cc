@@ -5,7 +5,7 @@
 #include <math.h>
 
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"
 

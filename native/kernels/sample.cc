@@ -12,6 +12,7 @@
 #include <math.h>
 
 #include "core/kernel_registry.h"
+#include "core/scratch.h"
 #include "kernels/dispatch.h"
 #include "kernels/linear_logprob_rows.h"
 #include "kernels/philox.h"

@@ -9,6 +9,7 @@
 // bits of the float, 2048 buckets a step, whose last step needs the row no more once few enough keys are left. Weights
 // are added in fixed point there, where the order of atomic additions does not show. Beyond the maximum and these
 // integers every sum is over one part, or over parts in order: a row's token does not depend on what runs beside it.
+#include "core/scratch.h"
 #include "kernels/dispatch.h"
 #include "kernels/logits_summary.h"
 #include "kernels/philox.h"

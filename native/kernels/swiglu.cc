@@ -2,7 +2,7 @@
 // gate, which costs less than reading it. f32 arithmetic also for bf16. Traffic per element: forward 3 values,
 // backward 5.
 #include "core/kernel_registry.h"
-#include "cpu/device.h"
+#include "cpu/thread_pool.h"
 #include "kernels/dispatch.h"
 #include "kernels/row_loop.h"
 

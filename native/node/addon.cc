@@ -15,8 +15,8 @@
 #include "core/backend.h"
 #include "core/command_queue.h"
 #include "core/error.h"
-#include "core/kernel_registry.h"
 #include "cpu/device.h"
+#include "cpu/isa.h"
 
 namespace caravan {
 namespace {

@@ -29,6 +29,16 @@ describe('the CUDA ledger', () => {
     }
   })
 
+  // The build assembles one PTX, that of the oldest architecture, for all: code for newer ones would be left out.
+  it('speaks of kernels that are the same for every architecture', () => {
+    for (const folder of ['cuda', 'kernels']) {
+      for (const file of readdirSync(join(root, 'native', folder))) {
+        const conditions = readFileSync(join(root, 'native', folder, file), 'utf8').match(/.*__CUDA_ARCH\w*.*/g) ?? []
+        for (const line of conditions) expect(line, `${folder}/${file}`).toBe('#if defined(__CUDA_ARCH__)')
+      }
+    }
+  })
+
   it.runIf(process.env.CARAVAN_TEST_FULL === '1')(
     'is what nvcc says',
     async () => {

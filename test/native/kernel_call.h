@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "core/error.h"
-#include "core/kernel_registry.h"
 #include "core/types.h"
 #include "cpu/device.h"
+#include "cpu/isa.h"
 #include "test/native/check.h"
 
 namespace check {

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "core/kernel_registry.h"
 #include "cpu/device.h"
+#include "cpu/isa.h"
 #include "test/native/check.h"
 
 using caravan::Args;

@@ -2,6 +2,7 @@
 // right.
 #include <cuda_runtime.h>
 
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -14,7 +15,7 @@ namespace {
 std::string outcome(unsigned threads, const char* order, const std::function<void()>& body, size_t shared_bytes = 0) {
   setenv("CARAVAN_SIMT_ORDER", order, 1);
   try {
-    simt::run({1, 1, 1}, {threads, 1, 1}, shared_bytes, body);
+    simt::run({1, 1, 1}, {threads, 1, 1}, shared_bytes, simt::BodyOf(body));
     return "";
   } catch (const std::runtime_error& error) {
     return error.what();

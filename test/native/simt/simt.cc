@@ -66,7 +66,7 @@ struct AsyncCopy {
 
 struct Fiber {
   void* stack_pointer = nullptr;
-  char* stack = nullptr;
+  char* stack = nullptr;  // from its first step to its last
   State state = State::kDone;
   unsigned mask = 0;
   Index thread;
@@ -82,14 +82,14 @@ struct Warp {
 
 struct Grid {
   std::vector<Fiber> fibers;
+  std::vector<char*> free_stacks;  // the last one is the warmest
   std::vector<Warp> warps;
   void* scheduler = nullptr;
   int running = 0;
   int count = 0;
-  const std::function<void()>* body = nullptr;
+  const Body* body = nullptr;
   std::vector<unsigned char> shared;
   std::string failure;
-  Place place;
   Order order = Order::kForward;
   const void* main_stack = nullptr;
   size_t main_stack_bytes = 0;
@@ -125,10 +125,37 @@ void fiber_main() {
   std::abort();
 }
 
+void give_stack(Fiber& fiber) {
+  if (grid.free_stacks.empty()) {
+    void* memory =
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stack of a thread");
+    grid.free_stacks.push_back(static_cast<char*>(memory));
+  }
+  fiber.stack = grid.free_stacks.back();
+  grid.free_stacks.pop_back();
+#if CARAVAN_SIMT_ASAN
+  __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // frames that the last thread on it never left
+#endif
+  // The frame that caravan_simt_switch pops: six registers, the entry, and a return address of none, 8 bytes off a
+  // multiple of 16 as after a call.
+  void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 1;
+  *top = nullptr;
+  *--top = reinterpret_cast<void*>(fiber_main);
+  for (int r = 0; r < 6; r++) *--top = nullptr;
+  fiber.stack_pointer = top;
+}
+
+void take_stack(Fiber& fiber) {
+  if (fiber.stack != nullptr) grid.free_stacks.push_back(fiber.stack);
+  fiber.stack = nullptr;
+}
+
 void resume(int index) {
   Fiber& fiber = grid.fibers[static_cast<size_t>(index)];
+  if (fiber.stack == nullptr) give_stack(fiber);
   grid.running = index;
-  grid.place.thread = fiber.thread;
+  place.thread = fiber.thread;
 #if CARAVAN_SIMT_ASAN
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(&fake, fiber.stack, kStackBytes);
@@ -137,32 +164,18 @@ void resume(int index) {
 #if CARAVAN_SIMT_ASAN
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
+  if (fiber.state == State::kDone) take_stack(fiber);
 }
 
 void prepare(int index, const Index& block) {
   Fiber& fiber = grid.fibers[static_cast<size_t>(index)];
-  if (fiber.stack == nullptr) {
-    void* memory =
-        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) throw std::runtime_error("no memory for the stack of a thread");
-    fiber.stack = static_cast<char*>(memory);
-  }
-#if CARAVAN_SIMT_ASAN
-  __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // frames that the last block's thread never left
-#endif
+  take_stack(fiber);  // of a launch that ended with a fault
   const unsigned i = static_cast<unsigned>(index);
   fiber.thread = {i % block.x, i / block.x % block.y, i / block.x / block.y};
   fiber.state = State::kReady;
   fiber.parity = 0;
   fiber.open.clear();
   fiber.groups.clear();
-  // The frame that caravan_simt_switch pops: six registers, the entry, and a return address of none, 8 bytes off a
-  // multiple of 16 as after a call.
-  void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes) - 1;
-  *top = nullptr;
-  *--top = reinterpret_cast<void*>(fiber_main);
-  for (int r = 0; r < 6; r++) *--top = nullptr;
-  fiber.stack_pointer = top;
 }
 
 /** Opens the warp barriers whose lanes have all arrived; true if one opened. */
@@ -205,7 +218,7 @@ bool run_warp(int warp) {
 }
 
 std::string place_text() {
-  const Place& at = grid.place;
+  const Place& at = place;
   char text[160];
   std::snprintf(text, sizeof(text), "block (%u,%u,%u) thread (%u,%u,%u)", at.block.x, at.block.y, at.block.z,
                 at.thread.x, at.thread.y, at.thread.z);
@@ -219,7 +232,7 @@ bool open_block_barrier() {
     const State state = grid.fibers[static_cast<size_t>(i)].state;
     if (state == State::kWarpBarrier) {
       grid.running = i;
-      grid.place.thread = grid.fibers[static_cast<size_t>(i)].thread;
+      place.thread = grid.fibers[static_cast<size_t>(i)].thread;
       grid.failure = "divergent warp barrier or collective: " + place_text() + " waits for lanes that do not come";
       return false;
     }
@@ -279,12 +292,11 @@ Order order_of_launch() {
 
 }  // namespace
 
-Place& current() { return grid.place; }
 void* dynamic_shared() { return grid.shared.data(); }
 size_t dynamic_shared_bytes() { return grid.shared.size(); }
 int lane() { return grid.running % kWarp; }
 
-void run(const Index& size, const Index& block, size_t shared_bytes, const std::function<void()>& body) {
+void run(const Index& size, const Index& block, size_t shared_bytes, const Body& body) {
   std::lock_guard<std::mutex> lock(one_launch);
   const unsigned threads = block.x * block.y * block.z;
   if (threads == 0 || threads > 1024) throw std::runtime_error("a block has 1 to 1024 threads");
@@ -298,12 +310,12 @@ void run(const Index& size, const Index& block, size_t shared_bytes, const std::
   std::vector<unsigned char>(shared_bytes).swap(grid.shared);
   grid.body = &body;
   grid.failure.clear();
-  grid.place.block_size = block;
-  grid.place.grid_size = size;
+  place.block_size = block;
+  place.grid_size = size;
   for (unsigned z = 0; z < size.z; z++) {
     for (unsigned y = 0; y < size.y; y++) {
       for (unsigned x = 0; x < size.x; x++) {
-        grid.place.block = {x, y, z};
+        place.block = {x, y, z};
         run_block(block);
         if (!grid.failure.empty()) throw std::runtime_error(grid.failure);
       }

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 
 namespace simt {
 
@@ -20,13 +19,26 @@ struct Index {
 struct Place {
   Index thread, block, block_size, grid_size;
 };
-Place& current();
+inline Place place;
+inline Place& current() { return place; }
 
 /** Order in which the threads of a block are resumed (CARAVAN_SIMT_ORDER). Results that depend on it have a race. */
 enum class Order { kForward, kReverse };
 
+/** What the threads of a launch run. An interface and not a std::function: every kernel file includes this. */
+struct Body {
+  virtual ~Body() = default;
+  virtual void operator()() const = 0;
+};
+template <typename F>
+struct BodyOf final : Body {
+  F call;
+  explicit BodyOf(const F& f) : call(f) {}
+  void operator()() const override { call(); }
+};
+
 /** Runs `body` as every thread of a grid. Throws std::runtime_error for a divergent or missing barrier. */
-void run(const Index& grid, const Index& block, size_t shared_bytes, const std::function<void()>& body);
+void run(const Index& grid, const Index& block, size_t shared_bytes, const Body& body);
 
 /** Start of the dynamic shared memory of the running block. */
 void* dynamic_shared();

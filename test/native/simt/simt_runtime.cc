@@ -3,6 +3,8 @@
 #include <chrono>
 #include <cstdlib>
 #include <exception>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -166,6 +168,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return delete executable, cudaSuccess; }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
 
-cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, std::function<void()> body) {
-  return enqueue(stream, [=] { simt::run({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes, body); });
+cudaError_t simt_launch_body(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const simt::Body* body) {
+  const std::shared_ptr<const simt::Body> kept(body);
+  return enqueue(stream,
+                 [=] { simt::run({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes, *kept); });
 }

@@ -65,5 +65,10 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 
-/** What `<<<>>>` is on a GPU. A kernel that would not survive there leaves its message for cudaGetErrorString. */
-cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, std::function<void()> body);
+/** What `<<<>>>` is on a GPU. A kernel that would not survive there leaves its message for cudaGetErrorString. Takes
+ *  `body` over. */
+cudaError_t simt_launch_body(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const simt::Body* body);
+template <typename F>
+cudaError_t simt_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const F& body) {
+  return simt_launch_body(grid, block, shared_bytes, stream, new simt::BodyOf<F>(body));
+}

@@ -1,5 +1,6 @@
-#include "core/device.h"
+#include "core/scratch.h"
 
+#include "core/device.h"
 #include "core/error.h"
 
 namespace caravan {
