@@ -65,8 +65,8 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
     (response.match(/(?<![\p{L}\p{N}_])[a-z]+(?![\p{L}\p{N}_])/gu) ?? []).length <= args.integer('N'),
   'count:counting_composition': hasComposition,
   'count:count_unique': (response, args) => {
-    const words = tokenizeWords(response, args.memo)
-    return new Set(words).size === words.length
+    const seen = new Set<string>()
+    return tokenizeWords(response, args.memo).every((word) => !seen.has(word) && seen.add(word) !== undefined)
   },
   'count:count_increment_word': (response, args) =>
     countMatches(response, args.words('keyword1')) === 1 && countMatches(response, args.words('keyword2')) === 2,

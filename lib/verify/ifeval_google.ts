@@ -4,7 +4,17 @@
 import type { InstructionCheck } from './instruction_arguments.js'
 import { detectLanguage } from './language_detect.js'
 import { countMatches, hasMatch, hasWholeMatch } from './pattern_search.js'
-import { countOf, countWords, isLower, isPythonJson, isSpaceAt, isUpper, strip, stripOf } from './python_text.js'
+import {
+  countOf,
+  countWords,
+  isDigitAt,
+  isLower,
+  isPythonJson,
+  isSpaceAt,
+  isUpper,
+  strip,
+  stripOf,
+} from './python_text.js'
 import type { ReadingMemo } from './reading_memo.js'
 import { countSentences } from './sentence_split.js'
 import { tokenizeWords } from './word_tokenize.js'
@@ -199,18 +209,12 @@ function sectionCount(response: string, splitter: string): number {
     let digits = at + splitter.length
     if (isSpaceAt(response, digits)) digits++
     let end = digits
-    while (isDigitAt(response, end)) end++
+    // A digit of one unit: half of one of two is none.
+    while (response.codePointAt(end)! <= 0xffff && isDigitAt(response, end)) end++
     if (end > digits) count++
     at = response.indexOf(splitter, end > digits ? end : at + 1)
   }
   return count
-}
-
-const DIGIT = /^\p{Nd}/u
-
-function isDigitAt(text: string, at: number): boolean {
-  const code = text.charCodeAt(at)
-  return code < 128 ? code >= 48 && code <= 57 : DIGIT.test(text[at] ?? '')
 }
 
 function withoutFence(response: string): string {

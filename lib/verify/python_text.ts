@@ -84,8 +84,9 @@ function eachWord(text: string, found: (begin: number, end: number) => void): vo
 /** Of each UTF-16 unit that was asked for: 1 for a word character, 2 for another one, 3 for half of a pair. */
 const kinds = new Uint8Array(0x10000)
 
-/** UTF-16 units of the word character at a place, 0 where there is none. */
-function wordWidth(text: string, at: number): number {
+/** UTF-16 units of the word character (`\w`) at a place, 0 where there is none. */
+export function wordWidth(text: string, at: number): number {
+  if (at >= text.length) return 0
   const code = text.charCodeAt(at)
   if (kinds[code] === 0) {
     const isHalf = code >= 0xd800 && code <= 0xdfff
@@ -94,6 +95,15 @@ function wordWidth(text: string, at: number): number {
   if (kinds[code] !== 3) return kinds[code] === 1 ? 1 : 0
   const pair = String.fromCodePoint(text.codePointAt(at)!)
   return pair.length === 2 && WORD.test(pair) ? 2 : 0
+}
+
+const DIGIT = /^\p{Nd}/u
+
+/** Whether the character at a place is a decimal digit (`\d`); false behind the end. */
+export function isDigitAt(text: string, at: number): boolean {
+  const code = text.charCodeAt(at)
+  if (code < 128) return code >= 48 && code <= 57
+  return at < text.length && DIGIT.test(String.fromCodePoint(text.codePointAt(at)!))
 }
 
 function isAsciiWord(code: number): boolean {

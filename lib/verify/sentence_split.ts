@@ -16,35 +16,75 @@ const STARTERS =
   `|That${SPACE_CLASS}|This${SPACE_CLASS}|Wherever)`
 const SUFFIXES = '(Inc|Ltd|Jr|Sr|Co)'
 
-/** A pattern, what it becomes, and what a text must have for the pattern to be tried at all. */
-type Rule = [pattern: RegExp, replacement: string | ((match: string) => string), needs: string]
+/** A change to a text, and what a text must have for it to be tried at all. */
+type Rule = [change: (text: string) => string, needs: RegExp]
+
+const pattern =
+  (regExp: RegExp, replacement: string | ((match: string) => string)): Rule[0] =>
+  (text) =>
+    text.replace(regExp, replacement as string)
+const literal =
+  (part: string, replacement: string): Rule[0] =>
+  (text) =>
+    text.replaceAll(part, replacement)
+const STOP = /\./
+const STOP_AND_LETTER = /\.[A-Za-z]/
+const STOP_AND_BLANK = /\. /
 
 // Every pattern has a bounded length, but the runs of dots, which begin at their first dot alone: linear time.
 const RULES: Rule[] = [
-  [/(Mr|St|Mrs|Ms|Dr)\./g, `$1${DOT}`, '.'],
-  [/\.(com|net|org|io|gov|edu|me)/g, `${DOT}$1`, '.'],
-  [/([0-9])\.([0-9])/g, `$1${DOT}$2`, '.'],
-  [/\.{2,}/g, (dots) => DOT.repeat(dots.length) + END, '..'],
-  [/Ph\.D\./g, `Ph${DOT}D${DOT}`, 'Ph.'],
-  [new RegExp(`${SPACE_CLASS}([A-Za-z])\\. `, 'g'), ` $1${DOT} `, '. '],
-  [new RegExp(`([A-Z]\\.[A-Z]\\.(?:[A-Z]\\.)?) ${STARTERS}`, 'g'), `$1${END} $2`, '. '],
-  [/([A-Za-z])\.([A-Za-z])\.([A-Za-z])\./g, `$1${DOT}$2${DOT}$3${DOT}`, '.'],
-  [/([A-Za-z])\.([A-Za-z])\./g, `$1${DOT}$2${DOT}`, '.'],
-  [new RegExp(` ${SUFFIXES}\\. ${STARTERS}`, 'g'), ` $1${END} $2`, '. '],
-  [new RegExp(` ${SUFFIXES}\\.`, 'g'), ` $1${DOT}`, '.'],
-  [/ ([A-Za-z])\./g, ` $1${DOT}`, '.'],
-  [/\.\u201d/g, '\u201d.', '.\u201d'],
-  [/\."/g, '".', '."'],
-  [/!"/g, '"!', '!"'],
-  [/\?"/g, '"?', '?"'],
+  [pattern(/(Mr|St|Mrs|Ms|Dr)\./g, `$1${DOT}`), STOP],
+  [pattern(/\.(com|net|org|io|gov|edu|me)/g, `${DOT}$1`), STOP_AND_LETTER],
+  [pattern(/([0-9])\.([0-9])/g, `$1${DOT}$2`), /\.[0-9]/],
+  [pattern(/\.{2,}/g, (dots) => DOT.repeat(dots.length) + END), /\.\./],
+  [pattern(/Ph\.D\./g, `Ph${DOT}D${DOT}`), STOP_AND_LETTER],
+  [withInitialsApart, STOP_AND_BLANK],
+  [pattern(new RegExp(`([A-Z]\\.[A-Z]\\.(?:[A-Z]\\.)?) ${STARTERS}`, 'g'), `$1${END} $2`), STOP_AND_LETTER],
+  [pattern(/([A-Za-z])\.([A-Za-z])\.([A-Za-z])\./g, `$1${DOT}$2${DOT}$3${DOT}`), STOP_AND_LETTER],
+  [pattern(/([A-Za-z])\.([A-Za-z])\./g, `$1${DOT}$2${DOT}`), STOP_AND_LETTER],
+  [pattern(new RegExp(` ${SUFFIXES}\\. ${STARTERS}`, 'g'), ` $1${END} $2`), STOP_AND_BLANK],
+  [pattern(new RegExp(` ${SUFFIXES}\\.`, 'g'), ` $1${DOT}`), STOP],
+  [withInitials, STOP],
+  [literal('.\u201d', '\u201d.'), STOP],
+  [literal('."', '".'), STOP],
+  [literal('!"', '"!'), /!/],
+  [literal('?"', '"?'), /\?/],
 ]
+
+/** Protects the full stop of a letter between white space and a blank; both become blanks. */
+function withInitialsApart(text: string): string {
+  let result = ''
+  let begin = 0
+  for (let at = text.indexOf('. '); at >= 0; at = text.indexOf('. ', at + 1)) {
+    // The white space may be what ended the initial before: that one is taken, then.
+    if (at - 2 < begin || !isLetterAt(text, at - 1) || !isSpaceAt(text, at - 2)) continue
+    result += `${text.slice(begin, at - 2)} ${text[at - 1]}${DOT} `
+    begin = at + 2
+  }
+  return result + text.slice(begin)
+}
+
+/** Protects the full stop of a letter behind a blank. */
+function withInitials(text: string): string {
+  let result = ''
+  let begin = 0
+  for (let at = text.indexOf('.'); at >= 0; at = text.indexOf('.', at + 1)) {
+    if (at - 2 < begin || !isLetterAt(text, at - 1) || text[at - 2] !== ' ') continue
+    result += text.slice(begin, at) + DOT
+    begin = at + 1
+  }
+  return result + text.slice(begin)
+}
+
+function isLetterAt(text: string, at: number): boolean {
+  const letter = text.charCodeAt(at) | 0x20
+  return letter >= 97 && letter <= 122
+}
 
 /** The sentences of a text by the rules of IFEvalG, without white space around them. An empty last one is dropped. */
 export function splitSentences(text: string): string[] {
   let marked = ` ${text}  `.replace(/\n/g, ' ')
-  for (const [pattern, replacement, needs] of RULES) {
-    if (marked.includes(needs)) marked = marked.replace(pattern, replacement as string)
-  }
+  for (const [change, needs] of RULES) if (needs.test(marked)) marked = change(marked)
   const sentences = endedPieces(marked)
   if (sentences.at(-1) === '') sentences.pop()
   return sentences

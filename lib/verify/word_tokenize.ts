@@ -1,7 +1,7 @@
 // Words and punctuation as NLTK's `word_tokenize` cuts them (its Penn Treebank rules), for instructions that count
 // tokens. The rules are applied to one sentence at a time, as there.
 
-import { isSpaceAt, SPACE_CLASS, splitWords } from './python_text.js'
+import { isDigitAt, isSpaceAt, SPACE_CLASS, splitWords, wordWidth } from './python_text.js'
 import { ReadingMemo } from './reading_memo.js'
 import { punktSentences } from './sentence_split.js'
 
@@ -22,14 +22,13 @@ const DASH = 1 << 9
 const AFTER_QUOTES = 1 << 10
 /** `mm`, `nn` or `tt`, in any case: one is in each contraction that is cut. */
 const DOUBLED = 1 << 11
-const DOUBLED_LETTERS = 'mnt'
 /** An apostrophe and one of the letters that come behind it in what is cut by the letter. */
 const CLITIC = 1 << 12
 const LETTERS_OF_CLITICS = 'lLrRvVtTyYnN'
 /** Two in a row. */
 const APOSTROPHES = 1 << 13
 const FULL_STOPS = 1 << 14
-const [APOSTROPHE_CODE, FULL_STOP_CODE] = [0x27, 0x2e]
+const [APOSTROPHE_CODE, FULL_STOP_CODE, M_CODE, N_CODE, T_CODE] = [0x27, 0x2e, 0x6d, 0x6e, 0x74]
 
 const TRAITS = new Map<number, number>(
   (
@@ -72,55 +71,70 @@ function traitsOf(text: string): number {
 function doubledTrait(code: number): number {
   if (code === APOSTROPHE_CODE) return APOSTROPHES
   if (code === FULL_STOP_CODE) return FULL_STOPS
-  return DOUBLED_LETTERS.includes(String.fromCharCode(code | 0x20)) ? DOUBLED : 0
+  const letter = code | 0x20
+  return letter === M_CODE || letter === N_CODE || letter === T_CODE ? DOUBLED : 0
 }
 
-/**
- * A pattern, what it becomes, and the traits of which a text must have one for the pattern to be tried at all. A trait
- * alone: each of its characters is set apart.
- */
-type Rule = [pattern: RegExp, replacement: string, needs: number] | number
+/** A change to a text, and the traits of which a text must have one for it to be tried at all. */
+type Rule = [change: (text: string) => string, needs: number]
 
-// Bounded patterns and runs of one character: linear time. The rule for the last full stop is not: it is a function.
+const pattern =
+  (regExp: RegExp, replacement: string): Rule[0] =>
+  (text) =>
+    text.replace(regExp, replacement)
+const literal =
+  (part: string, replacement: string): Rule[0] =>
+  (text) =>
+    text.replaceAll(part, replacement)
+const apart = (trait: number): Rule => [(text) => setApart(text, trait), trait]
+
+// Bounded patterns, runs of one character and scans: linear time. What a text can be full of is no pattern, which would
+// take several times as long; neither is the rule for the last full stop, which would not be linear.
 const OPENING: Rule[] = [
-  [/([\u00ab\u201c\u2018\u201e]|`+)/g, ' $1 ', BEFORE_QUOTES],
-  [/^"/g, '``', DOUBLE_QUOTE],
-  [/(``)/g, ' $1 ', BEFORE_QUOTES | DOUBLE_QUOTE],
-  [/([ ([{<])("|'{2})/g, '$1 `` ', DOUBLE_QUOTE | APOSTROPHES],
-  [new RegExp(`(')(?!re|ve|ll|m|t|s|d|n)(${W})${NOT_W}`, 'giu'), '$1 $2', APOSTROPHE],
+  [pattern(/([\u00ab\u201c\u2018\u201e]|`+)/g, ' $1 '), BEFORE_QUOTES],
+  [pattern(/^"/g, '``'), DOUBLE_QUOTE],
+  [literal('``', ' `` '), BEFORE_QUOTES | DOUBLE_QUOTE],
+  [pattern(/([ ([{<])("|'{2})/g, '$1 `` '), DOUBLE_QUOTE | APOSTROPHES],
+  [afterApostrophes, APOSTROPHE],
 ]
 const PUNCTUATION: Rule[] = [
-  [/([:,])([^\p{Nd}])/gu, ' $1 $2', COLON],
-  [/([:,])(?=\n?$)/g, ' $1 ', COLON],
-  [/\.{2,}/g, ' $& ', FULL_STOPS],
-  SYMBOL,
+  [aroundColons, COLON],
+  [pattern(/([:,])(?=\n?$)/g, ' $1 '), COLON],
+  [pattern(/\.{2,}/g, ' $& '), FULL_STOPS],
+  apart(SYMBOL),
 ]
-const CLOSING: Rule[] = [END_MARK, [/([^'])' /g, "$1 ' ", APOSTROPHE], ASTERISK, BRACKET, [/--/g, ' -- ', DASH]]
+const CLOSING: Rule[] = [
+  apart(END_MARK),
+  [pattern(/([^'])' /g, "$1 ' "), APOSTROPHE],
+  apart(ASTERISK),
+  apart(BRACKET),
+  [literal('--', ' -- '), DASH],
+]
 const CLITICS: Rule[] = [
-  AFTER_QUOTES,
-  [/''/g, " '' ", APOSTROPHES],
-  [/"/g, " '' ", DOUBLE_QUOTE],
-  [/([^' ])('[sS]|'[mM]|'[dD]|') /g, '$1 $2 ', APOSTROPHE | DOUBLE_QUOTE],
-  [/([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T) /g, '$1 $2 ', CLITIC],
-  [new RegExp(`(?<!${W})(d)('ye)${NOT_W}`, 'giu'), ' $1 $2 ', CLITIC],
-  [new RegExp(`(?<!${W})(more)('n)${NOT_W}`, 'giu'), ' $1 $2 ', CLITIC],
-  [new RegExp(` ('t)(is|was)${NOT_W}`, 'giu'), ' $1 $2 ', CLITIC],
+  apart(AFTER_QUOTES),
+  [literal("''", " '' "), APOSTROPHES],
+  [literal('"', " '' "), DOUBLE_QUOTE],
+  [pattern(/([^' ])('[sS]|'[mM]|'[dD]|') /g, '$1 $2 '), APOSTROPHE | DOUBLE_QUOTE],
+  [pattern(/([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T) /g, '$1 $2 '), CLITIC],
+  [pattern(new RegExp(`(?<!${W})(d)('ye)${NOT_W}`, 'giu'), ' $1 $2 '), CLITIC],
+  [pattern(new RegExp(`(?<!${W})(more)('n)${NOT_W}`, 'giu'), ' $1 $2 '), CLITIC],
+  [pattern(new RegExp(` ('t)(is|was)${NOT_W}`, 'giu'), ' $1 $2 '), CLITIC],
 ]
 const CONTRACTION = new RegExp(`(?<!${W})(?:(can)(not)|(gim|lem)(me)|(gon)(na)|(got)(ta))${NOT_W}`, 'giu')
 const WANNA = new RegExp(`(?<!${W})(wan)(na)(?=${SPACE_CLASS})`, 'giu')
 
 /** The tokens of a text. Linear time. */
 export function tokenizeWords(text: string, memo = new ReadingMemo()): string[] {
-  const tokens: string[] = []
+  const all: string[] = []
   for (const sentence of punktSentences(text, memo)) {
-    let own = memo.tokens.get(sentence)
-    if (own === undefined) {
-      own = sentenceTokens(sentence)
-      memo.tokens.set(sentence, own)
+    let tokens = memo.tokens.get(sentence)
+    if (tokens === undefined) {
+      tokens = sentenceTokens(sentence)
+      memo.tokens.set(sentence, tokens)
     }
-    for (const token of own) tokens.push(token)
+    for (const token of tokens) all.push(token)
   }
-  return tokens
+  return all
 }
 
 function sentenceTokens(sentence: string): string[] {
@@ -141,20 +155,46 @@ function parts(_: string, ...groups: (string | number | undefined)[]): string {
 
 function applied(text: string, rules: readonly Rule[], traits: number): string {
   let result = text
-  for (const rule of rules) {
-    if (typeof rule === 'number') result = traits & rule ? setApart(result, rule) : result
-    else if (traits & rule[2]) result = result.replace(rule[0], rule[1])
-  }
+  for (const [change, needs] of rules) if (traits & needs) result = change(result)
   return result
 }
 
-/** Blanks around each character with the trait: a pattern takes four times as long where there are many. */
+/** Blanks around each character with the trait. */
 function setApart(text: string, trait: number): string {
   let result = ''
   let begin = 0
   for (let at = 0; at < text.length; at++) {
     if ((traitOf(text.charCodeAt(at)) & trait) === 0) continue
     result += `${text.slice(begin, at)} ${text[at]} `
+    begin = at + 1
+  }
+  return result + text.slice(begin)
+}
+
+/** Blanks around colons and commas, but before a digit and at the end: `([:,])([^\p{Nd}])`. */
+function aroundColons(text: string): string {
+  let result = ''
+  let begin = 0
+  for (let at = 0; at + 1 < text.length; at++) {
+    if ((traitOf(text.charCodeAt(at)) & COLON) === 0 || isDigitAt(text, at + 1)) continue
+    result += `${text.slice(begin, at)} ${text[at]} `
+    begin = at + 1
+    at++ // The next character belongs to the match: of ",," the first comma is set apart.
+  }
+  return result + text.slice(begin)
+}
+
+/** Letters that stay with an apostrophe before them: of "'s", "'m" and the like; the last one folds to an s. */
+const KEPT_LETTERS = 'mMtTsSdDnN\u017f'
+
+/** A blank between an apostrophe and the only letter of a word. */
+function afterApostrophes(text: string): string {
+  let result = ''
+  let begin = 0
+  for (let at = text.indexOf("'"); at >= 0; at = text.indexOf("'", at + 1)) {
+    const width = wordWidth(text, at + 1)
+    if (width === 0 || wordWidth(text, at + 1 + width) > 0 || KEPT_LETTERS.includes(text[at + 1]!)) continue
+    result += `${text.slice(begin, at + 1)} `
     begin = at + 1
   }
   return result + text.slice(begin)
