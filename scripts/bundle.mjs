@@ -65,7 +65,7 @@ function addReached(context, id, reached) {
   for (const imported of context.getModuleInfo(id)?.importedIds ?? []) addReached(context, imported, reached)
 }
 
-/** Reads modules with their source maps. `import.meta.url` goes on naming the file of the module, not the joined one. */
+/** Reads modules with their source maps. `import.meta.url` goes on naming the file of a module, not the joined one. */
 function modulesOfTsc(entries, joined) {
   return {
     name: 'modules-of-tsc',

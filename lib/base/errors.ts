@@ -32,7 +32,7 @@ export interface ErrorOptions {
   cause?: unknown
 }
 
-/** On the errors of every copy of this module: the joined files of the package and those of its workers have one each. */
+/** On the errors of every copy of this module: the joined files of the package have one, and its workers another. */
 const IS_CARAVAN_ERROR = Symbol.for('caravan.error')
 
 /** Every failure leaves the engine as one of these: `message` says what and where, `hint` what to do. */

@@ -100,7 +100,7 @@ const BPE_FIELDS = [
 ]
 const WORD_PIECE_FIELDS = ['type', 'unk_token', 'continuing_subword_prefix', 'max_input_chars_per_word', 'vocab']
 
-/** Longer words are the unknown token; shorter ones are looked up in time that grows with the square of their length. */
+/** Longer words are the unknown token; shorter ones are looked up in time that grows with the square of the length. */
 const MAX_WORD_CHARACTERS = 1000
 
 /** Checks the model, fills `idOf` from its vocabulary, and returns it as the native library takes it. */
