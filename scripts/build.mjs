@@ -1,6 +1,6 @@
 // Builds the native engine (cmake-js) and the TypeScript (tsc).
 //   npm run build                  both
-//   npm run build -- --native      the addon only; --ts the TypeScript only
+//   npm run build -- --native      the addon only; --ts the TypeScript only, which is joined then (bundle.mjs)
 //   npm run build -- --native-tests   the native tests, without Node (npm run test:native)
 //   npm run build -- --sanitize    the native tests under ASan + UBSan, then TSan, and runs them
 //   npm run build -- --simt        the module for GPUs compiled for the host (build/simt); --sanitize with it: under
@@ -46,6 +46,13 @@ function buildNative() {
   if (existsSync(commands)) copyFileSync(commands, join(root, 'compile_commands.json'))
 }
 
+async function buildTypeScript() {
+  run(process.execPath, [bin('tsc'), '-p', 'tsconfig.json'])
+  // Here, since building the addon alone needs no bundler, and an installation of the package has none.
+  const { bundle } = await import('./bundle.mjs')
+  await bundle(join(root, 'dist'))
+}
+
 function generator() {
   return spawnSync('ninja', ['--version']).status === 0 ? ['-G', 'Ninja'] : []
 }
@@ -74,5 +81,5 @@ if (flags.has('--simt')) {
   nativeTests('')
 } else {
   if (!flags.has('--ts')) buildNative()
-  if (!flags.has('--native') && !flags.has('--from-gyp')) run(process.execPath, [bin('tsc'), '-p', 'tsconfig.json'])
+  if (!flags.has('--native') && !flags.has('--from-gyp')) await buildTypeScript()
 }

@@ -9,7 +9,7 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const bin = (name) => join(root, 'node_modules/.bin', name)
 
 const checks = [
-  { name: 'types of lib, and build', command: [bin('tsc'), '-p', 'tsconfig.json'] },
+  { name: 'types of lib, and build', command: [process.execPath, 'scripts/build.mjs', '--ts'] },
   { name: 'types of tests', command: [bin('tsc'), '--noEmit', '-p', 'test/tsconfig.json'] },
   {
     name: 'format and lint',

@@ -32,8 +32,15 @@ export interface ErrorOptions {
   cause?: unknown
 }
 
+/** On the errors of every copy of this module: the joined files of the package have one, and its workers another. */
+const IS_CARAVAN_ERROR = Symbol.for('caravan.error')
+
 /** Every failure leaves the engine as one of these: `message` says what and where, `hint` what to do. */
 export class CaravanError extends Error {
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    return typeof value === 'object' && value !== null && IS_CARAVAN_ERROR in value
+  }
+
   override readonly name = 'CaravanError'
   readonly details: Record<string, unknown>
   readonly hint: string | undefined
@@ -46,6 +53,10 @@ export class CaravanError extends Error {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
     this.details = options.details ?? {}
     this.hint = options.hint
+  }
+
+  get [IS_CARAVAN_ERROR](): true {
+    return true
   }
 }
 

@@ -133,6 +133,7 @@ function addRewardCommands(bench: Command, ended: Ended): void {
     .description('verifiers: completions a second, called directly and through the pool of processes')
     .option('--completions <n>', 'completions of a call', wholeNumber('--completions', 1), 2000)
     .option('--rounds <n>', 'measured calls of each, after one that is not', wholeNumber('--rounds', 1), 5)
+    .option('--processes <n>', 'of the pool (default: one for every eight cores)', wholeNumber('--processes', 1))
     .addOption(jsonOption('print as JSON, one line a verifier'))
     .action(async (flags) => ended(await (await import('./bench_verify.js')).benchVerify(flags)))
 }

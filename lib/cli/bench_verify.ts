@@ -14,6 +14,7 @@ import { median } from './timing.js'
 export interface BenchVerifyFlags {
   completions: number
   rounds: number
+  processes?: number
   json?: boolean
 }
 
@@ -43,11 +44,11 @@ function completionOf(random: Random): string {
 }
 
 /** Measures and prints; the value is the exit code. */
-export async function benchVerify({ completions, rounds, json }: BenchVerifyFlags): Promise<number> {
+export async function benchVerify({ completions, rounds, processes, json }: BenchVerifyFlags): Promise<number> {
   const terminal = new Terminal(process.stdout)
   const random = new Random(1)
   const texts = Array.from({ length: completions }, () => completionOf(random))
-  const pool = new VerifierPool()
+  const pool = new VerifierPool({ threads: processes })
   const rows: { verifier: string; direct: number; pool: number }[] = []
   try {
     for (const { verifier, groundTruth, row } of cases) {

@@ -7,7 +7,7 @@ import { compareTables, openDevice } from '../ops/index.js'
 import { cudaBackend, loadAddon } from '../runtime/index.js'
 import { exitCodes } from './failure.js'
 import { bytesText, shortNumber } from './format.js'
-import { loadText, measurePeak, type Peak, processorName } from './machine.js'
+import { loadText, measureCopy, measureProduct, type Peak, processorName } from './machine.js'
 import { tableLines } from './table.js'
 import { Terminal } from './terminal.js'
 
@@ -42,6 +42,9 @@ interface EngineFindings {
   peak: { f32: Peak; bf16: Peak }
   tableFaults: string[]
 }
+
+/** Of each measurement: somebody waits for the answer. */
+const PEAK_SECONDS = 0.25
 
 /** Prints the diagnosis; the exit code is 1 when the engine cannot run. */
 export async function doctor(flags: { threads?: number; json?: boolean }): Promise<number> {
@@ -79,9 +82,10 @@ async function engineFindings(threads?: number): Promise<Diagnosis['engine']> {
     })
     const tableFaults = compareTables()
     using device = openDevice({ threads })
+    const gbps = await measureCopy(device, { seconds: PEAK_SECONDS })
     const peak = {
-      f32: await measurePeak(device, 'f32', { seconds: 0.7 }),
-      bf16: await measurePeak(device, 'bf16', { seconds: 0.7 }),
+      f32: { gflops: await measureProduct(device, 'f32', { seconds: PEAK_SECONDS }), gbps },
+      bf16: { gflops: await measureProduct(device, 'bf16', { seconds: PEAK_SECONDS }), gbps },
     }
     return { addon: addonPath(), isa, chosenIsa: device.isa, threads: device.threads, peak, tableFaults }
   } catch (error) {

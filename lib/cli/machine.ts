@@ -1,7 +1,7 @@
 // What the machine is, and how fast it is at the two things that matter: multiply-add and moving memory. The peaks are
 // measured with the engine's own kernels, so a share of them is a share of what is known to be reachable here.
 import { cpus, loadavg, totalmem } from 'node:os'
-import { affine, linear, randomNormal } from '../ops/index.js'
+import { affine, fill, linear, randomNormal } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { keep } from '../tensor/index.js'
 import { bytesText } from './format.js'
@@ -58,25 +58,50 @@ export function machineLine(device: Device): string {
   return `${processorName()}, ${cores}, ${device.isa}, ${bytesText(totalmem())}, load ${loadText()}`
 }
 
-/** Measures both peaks, best of a few, in about `seconds` seconds, on random numbers: on equal ones a GPU clocks
- *  higher. */
-export async function measurePeak(
+/** What a measurement takes: about `seconds` of time, and the sizes of `scale`, without which the device decides. */
+export interface PeakOptions {
+  seconds?: number
+  scale?: PeakScale
+}
+
+/** The peaks in a dtype, each the best of five. */
+export async function measurePeak(device: Device, dtype: 'f32' | 'bf16', options: PeakOptions = {}): Promise<Peak> {
+  return { gflops: await measureProduct(device, dtype, options), gbps: await measureCopy(device, options) }
+}
+
+/** 10^9 floating-point operations a second of a product of random numbers: on equal ones a GPU clocks higher. */
+export async function measureProduct(
   device: Device,
   dtype: 'f32' | 'bf16',
-  { seconds = 1, scale = device.kind === 'cuda' ? 'gpu' : 'cpu' }: { seconds?: number; scale?: PeakScale } = {},
-): Promise<Peak> {
-  const { copyElements, sources, product } = peakSizes[scale]
-  const { rows, inputs, outputs } = product
-  const random = (shape: number[], stream: number, type: 'f32' | 'bf16' = dtype) =>
-    keep(randomNormal(device, shape, { deviation: 1, seed: 1, stream, dtype: type }))
+  { seconds = 0.5, scale = scaleOf(device) }: PeakOptions = {},
+): Promise<number> {
+  const { rows, inputs, outputs } = peakSizes[scale].product
+  const random = (shape: number[], stream: number) =>
+    keep(randomNormal(device, shape, { deviation: 1, seed: 1, stream, dtype }))
   using x = random([rows, inputs], 1)
   using w = random([outputs, inputs], 2)
-  const productSeconds = await bestSeconds(device, () => linear(x, w), seconds / 2)
-  const copied = Array.from({ length: sources }, (_, i) => random([copyElements], 3 + i, 'f32'))
-  const copySeconds = await bestSeconds(device, inTurns(copied.map((one) => () => affine(one, 1, 0))), seconds / 2)
+  return (2 * rows * inputs * outputs) / (await bestSeconds(device, () => linear(x, w), seconds)) / 1e9
+}
+
+/** 10^9 bytes a second, read plus written, of a copy in f32. */
+export async function measureCopy(
+  device: Device,
+  { seconds = 0.5, scale = scaleOf(device) }: PeakOptions = {},
+): Promise<number> {
+  const { copyElements, sources } = peakSizes[scale]
+  // Random for a GPU, which clocks higher on equal numbers; a processor does not, and would draw them for a second.
+  const source = (stream: number) =>
+    device.kind === 'cuda'
+      ? randomNormal(device, [copyElements], { deviation: 1, seed: 1, stream, dtype: 'f32' })
+      : fill(device, [copyElements], { value: 1, dtype: 'f32' })
+  const copied = Array.from({ length: sources }, (_, i) => keep(source(3 + i)))
+  const copySeconds = await bestSeconds(device, inTurns(copied.map((one) => () => affine(one, 1, 0))), seconds)
   for (const one of copied) one.dispose()
-  const flops = 2 * rows * inputs * outputs
-  return { gflops: flops / productSeconds / 1e9, gbps: (8 * copyElements) / copySeconds / 1e9 }
+  return (8 * copyElements) / copySeconds / 1e9
+}
+
+function scaleOf(device: Device): PeakScale {
+  return device.kind === 'cuda' ? 'gpu' : 'cpu'
 }
 
 /** Runs another of `calls` each time. */

@@ -86,7 +86,7 @@ function parseJson(bytes: Uint8Array, file: string): unknown {
   }
 }
 
-const MODEL_FIELDS = [
+const BPE_FIELDS = [
   'type',
   'dropout',
   'unk_token',
@@ -98,14 +98,35 @@ const MODEL_FIELDS = [
   'vocab',
   'merges',
 ]
+const WORD_PIECE_FIELDS = ['type', 'unk_token', 'continuing_subword_prefix', 'max_input_chars_per_word', 'vocab']
 
-/** Checks a BPE model, fills `idOf` from its vocabulary, and returns it with merges as pairs. */
+/** Longer words are the unknown token; shorter ones are looked up in time that grows with the square of the length. */
+const MAX_WORD_CHARACTERS = 1000
+
+/** Checks the model, fills `idOf` from its vocabulary, and returns it as the native library takes it. */
 function checkModel(value: unknown, idOf: Map<string, number>, check: JsonChecker): JsonObject {
-  const any = check.object(value, 'model')
+  const model = check.object(value, 'model')
   // Files older than 2020 do not name the type; only BPE models have merges.
-  const type = any.type === undefined && any.merges !== undefined ? 'BPE' : check.string(any.type, 'model.type')
-  if (type !== 'BPE') check.fail('model.type', `unsupported model ${JSON.stringify(type)}; only BPE is supported`)
-  const model = check.object(any, 'model', MODEL_FIELDS)
+  const type = model.type === undefined && model.merges !== undefined ? 'BPE' : check.string(model.type, 'model.type')
+  if (type === 'BPE') return checkBpe(model, idOf, check)
+  if (type === 'WordPiece') return checkWordPiece(model, idOf, check)
+  return check.fail('model.type', `unsupported model ${JSON.stringify(type)}; known are BPE and WordPiece`)
+}
+
+/** The model of BERT and its relatives. */
+function checkWordPiece(value: JsonObject, idOf: Map<string, number>, check: JsonChecker): JsonObject {
+  const model = check.object(value, 'model', WORD_PIECE_FIELDS)
+  checkVocabulary(model.vocab, idOf, check)
+  const unknown = check.string(model.unk_token, 'model.unk_token')
+  if (!idOf.has(unknown)) check.fail('model.unk_token', `${JSON.stringify(unknown)} is not in model.vocab`)
+  check.string(model.continuing_subword_prefix, 'model.continuing_subword_prefix', 64)
+  check.integer(model.max_input_chars_per_word, 'model.max_input_chars_per_word', 1, MAX_WORD_CHARACTERS)
+  return model
+}
+
+/** Merges become pairs. */
+function checkBpe(value: JsonObject, idOf: Map<string, number>, check: JsonChecker): JsonObject {
+  const model = check.object(value, 'model', BPE_FIELDS)
   for (const field of ['fuse_unk', 'byte_fallback', 'ignore_merges']) {
     if (model[field] !== undefined && model[field] !== null) check.boolean(model[field], `model.${field}`)
   }

@@ -68,7 +68,8 @@ export const ifeval: Verifier = {
     if (fault !== undefined) return { ...refused(fault), strict: tasks.map(() => false), loose: tasks.map(() => false) }
     if (tasks.length === 0) return { ...refused('the row has no instruction'), strict: [], loose: [] }
     const strict = tasks.map((task) => followsStrictly(response, task))
-    const readings = strict.every(Boolean) ? [] : looseReadings(response)
+    // The response as it is has its verdict.
+    const readings = strict.every(Boolean) ? [] : looseReadings(response).slice(1)
     const loose = tasks.map((task, i) => strict[i]! || followsLoosely(readings, task))
     const failed = tasks.filter((_, i) => !strict[i]).map(({ id }) => id)
     const followed = tasks.length - failed.length

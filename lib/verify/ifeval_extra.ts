@@ -25,7 +25,7 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   },
   'detectable_format:sentence_hyphens': (response) => {
     const wanted = splitSentences(response.replaceAll('-', ' '))
-    const parts = response.split('-').slice(0, wanted.length)
+    const parts = response.split('-', wanted.length)
     return parts.every((part, i) => strip(part) === part && part === wanted[i])
   },
   'detectable_format:square_brackets': (response) =>
@@ -45,10 +45,10 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'keywords:palindrome': (response) => splitWords(response).some(isPalindrome),
   'keywords:keyword_specific_position': (response, args) => {
     const sentence = splitSentences(response)[args.integer('n') - 1]
-    return sentence !== undefined && tokenizeWords(sentence)[args.integer('m') - 1] === args.words('keyword')
+    return sentence !== undefined && tokenizeWords(sentence, args.memo)[args.integer('m') - 1] === args.words('keyword')
   },
-  'keywords:start_end': (response) => {
-    const words = tokenizeWords(response)
+  'keywords:start_end': (response, args) => {
+    const words = tokenizeWords(response, args.memo)
     return words.length >= 2 && words[0]!.toLowerCase() === words.at(-1)!.toLowerCase()
   },
   'paragraphs:paragraphs': (response) => paragraphCount(response.split(DIVIDER)) === 2,
@@ -64,16 +64,24 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'count:lowercase_counting': (response, args) =>
     (response.match(/(?<![\p{L}\p{N}_])[a-z]+(?![\p{L}\p{N}_])/gu) ?? []).length <= args.integer('N'),
   'count:counting_composition': hasComposition,
-  'count:count_unique': (response) => {
-    const words = tokenizeWords(response)
-    return new Set(words).size === words.length
+  'count:count_unique': (response, args) => {
+    const seen = new Set<string>()
+    return tokenizeWords(response, args.memo).every((word) => !seen.has(word) && seen.add(word) !== undefined)
   },
   'count:count_increment_word': (response, args) =>
     countMatches(response, args.words('keyword1')) === 1 && countMatches(response, args.words('keyword2')) === 2,
-  'letters:letter_counting': (response, args) =>
-    args.holds((response.match(/[a-zA-Z]/g) ?? []).length, 'relation', 'N'),
+  'letters:letter_counting': (response, args) => args.holds(asciiLetterCount(response), 'relation', 'N'),
   'letters:letter_counting2': (response, args) =>
     args.holds(letterCount(response, args.character('letter')), 'let_relation', 'let_frequency'),
+}
+
+function asciiLetterCount(text: string): number {
+  let count = 0
+  for (let at = 0; at < text.length; at++) {
+    const letter = text.charCodeAt(at) | 0x20
+    if (letter >= 97 && letter <= 122) count++
+  }
+  return count
 }
 
 function copiesPrompt(response: string, args: InstructionArguments): boolean {
@@ -108,24 +116,26 @@ function repeatsPhrase(response: string, args: InstructionArguments): boolean {
   const phrase = splitWords(args.words('phrase'))
   const wanted = args.integer('small_n')
   let found = 0
-  for (const line of response.split('\n')) {
-    for (const passage of passagesBetween(line, phrase[0]!, phrase.at(-1)!)) {
-      if (++found > wanted || !differsInOneWord(splitWords(passage), phrase)) return false
-    }
+  for (const passage of passagesBetween(response, phrase[0]!, phrase.at(-1)!)) {
+    if (++found > wanted || !differsInOneWord(splitWords(passage), phrase)) return false
   }
   return found === wanted
 }
 
-/** `first ... last` with at least two blanks' worth in between, the shortest from each start on. */
-function* passagesBetween(line: string, first: string, last: string): Generator<string> {
+/** `first ... last` within a line, with at least two blanks' worth in between, the shortest from each start on. */
+function* passagesBetween(response: string, first: string, last: string): Generator<string> {
   const opening = `${first} `
   const closing = ` ${last}`
-  for (let at = line.indexOf(opening); at >= 0; ) {
-    const close = line.indexOf(closing, at + opening.length)
+  let close = -1
+  for (let at = response.indexOf(opening); at >= 0; ) {
+    const inner = at + opening.length
+    if (close < inner) close = response.indexOf(closing, inner)
     if (close < 0) return
     const end = close + closing.length
-    yield line.slice(at, end)
-    at = line.indexOf(opening, end)
+    const newline = response.indexOf('\n', inner)
+    const isOfLine = newline < 0 || end <= newline
+    if (isOfLine) yield response.slice(at, end)
+    at = response.indexOf(opening, isOfLine ? end : newline)
   }
 }
 
@@ -142,6 +152,6 @@ function hasComposition(response: string, args: InstructionArguments): boolean {
   return paragraphs.every((paragraph) => {
     const sentences = splitSentences(strip(paragraph))
     if (sentences.length !== sentenceCount) return false
-    return sentences.every((sentence) => tokenizeWords(sentence).length === wordCount)
+    return sentences.every((sentence) => tokenizeWords(sentence, args.memo).length === wordCount)
   })
 }

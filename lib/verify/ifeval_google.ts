@@ -4,7 +4,18 @@
 import type { InstructionCheck } from './instruction_arguments.js'
 import { detectLanguage } from './language_detect.js'
 import { countMatches, hasMatch, hasWholeMatch } from './pattern_search.js'
-import { countOf, isLower, isPythonJson, isSpace, isUpper, strip, stripOf, wordTokens } from './python_text.js'
+import {
+  countOf,
+  countWords,
+  isDigitAt,
+  isLower,
+  isPythonJson,
+  isSpaceAt,
+  isUpper,
+  strip,
+  stripOf,
+} from './python_text.js'
+import type { ReadingMemo } from './reading_memo.js'
 import { countSentences } from './sentence_split.js'
 import { tokenizeWords } from './word_tokenize.js'
 
@@ -21,13 +32,12 @@ export const GOOGLE_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'keywords:letter_frequency': (response, args) =>
     args.holds(letterCount(response, args.character('letter')), 'let_relation', 'let_frequency'),
   'language:response_language': (response, args) =>
-    (detectLanguage(response) ?? args.text('language')) === args.text('language'),
+    (detectLanguage(response, args.memo) ?? args.text('language')) === args.text('language'),
   'length_constraints:number_sentences': (response, args) =>
-    args.holds(countSentences(response), 'relation', 'num_sentences'),
+    args.holds(countSentences(response, args.memo), 'relation', 'num_sentences'),
   'length_constraints:number_paragraphs': (response, args) =>
     paragraphCount(response.split(DIVIDER)) === args.integer('num_paragraphs'),
-  'length_constraints:number_words': (response, args) =>
-    args.holds(wordTokens(response).length, 'relation', 'num_words'),
+  'length_constraints:number_words': (response, args) => args.holds(countWords(response), 'relation', 'num_words'),
   'length_constraints:nth_paragraph_first_word': (response, args) => {
     const paragraphs = response.split('\n\n')
     const filled = paragraphs.filter((paragraph) => strip(paragraph) !== '').length
@@ -72,9 +82,9 @@ export const GOOGLE_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
     return text.length > 1 && text.startsWith('"') && text.endsWith('"')
   },
   'change_case:capital_word_frequency': (response, args) =>
-    args.holds(tokenizeWords(response).filter(isUpper).length, 'capital_relation', 'capital_frequency'),
-  'change_case:english_capital': (response) => isUpper(response) && mayBeEnglish(response),
-  'change_case:english_lowercase': (response) => isLower(response) && mayBeEnglish(response),
+    args.holds(tokenizeWords(response, args.memo).filter(isUpper).length, 'capital_relation', 'capital_frequency'),
+  'change_case:english_capital': (response, args) => isUpper(response) && mayBeEnglish(response, args.memo),
+  'change_case:english_lowercase': (response, args) => isLower(response) && mayBeEnglish(response, args.memo),
   'punctuation:no_comma': (response) => !response.includes(','),
 }
 
@@ -99,10 +109,10 @@ const LEAST_LETTERS = 8
 const MOST_READ = 10_000
 
 /** Text that gives no clue to its language passes: as capitals give none, and a word or two. */
-function mayBeEnglish(response: string): boolean {
+function mayBeEnglish(response: string, memo: ReadingMemo): boolean {
   let letters = 0
   for (const _ of response.slice(0, MOST_READ).matchAll(/\p{L}/gu)) if (++letters === LEAST_LETTERS) break
-  return letters < LEAST_LETTERS || (detectLanguage(response) ?? 'en') === 'en'
+  return letters < LEAST_LETTERS || (detectLanguage(response, memo) ?? 'en') === 'en'
 }
 
 /** The first word in lower case, without quotes before it and cut at the first punctuation mark. */
@@ -155,7 +165,7 @@ function dashBulletCount(response: string): number {
 
 function skipSpace(response: string, from: number): number {
   let at = from
-  while (at < response.length && isSpace(response[at])) at++
+  while (at < response.length && isSpaceAt(response, at)) at++
   return at
 }
 
@@ -166,11 +176,30 @@ function lineAfter(response: string, from: number): number {
 
 /** `*...*` with something inside, and again `**...**`: bold text counts once, emphasis once. */
 function highlightCount(response: string): number {
-  // Between the asterisks there is no asterisk, so that each attempt ends at the next one: linear.
-  const single = response.match(/\*[^\n*]*\*/g) ?? []
-  const double = response.match(/\*\*[^\n*]*\*\*/g) ?? []
-  const isFilled = (highlight: string) => strip(stripOf(highlight, '*')) !== ''
-  return single.filter(isFilled).length + double.filter(isFilled).length
+  return starredCount(response, '*') + starredCount(response, '**')
+}
+
+/** Passages of one line between two marks, with something else than white space inside; none has an asterisk inside. */
+function starredCount(response: string, mark: string): number {
+  let count = 0
+  for (let open = response.indexOf(mark); open >= 0; ) {
+    const begin = open + mark.length
+    const end = starOrLineEnd(response, begin)
+    if (!response.startsWith(mark, end)) {
+      // Nothing opens before the end of the line; of several asterisks the next may do.
+      open = response.indexOf(mark, response[end] === '*' ? open + 1 : end)
+      continue
+    }
+    if (strip(response.slice(begin, end)) !== '') count++
+    open = response.indexOf(mark, end + mark.length)
+  }
+  return count
+}
+
+function starOrLineEnd(response: string, from: number): number {
+  let at = from
+  while (at < response.length && response[at] !== '*' && response[at] !== '\n') at++
+  return at
 }
 
 /** Occurrences of the splitter with a number behind it. */
@@ -178,9 +207,10 @@ function sectionCount(response: string, splitter: string): number {
   let count = 0
   for (let at = response.indexOf(splitter); at >= 0; ) {
     let digits = at + splitter.length
-    if (isSpace(response[digits])) digits++
+    if (isSpaceAt(response, digits)) digits++
     let end = digits
-    while (/\p{Nd}/u.test(response[end] ?? '')) end++
+    // A digit of one unit: half of one of two is none.
+    while (response.codePointAt(end)! <= 0xffff && isDigitAt(response, end)) end++
     if (end > digits) count++
     at = response.indexOf(splitter, end > digits ? end : at + 1)
   }

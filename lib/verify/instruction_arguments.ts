@@ -1,12 +1,16 @@
 // The arguments of one instruction of a row (`kwargs`), read with their types. Null counts as absent, since columnar
 // files fill gaps with it.
 
+import { ReadingMemo } from './reading_memo.js'
 import { labelFault } from './verifier.js'
 
 /** Judges whether a response follows one instruction. Never throws for what the response says. */
 export type InstructionCheck = (response: string, args: InstructionArguments) => boolean
 
 export class InstructionArguments {
+  /** What the readings of the response have in common. */
+  readonly memo = new ReadingMemo()
+
   constructor(
     private readonly instruction: string,
     private readonly values: Readonly<Record<string, unknown>>,

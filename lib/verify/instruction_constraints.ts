@@ -63,8 +63,7 @@ const WORD_CHARACTER = /[\p{L}\p{N}]/u
 /** What several checks look at, computed once per answer. */
 interface Reading {
   text: string
-  /** The text in lower case without outer quotes, for the first and the last words. */
-  bareText: string
+  lower: string
   words: string[]
 }
 
@@ -74,7 +73,8 @@ interface Reading {
  */
 export function verifyInstruction(answer: string, truth: InstructionTruth, ended = true): InstructionVerdict {
   const text = answer.trim()
-  const reading: Reading = { text, bareText: bare(text), words: wordsOf(text) }
+  const lower = text.toLowerCase()
+  const reading: Reading = { text, lower, words: wordsOfLower(lower) }
   const constraints = truth.constraints.map((constraint) => checkConstraint(reading, constraint))
   const refusal = refusalOf(reading, truth, ended) ?? constraints.find((result) => !result.passed)?.reason
   return refusal === undefined
@@ -85,7 +85,7 @@ export function verifyInstruction(answer: string, truth: InstructionTruth, ended
 function refusalOf(reading: Reading, truth: InstructionTruth, ended: boolean): string | undefined {
   if (!ended) return 'the answer did not end within its token limit'
   if (reading.words.length < MIN_WORDS) return `expected at least ${MIN_WORDS} words, got ${reading.words.length}`
-  if (!containsPhrase(reading.text, truth.entity)) return `the answer does not name ${truth.entity}`
+  if (!lowerContains(reading.lower, truth.entity)) return `the answer does not name ${truth.entity}`
   if (truth.distinctSentences && hasRepeatedSentence(sentencesOf(reading.text)))
     return 'the answer says one sentence twice'
   return undefined
@@ -100,20 +100,20 @@ function checkConstraint(reading: Reading, constraint: InstructionConstraint): C
 
 /** What is wrong with the answer under one constraint, or undefined when the constraint holds. */
 function shortcoming(reading: Reading, constraint: InstructionConstraint): string | undefined {
-  const { text, bareText } = reading
+  const { text, lower } = reading
   switch (constraint.kind) {
     case 'caps':
       return caseShortcoming(text, text.toUpperCase(), 'capital')
     case 'lower':
-      return caseShortcoming(text, text.toLowerCase(), 'lower-case')
+      return caseShortcoming(text, lower, 'lower-case')
     case 'nocomma':
       return text.includes(',') ? 'expected no comma' : undefined
     case 'end':
-      return bareText.endsWith(bare(required(constraint, 'phrase')))
+      return bare(text).endsWith(bare(required(constraint, 'phrase')))
         ? undefined
         : `expected "${constraint.phrase}" last`
     case 'start':
-      return bareText.startsWith(bare(required(constraint, 'phrase')))
+      return bare(text).startsWith(bare(required(constraint, 'phrase')))
         ? undefined
         : `expected "${constraint.phrase}" first`
     case 'bullets':
@@ -137,7 +137,7 @@ function shortcoming(reading: Reading, constraint: InstructionConstraint): strin
     case 'title':
       return text.split('\n').some(hasTitle) ? undefined : 'expected a title in << >>'
     case 'ps':
-      return hasPostscript(text) ? undefined : 'expected a postscript that starts with P.S.'
+      return hasPostscript(lower) ? undefined : 'expected a postscript that starts with P.S.'
     default:
       throw unknownKind(constraint)
   }
@@ -189,16 +189,23 @@ function unknownKind(constraint: never): CaravanError {
 
 /** The words of a text in lower case: runs of letters and digits, apostrophes inside a word included. Linear time. */
 export function wordsOf(text: string): string[] {
-  return text.toLowerCase().match(/[\p{L}\p{N}]+(?:['\u2019][\p{L}\p{N}]+)*/gu) ?? []
+  return wordsOfLower(text.toLowerCase())
+}
+
+function wordsOfLower(lower: string): string[] {
+  return lower.match(/[\p{L}\p{N}]+(?:['\u2019][\p{L}\p{N}]+)*/gu) ?? []
 }
 
 /** Whether `phrase` occurs in `text` as whole words, without regard to case. Linear time. */
 export function containsPhrase(text: string, phrase: string): boolean {
-  const haystack = text.toLowerCase()
+  return lowerContains(text.toLowerCase(), phrase)
+}
+
+function lowerContains(lower: string, phrase: string): boolean {
   const needle = phrase.toLowerCase()
   if (needle === '') return false
-  for (let at = haystack.indexOf(needle); at >= 0; at = haystack.indexOf(needle, at + 1)) {
-    if (!isWordCharacter(haystack[at - 1]) && !isWordCharacter(haystack[at + needle.length])) return true
+  for (let at = lower.indexOf(needle); at >= 0; at = lower.indexOf(needle, at + 1)) {
+    if (!isWordCharacter(lower[at - 1]) && !isWordCharacter(lower[at + needle.length])) return true
   }
   return false
 }
@@ -285,8 +292,7 @@ function hasTitle(line: string): boolean {
   return open >= 0 && close > open + 2 && WORD_CHARACTER.test(line.slice(open + 2, close))
 }
 
-function hasPostscript(text: string): boolean {
-  const lower = text.toLowerCase()
+function hasPostscript(lower: string): boolean {
   const at = lower.lastIndexOf('p.s.')
   if (at < 0 || (at > 0 && lower[at - 1]!.trim() !== '')) return false
   return WORD_CHARACTER.test(lower.slice(at + 4))

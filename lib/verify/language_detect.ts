@@ -7,6 +7,7 @@
 import { readFileSync } from 'node:fs'
 import { gunzipSync } from 'node:zlib'
 import { CaravanError } from '../base/errors.js'
+import { ReadingMemo } from './reading_memo.js'
 
 const MAX_CHARACTERS = 10_000
 /** Looked at before addresses are taken out. */
@@ -105,11 +106,17 @@ export function knownLanguages(): readonly string[] {
  * The code of the most probable language of `text`, or undefined when nothing in it tells anything (no letters, or
  * words of capitals alone). Only its first 10 000 characters count.
  */
-export function detectLanguage(text: string): string | undefined {
+export function detectLanguage(text: string, memo = new ReadingMemo()): string | undefined {
+  const beginning = text.slice(0, MAX_UNITS)
+  if (!memo.languages.has(beginning)) memo.languages.set(beginning, languageOf(beginning))
+  return memo.languages.get(beginning)
+}
+
+function languageOf(text: string): string | undefined {
   const profiles = model()
-  const grams = gramsOf(foreignLettersOnly(cleaned(text, profiles)), profiles)
-  if (grams.length === 0) return undefined
-  const likelihoods = logLikelihoods(grams, profiles)
+  const counts = gramCounts(foreignLettersOnly(cleaned(text, profiles)), profiles)
+  if (counts.size === 0) return undefined
+  const likelihoods = logLikelihoods(counts, profiles)
   return profiles.languages[likelihoods.indexOf(Math.max(...likelihoods))]!
 }
 
@@ -148,12 +155,12 @@ function isUpperCase(character: string): boolean {
   return code < 0x80 ? code >= 65 && code <= 90 : UPPER.test(character)
 }
 
-/** All known 1-, 2- and 3-grams of the words, those in words of capitals left out. */
-function gramsOf(characters: readonly string[], profiles: Model): number[] {
-  const grams: number[] = []
+/** How often each known 1-, 2- and 3-gram is in the words, those of capitals left out. */
+function gramCounts(characters: readonly string[], profiles: Model): Map<number, number> {
+  const counts = new Map<number, number>()
   const add = (gram: string) => {
     const number = profiles.gramNumber.get(gram)
-    if (number !== undefined) grams.push(number)
+    if (number !== undefined) counts.set(number, (counts.get(number) ?? 0) + 1)
   }
   let [before, last, isCapitals] = ['', ' ', false]
   for (const raw of characters) {
@@ -172,7 +179,7 @@ function gramsOf(characters: readonly string[], profiles: Model): number[] {
     before = last
     last = character
   }
-  return grams
+  return counts
 }
 
 /** A character as the profiles count it: punctuation is a blank, and some scripts are one class each. */
@@ -193,10 +200,13 @@ function normalized(character: string, { hanziClass }: Model): string {
 }
 
 /** log P(n-grams | language) for each language, up to a constant. */
-function logLikelihoods(grams: readonly number[], { languages, begins, spoken, gains }: Model): Float64Array {
+function logLikelihoods(
+  counts: ReadonlyMap<number, number>,
+  { languages, begins, spoken, gains }: Model,
+): Float64Array {
   const sums = new Float64Array(languages.length)
-  for (const gram of grams) {
-    for (let i = begins[gram]!, end = begins[gram + 1]!; i < end; i++) sums[spoken[i]!]! += gains[i]!
+  for (const [gram, count] of counts) {
+    for (let i = begins[gram]!, end = begins[gram + 1]!; i < end; i++) sums[spoken[i]!]! += count * gains[i]!
   }
   return sums
 }

@@ -31,7 +31,7 @@ export interface ScoredPair {
 
 type Json = Record<string, unknown>
 
-const INPUTS = ['input_ids', 'attention_mask', 'token_type_ids'] as const
+const INPUTS = ['input_ids', 'attention_mask', 'token_type_ids', 'position_ids'] as const
 type InputName = (typeof INPUTS)[number]
 
 interface Setup {
@@ -41,6 +41,8 @@ interface Setup {
   output: string
   maxTokens: number
   batchTokens: number
+  /** What shorter rows of a batch are filled with. */
+  padId: number
 }
 
 /** Scores completions with an ONNX graph for text classification. */
@@ -68,7 +70,10 @@ export class OnnxClassifier {
     try {
       const signature = await process.signature
       const { inputs, output } = checkedSignature(file, signature)
-      const classifier = new OnnxClassifier({ process, tokenizer, inputs, output, maxTokens, batchTokens })
+      const classifier = new OnnxClassifier({
+        ...{ process, tokenizer, inputs, output, maxTokens, batchTokens },
+        padId: padOf(config, tokenizer),
+      })
       const [probe] = await classifier.#logits([{ prompt: 'a', completion: 'a' }])
       classifier.#scoreOf = scoring(file, probe!.length, labelsOf(config), options)
       return classifier
@@ -130,17 +135,19 @@ export class OnnxClassifier {
   }
 
   async #run(rows: readonly TokenRow[]): Promise<Float64Array[]> {
-    const { process, inputs, output, tokenizer } = this.#setup
+    const { process, inputs, output, padId } = this.#setup
     const width = Math.max(1, ...rows.map(({ ids }) => ids.length))
     const values: Record<InputName, Int32Array> = {
-      input_ids: new Int32Array(rows.length * width).fill(tokenizer.padId ?? 0),
+      input_ids: new Int32Array(rows.length * width).fill(padId),
       attention_mask: new Int32Array(rows.length * width),
       token_type_ids: new Int32Array(rows.length * width),
+      position_ids: new Int32Array(rows.length * width),
     }
     for (const [i, { ids, segments }] of rows.entries()) {
       values.input_ids.set(ids, i * width)
       values.attention_mask.fill(1, i * width, i * width + ids.length)
       values.token_type_ids.set(segments, i * width)
+      for (let at = 0; at < ids.length; at++) values.position_ids[i * width + at] = at
     }
     const result = await process.run({
       inputs: Object.fromEntries(inputs.map((name) => [name, values[name]])),
@@ -168,6 +175,11 @@ async function readJson(path: string): Promise<Json> {
   } catch (cause) {
     throw new CaravanError('ERR_MODEL', `${path}: ${(cause as Error).message}`, { details: { file: path }, cause })
   }
+}
+
+/** The configuration's, for graphs find the last token of a row, or its positions, by it. */
+function padOf({ pad_token_id: id }: Json, tokenizer: Tokenizer): number {
+  return typeof id === 'number' && Number.isInteger(id) && id >= 0 ? id : (tokenizer.padId ?? 0)
 }
 
 /** Configurations write an absurdly large number for "no limit". */

@@ -35,8 +35,11 @@ function compile(keyword: string): RegExp {
 
 /** Number of places where the keyword is found, in any case, none overlapping. */
 export function countMatches(text: string, keyword: string): number {
+  const pattern = patternOf(keyword)
   let count = 0
-  for (const _ of text.matchAll(patternOf(keyword))) count++
+  // A pattern may match nothing at all, behind which only matchAll goes on; text does not, and is found faster.
+  if (SPECIAL.test(keyword) || keyword === '') for (const _ of text.matchAll(pattern)) count++
+  else while (pattern.test(text)) count++
   return count
 }
 

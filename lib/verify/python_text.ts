@@ -4,25 +4,31 @@
 const SPACE = '\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000'
 /** For building patterns: one character of white space. */
 export const SPACE_CLASS = `[${SPACE}]`
-const SPACES = new RegExp(`[${SPACE}]+`, 'u')
-const ONE_SPACE = new RegExp(`^[${SPACE}]$`, 'u')
 const WORD = /[\p{L}\p{N}_]/u
-const WORDS = /[\p{L}\p{N}_]+/gu
 
 /** `str.isspace` of one character. */
 export function isSpace(character: string | undefined): boolean {
-  if (character === undefined || character === '') return false
-  const code = character.charCodeAt(0)
+  return character !== undefined && isSpaceCode(character.charCodeAt(0))
+}
+
+/** `str.isspace` of the character at a place; false behind the end. */
+export function isSpaceAt(text: string, at: number): boolean {
+  return isSpaceCode(text.charCodeAt(at))
+}
+
+/** NaN, which stands for no character, is no white space. */
+function isSpaceCode(code: number): boolean {
   if (code < 0x80) return code === 32 || (code >= 9 && code <= 13) || (code >= 28 && code <= 31)
-  return ONE_SPACE.test(character)
+  if (code < 0x2000) return code === 0x85 || code === 0xa0 || code === 0x1680
+  return code <= 0x200a || code === 0x2028 || code === 0x2029 || code === 0x202f || code === 0x205f || code === 0x3000
 }
 
 /** `str.strip()`. */
 export function strip(text: string): string {
   let begin = 0
   let end = text.length
-  while (begin < end && isSpace(text[begin])) begin++
-  while (end > begin && isSpace(text[end - 1])) end--
+  while (begin < end && isSpaceAt(text, begin)) begin++
+  while (end > begin && isSpaceAt(text, end - 1)) end--
   return text.slice(begin, end)
 }
 
@@ -37,13 +43,71 @@ export function stripOf(text: string, characters: string): string {
 
 /** `str.split()`: the words between white space. */
 export function splitWords(text: string): string[] {
-  const stripped = strip(text)
-  return stripped === '' ? [] : stripped.split(SPACES)
+  const words: string[] = []
+  for (let at = 0; at < text.length; at++) {
+    if (isSpaceAt(text, at)) continue
+    const begin = at
+    while (at < text.length && !isSpaceAt(text, at)) at++
+    words.push(text.slice(begin, at))
+  }
+  return words
 }
 
 /** `re.findall(r'\w+', text)`. */
 export function wordTokens(text: string): string[] {
-  return text.match(WORDS) ?? []
+  const words: string[] = []
+  eachWord(text, (begin, end) => words.push(text.slice(begin, end)))
+  return words
+}
+
+/** The number of `wordTokens`. */
+export function countWords(text: string): number {
+  let count = 0
+  eachWord(text, () => count++)
+  return count
+}
+
+function eachWord(text: string, found: (begin: number, end: number) => void): void {
+  let begin = -1
+  for (let at = 0; at < text.length; ) {
+    const width = wordWidth(text, at)
+    if (width > 0 && begin < 0) begin = at
+    if (width === 0 && begin >= 0) {
+      found(begin, at)
+      begin = -1
+    }
+    at += width || 1
+  }
+  if (begin >= 0) found(begin, text.length)
+}
+
+/** Of each UTF-16 unit that was asked for: 1 for a word character, 2 for another one, 3 for half of a pair. */
+const kinds = new Uint8Array(0x10000)
+
+/** UTF-16 units of the word character (`\w`) at a place, 0 where there is none. */
+export function wordWidth(text: string, at: number): number {
+  if (at >= text.length) return 0
+  const code = text.charCodeAt(at)
+  if (kinds[code] === 0) {
+    const isHalf = code >= 0xd800 && code <= 0xdfff
+    kinds[code] = isHalf ? 3 : WORD.test(text[at]!) ? 1 : 2
+  }
+  if (kinds[code] !== 3) return kinds[code] === 1 ? 1 : 0
+  const pair = String.fromCodePoint(text.codePointAt(at)!)
+  return pair.length === 2 && WORD.test(pair) ? 2 : 0
+}
+
+const DIGIT = /^\p{Nd}/u
+
+/** Whether the character at a place is a decimal digit (`\d`); false behind the end. */
+export function isDigitAt(text: string, at: number): boolean {
+  const code = text.charCodeAt(at)
+  if (code < 128) return code >= 48 && code <= 57
+  return at < text.length && DIGIT.test(String.fromCodePoint(text.codePointAt(at)!))
+}
+
+function isAsciiWord(code: number): boolean {
+  return (code >= 97 && code <= 122) || (code >= 65 && code <= 90) || (code >= 48 && code <= 57) || code === 95
 }
 
 /** Whether `\w` matches the character that ends at `at` (before) or begins there. */
@@ -61,14 +125,13 @@ export function isWordAt(text: string, at: number): boolean {
 
 function isWord(character: string): boolean {
   const code = character.charCodeAt(0)
-  if (code < 0x80) {
-    return (code >= 97 && code <= 122) || (code >= 65 && code <= 90) || (code >= 48 && code <= 57) || code === 95
-  }
-  return WORD.test(character)
+  return code < 0x80 ? isAsciiWord(code) : WORD.test(character)
 }
 
 /** `str.isupper()`: some character has a case, and every one that has is upper. */
 export function isUpper(text: string): boolean {
+  const first = text.charCodeAt(0)
+  if (first >= 97 && first <= 122) return false // most words
   return /\p{Uppercase}/u.test(text) && !/[\p{Lowercase}\p{Lt}]/u.test(text)
 }
 

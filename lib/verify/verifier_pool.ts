@@ -147,7 +147,7 @@ export class VerifierPool {
       first,
       ...partOf(run, first, run.next),
       onVerdicts: (index, verdicts) => {
-        for (const [i, verdict] of verdicts.entries()) run.verdicts[first + index + i] = verdict
+        for (let i = 0; i < verdicts.length; i++) run.verdicts[first + index + i] = verdicts[i]!
       },
       onEnd: (failure) => {
         run.open.delete(work)

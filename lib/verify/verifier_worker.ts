@@ -8,6 +8,7 @@ import { answer, VerifierJournal } from './verifier_journal.js'
 import { preparedVerifier } from './verifier_module.js'
 import {
   type BatchFailure,
+  type Column,
   type InputColumns,
   type ProcessLimits,
   SIGNS,
@@ -46,9 +47,11 @@ async function judge({ verifiers: names, which, inputs, isCareful }: VerifyBatch
     let started = flushed
     for (const [i, completion] of inputs.completion.entries()) {
       journal.begin()
-      const json = verdictJson(list[which[i]!]!, inputAt(inputs, i, completion), started)
-      journal.end(json)
-      started = performance.now()
+      const verdict = guardedVerify(list[which[i]!]!, inputAt(inputs, i, completion))
+      const json = verdictJson(list[which[i]!]!, verdict)
+      const ended = performance.now()
+      journal.end(ended - started > limits.timeoutMs ? lateJson(list[which[i]!]!) : json)
+      started = ended
       if (!isCareful && started - flushed < FLUSH_MS) continue
       journal.flush()
       flushed = started
@@ -60,39 +63,45 @@ async function judge({ verifiers: names, which, inputs, isCareful }: VerifyBatch
   }
 }
 
-function inputAt({ prompt, groundTruth, tokenCount, row }: InputColumns, i: number, completion: string): VerifyInput {
+function inputAt(columns: InputColumns, i: number, completion: string): VerifyInput {
   return {
     completion,
-    prompt: prompt?.[i],
-    groundTruth: groundTruth?.[i],
-    tokenCount: tokenCount?.[i],
-    row: row?.[i],
+    prompt: valueAt(columns.prompt, i) as string | undefined,
+    groundTruth: valueAt(columns.groundTruth, i),
+    tokenCount: valueAt(columns.tokenCount, i) as number | undefined,
+    row: valueAt(columns.row, i) as VerifyInput['row'],
   }
 }
 
-/** The verdict as JSON; one that takes too long, is too large or no data at all is score 0 with the reason. */
-function verdictJson(verifier: Verifier, input: VerifyInput, started: number): string {
-  const verdict = guardedVerify(verifier, input)
+function valueAt(column: Column | undefined, i: number): unknown {
+  return column?.values[column.which?.[i] ?? 0]
+}
+
+/** The verdict as JSON; one that is too large or no data at all is score 0 with the reason. */
+function verdictJson(verifier: Verifier, verdict: Verdict): string {
   try {
     const json = jsonOf(verdict)
-    if (performance.now() - started > limits.timeoutMs) {
-      return JSON.stringify(refused(`${verifier.name} ${tookTooLong(limits)}`))
-    }
     if (json.length <= MAX_VERDICT_UNITS) return json
-    return JSON.stringify(refused(`${verifier.name} gave a verdict of ${json.length} characters`))
+    return jsonOf(refused(`${verifier.name} gave a verdict of ${json.length} characters`))
   } catch (error) {
-    return JSON.stringify(refused(`${verifier.name} gave a verdict that is no data: ${(error as Error).message}`))
+    return jsonOf(refused(`${verifier.name} gave a verdict that is no data: ${(error as Error).message}`))
   }
 }
 
-/** The fields of a verdict, and nothing else that foreign code may have put there. */
+function lateJson(verifier: Verifier): string {
+  return jsonOf(refused(`${verifier.name} ${tookTooLong(limits)}`))
+}
+
+/** The fields of a verdict (VerdictSlots), and nothing else that foreign code may have put there. */
 function jsonOf({ score, reason, extracted, strict, loose }: Verdict): string {
-  // Written field by field: twice as fast as an object of them.
-  let json = `{"score":${Number(score)},"reason":${JSON.stringify(typeof reason === 'string' ? reason : '')}`
-  if (typeof extracted === 'string') json += `,"extracted":${JSON.stringify(extracted)}`
-  if (Array.isArray(strict)) json += `,"strict":${JSON.stringify(strict.map(Boolean))}`
-  if (Array.isArray(loose)) json += `,"loose":${JSON.stringify(loose.map(Boolean))}`
-  return `${json}}`
+  const texts = `${Number(score)},${JSON.stringify(typeof reason === 'string' ? reason : '')}`
+  const answer = typeof extracted === 'string' ? JSON.stringify(extracted) : '0'
+  const hasLists = Array.isArray(strict) || Array.isArray(loose)
+  return `${texts},${answer},${hasLists ? `[${listJson(strict)},${listJson(loose)}]` : '0'}`
+}
+
+function listJson(list: boolean[] | undefined): string {
+  return Array.isArray(list) ? JSON.stringify(list.map(Boolean)) : '0'
 }
 
 function startWatch(): void {

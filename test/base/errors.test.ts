@@ -65,3 +65,17 @@ describe('throwIfAborted', () => {
     )
   })
 })
+
+describe('CaravanError', () => {
+  it('is known by another copy of its module, and nothing else is', async () => {
+    const copy = (await import(`${new URL('../../lib/base/errors.js', import.meta.url).href}?copy`)) as {
+      CaravanError: typeof CaravanError
+    }
+    expect(copy.CaravanError).not.toBe(CaravanError)
+    expect(new copy.CaravanError('ERR_DATA', 'a row')).toBeInstanceOf(CaravanError)
+    expect(new CaravanError('ERR_DATA', 'a row')).toBeInstanceOf(copy.CaravanError)
+    for (const other of [new Error('a row'), { name: 'CaravanError', code: 'ERR_DATA' }, undefined, null, 'text']) {
+      expect(other instanceof CaravanError).toBe(false)
+    }
+  })
+})

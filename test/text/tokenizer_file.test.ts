@@ -16,6 +16,17 @@ const tiny = (model: JsonObject = {}, rest: JsonObject = {}): JsonObject => ({
   ...rest,
 })
 
+const wordPiece = (model: JsonObject = {}): JsonObject => ({
+  model: {
+    type: 'WordPiece',
+    unk_token: '?',
+    continuing_subword_prefix: '##',
+    max_input_chars_per_word: 100,
+    vocab: { a: 0, '##b': 1, ab: 2, '?': 3 },
+    ...model,
+  },
+})
+
 const split = (regex: unknown): JsonObject => ({
   pre_tokenizer: { type: 'Split', pattern: { Regex: regex }, behavior: 'Isolated', invert: false },
 })
@@ -56,6 +67,21 @@ const malformed: [string, object, RegExp][] = [
   ['an unknown token outside the vocabulary', tiny({ unk_token: '<unk>' }), /model\.unk_token: "<unk>" is not in/],
   ['dropout', tiny({ dropout: 0.1 }), /model\.dropout: must be null; got 0\.1/],
   ['another model', tiny({ type: 'Unigram', vocab: [['a', 0]] }), /model\.type: unsupported model "Unigram"/],
+  ['WordPiece without the unknown token', wordPiece({ unk_token: '[UNK]' }), /model\.unk_token: "\[UNK\]" is not in/],
+  ['WordPiece without a name of it', wordPiece({ unk_token: null }), /model\.unk_token: expected a string/],
+  [
+    'WordPiece without a prefix',
+    wordPiece({ continuing_subword_prefix: null }),
+    /continuing_subword_prefix: expected a/,
+  ],
+  [
+    'WordPiece for words of no length',
+    wordPiece({ max_input_chars_per_word: 0 }),
+    /max_input_chars_per_word: expected an/,
+  ],
+  ['WordPiece with quadratic time', wordPiece({ max_input_chars_per_word: 1e6 }), /an integer from 1 to 1000/],
+  ['WordPiece with merges', wordPiece({ merges: [] }), /model\.merges: unknown field/],
+  ['WordPiece with an id used twice', wordPiece({ vocab: { a: 0, '?': 0 } }), /model\.vocab\["\?"\]: id 0 is also/],
   ['a model without a type', { model: { vocab: {} } }, /model\.type: expected a string; got nothing/],
   ['no model', { version: '1.0' }, /model: expected an object; got nothing/],
   ['another version', tiny({}, { version: '2.0' }), /version: expected one of 1\.0; got "2\.0"/],
@@ -232,6 +258,7 @@ describe('malformed tokenizer files', () => {
       tiny({}, { truncation: { max_length: 2, stride: 5 }, padding: { pad_to_multiple_of: 0 } }),
       tiny({}, split('a+')),
       tiny({}, { normalizer: nested(8) }),
+      wordPiece(),
     ]
     for (const json of sound) expect(Tokenizer.fromJson(JSON.stringify(json)).tokenToId('ab')).toBe(2)
   })
@@ -245,7 +272,7 @@ describe('mutated tokenizer files', () => {
     const junk = [null, 0, 1, -1, 2 ** 32, 1.5, '', 'a', '▁', 'Ġ', true, [], {}, 'Regex', '(a+)+', ' ?\\s+']
     let accepted = 0
     for (let i = 0; i < 400; i++) {
-      const json = base(random.choice(tokenizerNames))
+      const json = base(random.choice([...tokenizerNames, '../onnx/bert']))
       for (let change = random.integer(1, 4); change > 0; change--) mutate(json, random, junk)
       let tokenizer: Tokenizer
       try {

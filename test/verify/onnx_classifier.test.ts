@@ -1,6 +1,6 @@
 // ONNX classifiers: scores against the formula of the graph in doubles; rows of pairs against the tokenizer library.
 import { execFile } from 'node:child_process'
-import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -186,6 +186,43 @@ describe('scores', () => {
         ),
       ),
     )
+  })
+})
+
+describe('real exports', () => {
+  interface GoldenRow {
+    prompt: string | null
+    completion: string
+    ids: number[]
+    logits: number[]
+  }
+  const pairOf = ({ prompt, completion }: GoldenRow): ScoredPair => ({ prompt: prompt ?? undefined, completion })
+
+  it.each([
+    ['bert', 1],
+    ['bert', 50],
+    ['bert', 4096],
+    ['qwen2', 50],
+    ['qwen2', 4096],
+  ])('have the scores that transformers gives: %s, batches of %i tokens', async (kind, batchTokens) => {
+    const folder = join(repository, 'test/golden/onnx', kind)
+    const rows = JSON.parse(readFileSync(join(folder, 'scores.json'), 'utf8')) as GoldenRow[]
+    for (const [index, label] of ['bad', 'fair', 'good'].entries()) {
+      const classifier = await load(folder, { label, activation: 'none', batchTokens })
+      const scores = await classifier.score(rows.map(pairOf))
+      expect(scores).toEqual(rows.map(({ logits }) => expect.closeTo(logits[index]!, 4)))
+    }
+  })
+
+  it('have the rows of their WordPiece tokenizer', async () => {
+    const folder = join(repository, 'test/golden/onnx/bert')
+    const rows = JSON.parse(readFileSync(join(folder, 'scores.json'), 'utf8')) as GoldenRow[]
+    const tokenizer = await Tokenizer.load(folder)
+    for (const { prompt, completion, ids } of rows) {
+      const [before, answer] = await tokenizer.encodeBatch([prompt ?? '', completion])
+      const texts = { prompt: prompt === null ? undefined : before!.ids, answer: answer!.ids }
+      expect([...joinRow(rowTemplate(tokenizer), texts, 64).ids]).toEqual(ids)
+    }
   })
 })
 
