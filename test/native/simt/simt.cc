@@ -66,7 +66,7 @@ struct AsyncCopy {
 
 struct Fiber {
   void* stack_pointer = nullptr;
-  char* stack = nullptr;  // from its first step to its last
+  char* stack = nullptr;  // from its first step to its last, unless the next thread inherits it
   State state = State::kDone;
   unsigned mask = 0;
   Index thread;
@@ -113,14 +113,35 @@ void to_scheduler() {
 #endif
 }
 
+/** The lane that the scheduler would start after the running one has ended, or -1: none, or one that goes on. */
+int next_to_start() {
+  const int lane = grid.order == Order::kForward ? grid.running + 1 : grid.running - 1;
+  if (lane < 0 || lane >= grid.count || lane / kWarp != grid.running / kWarp || !grid.failure.empty()) return -1;
+  const Fiber& fiber = grid.fibers[static_cast<size_t>(lane)];
+  return fiber.state == State::kReady && fiber.stack == nullptr ? lane : -1;
+}
+
+/** What a stack does: run a thread and, where that one never had to wait, the next one. Kernels without barriers so
+ *  cost a call for each thread and not two switches. */
 void fiber_main() {
 #if CARAVAN_SIMT_ASAN
   __sanitizer_finish_switch_fiber(nullptr, &grid.main_stack, &grid.main_stack_bytes);
 #endif
-  (*grid.body)();
-  Fiber& fiber = self();
-  if (!fiber.open.empty() || !fiber.groups.empty()) grid.failure = "a thread ended with asynchronous copies under way";
-  fiber.state = State::kDone;
+  for (;;) {
+    (*grid.body)();
+    Fiber& fiber = self();
+    if (!fiber.open.empty() || !fiber.groups.empty()) {
+      grid.failure = "a thread ended with asynchronous copies under way";
+    }
+    fiber.state = State::kDone;
+    const int next = next_to_start();
+    if (next < 0) break;
+    Fiber& heir = grid.fibers[static_cast<size_t>(next)];
+    heir.stack = fiber.stack;
+    fiber.stack = nullptr;
+    grid.running = next;
+    place.thread = heir.thread;
+  }
   to_scheduler();
   std::abort();
 }
@@ -164,18 +185,25 @@ void resume(int index) {
 #if CARAVAN_SIMT_ASAN
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
-  if (fiber.state == State::kDone) take_stack(fiber);
+  if (self().state == State::kDone) take_stack(self());
 }
 
-void prepare(int index, const Index& block) {
-  Fiber& fiber = grid.fibers[static_cast<size_t>(index)];
-  take_stack(fiber);  // of a launch that ended with a fault
-  const unsigned i = static_cast<unsigned>(index);
-  fiber.thread = {i % block.x, i / block.x % block.y, i / block.x / block.y};
+void prepare(Fiber& fiber, const Index& thread) {
+  if (fiber.stack != nullptr) take_stack(fiber);  // of a launch that ended with a fault
+  fiber.thread = thread;
   fiber.state = State::kReady;
   fiber.parity = 0;
   fiber.open.clear();
   fiber.groups.clear();
+}
+
+void prepare_block(const Index& block) {
+  Fiber* fiber = grid.fibers.data();
+  for (unsigned z = 0; z < block.z; z++) {
+    for (unsigned y = 0; y < block.y; y++) {
+      for (unsigned x = 0; x < block.x; x++) prepare(*fiber++, {x, y, z});
+    }
+  }
 }
 
 /** Opens the warp barriers whose lanes have all arrived; true if one opened. */
@@ -251,7 +279,7 @@ bool open_block_barrier() {
 }
 
 void run_block(const Index& block) {
-  for (int i = 0; i < grid.count; i++) prepare(i, block);
+  prepare_block(block);
   if (!grid.shared.empty()) std::memset(grid.shared.data(), 0xcb, grid.shared.size());
   const int warps = (grid.count + kWarp - 1) / kWarp;
   do {
