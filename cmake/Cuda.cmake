@@ -65,7 +65,7 @@ set(launcher)
 if(CARAVAN_CCACHE)
   set(launcher ${CARAVAN_CCACHE})
 endif()
-set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O3 -Xfatbin=-compress-all --expt-relaxed-constexpr -diag-suppress=177
+set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O3 -lineinfo -Xfatbin=-compress-all --expt-relaxed-constexpr -diag-suppress=177
   -DCARAVAN_CUDA -DCARAVAN_ISA=cuda -I${CMAKE_CURRENT_SOURCE_DIR}/native
   -Xcompiler=-fPIC,-fvisibility=hidden,-Wall)
 foreach(arch ${CARAVAN_CUDA_ARCHS})

@@ -18,6 +18,7 @@ constexpr int kPreferenceWorkspace = 1, kPreferenceReduction = 3, kPreferenceAli
 constexpr int kCompute32F = 68, kCompute64F = 70;
 constexpr int kRealF32 = 0, kRealF64 = 1, kRealBF16 = 14;
 constexpr int32_t kTransposed = 1;
+constexpr int kInvalidValue = 7, kNotSupported = 15;
 constexpr uint32_t kEpilogueBias = 4, kReductionNone = 0;
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 /** Rows for which the algorithm of all products is chosen when it is fixed. */
@@ -199,7 +200,9 @@ CublasLt::Plan& CublasLt::plan_of(const Product& p) {
     // Layouts of this M, the algorithm of another one: the order of its sums is part of it.
     Product model = p;
     model.M = kFixedRows;
-    plan->choice = plan_of(model).choice;
+    const Plan& of_model = plan_of(model);
+    plan->choice = of_model.choice;
+    plan->usable = of_model.usable;
   }
   return *plans_[key];
 }
@@ -216,10 +219,11 @@ bool CublasLt::run(const Args& args, const Product& p) {
   const void* one = f64 ? static_cast<const void*>(&one64) : &one32;
   const void* beta = f64 ? static_cast<const void*>(&beta64) : &beta32;
   Scratch workspace(args.device, plan.choice.workspace_bytes);
-  check_status(functions_.matmul(handle_, plan.desc, one, p.b.data, plan.a, p.a.data, plan.b, beta,
-                                 p.add != nullptr ? p.add : p.c, plan.c, p.c, plan.c, &plan.choice.algorithm,
-                                 workspace.as<void>(), plan.choice.workspace_bytes, stream_of(args)),
-               "product");
+  const int status = functions_.matmul(
+      handle_, plan.desc, one, p.b.data, plan.a, p.a.data, plan.b, beta, p.add != nullptr ? p.add : p.c, plan.c, p.c,
+      plan.c, &plan.choice.algorithm, workspace.as<void>(), plan.choice.workspace_bytes, stream_of(args));
+  if (status == kInvalidValue || status == kNotSupported) return plan.usable = false;  // and nothing was started
+  check_status(status, "product");
   return true;
 }
 

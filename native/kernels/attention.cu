@@ -317,7 +317,8 @@ Splits plan_splits(const Args& a, const Problem& p, int row_tiles, int C) {
   const int64_t most_blocks = sequences.pages != nullptr ? sequences.keys : ceil_div(sequences.keys, kBlockKeys);
   if (blocks == 0 || splits.row_capacity == 0) return splits;
   const int64_t wanted = int64_t{kWarpsPerMultiprocessor} * multiprocessors(a) / blocks;
-  splits.count = static_cast<int>(wanted < 1 ? 1 : wanted < most_blocks ? wanted : most_blocks);
+  const int64_t parts = wanted < most_blocks ? wanted : most_blocks;
+  splits.count = static_cast<int>(parts < 1 ? 1 : parts);
   const int64_t slot_bytes = int64_t{g.K} * splits.row_capacity * (C * 4 + int64_t{sizeof(float4)});
   const int64_t room = kSplitBytes / slot_bytes, slots = sequences.count * most_blocks;
   splits.slots = static_cast<int>(slots < room ? slots : room);
