@@ -1,5 +1,17 @@
 import { afterAll, describe, expect, it } from 'vitest'
-import { add, affine, fill, linear, linearLogprobOp, mul, openDevice, sum } from '../../lib/ops/index.js'
+import {
+  add,
+  affine,
+  fill,
+  keyRow,
+  linear,
+  linearLogprobOp,
+  mul,
+  openDevice,
+  sampleOp,
+  settingsRow,
+  sum,
+} from '../../lib/ops/index.js'
 import { leaks, Plan, reshape, scope, Tensor } from '../../lib/tensor/index.js'
 import { deviceUnderTest } from '../device_under_test.js'
 
@@ -79,6 +91,29 @@ describe('a plan', () => {
       expect((await plans[i]!.outputs.y.read())[0]).toBe(2 * sizes[i]!)
     }
     for (const plan of plans) plan.dispose()
+  })
+
+  it('keeps apart what one kernel works with', async () => {
+    const [N, V] = [4, 2100]
+    const row = settingsRow({ temperature: 0.7, topK: 0, topP: 0.9, minP: 0, repetitionPenalty: 1 })
+    const rows = Array.from({ length: N }, (_, n) => keyRow({ seed: 5, sample: n, position: 2 }))
+    using hidden = Tensor.from(device, Float32Array.of(1, 0, 0, 1, 1, 1, -1, 2), [N, 2])
+    using head = Tensor.from(
+      device,
+      Float32Array.from({ length: V * 2 }, (_, i) => Math.sin(i) * 3),
+      [V, 2],
+    )
+    using settings = Tensor.from(device, Float64Array.from(Array(N).fill(row).flat()), [N, 5])
+    using keys = Tensor.from(device, Int32Array.from(rows.flat()), [N, 4])
+    const call = { hidden, head, settings, keys, with_probs: 0 }
+    using once = scope(() => sampleOp(call).logp)
+    const expected = [...(await once.read())]
+    const plan = new Plan(device, () => ({ logp: sampleOp(call).logp }))
+    for (let i = 0; i < 4; i++) {
+      plan.run()
+      expect([...(await plan.outputs.logp.read())]).toEqual(expected)
+    }
+    plan.dispose()
   })
 
   it('may hold an op that waits for the device', async () => {
