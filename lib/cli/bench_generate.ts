@@ -48,18 +48,16 @@ export async function benchGenerate(flags: BenchGenerateFlags): Promise<number> 
   using model = newModel(device, config, { seed: 0, dtype: engineDtype(flags.dtype) })
   const machine = machineLine(device)
   const rows: { ours: GenerateResult; peer: PeerGenerate | undefined }[] = []
+  const { model: name, dtype, device: kind, threads, prompt, newTokens } = flags
+  const shape = { device: kind, prompt, newTokens }
   for (const batch of flags.batch) {
     const ours = await measureGenerate(model, { ...flags, batch })
-    rows.push({ ours, peer: flags.peer ? await runTorchGenerate({ ...flags, batch }) : undefined })
+    const peer = flags.peer ? await runTorchGenerate({ ...flags, batch }) : undefined
+    rows.push({ ours, peer })
+    // Each as it comes: who is stopped before the last batch keeps the others.
+    if (flags.json) terminal.line(JSON.stringify({ ...ours, peer, model: name, dtype, threads, ...shape, machine }))
   }
-  if (flags.json) {
-    const { model: name, dtype, device: kind, threads, prompt, newTokens } = flags
-    const shape = { device: kind, prompt, newTokens }
-    for (const { ours, peer } of rows) {
-      terminal.line(JSON.stringify({ ...ours, peer, model: name, dtype, threads, ...shape, machine }))
-    }
-    return exitCodes.done
-  }
+  if (flags.json) return exitCodes.done
   terminal.line(terminal.color.dim(machine))
   for (const line of resultLines(flags, rows, terminal)) terminal.line(line)
   return exitCodes.done

@@ -18,8 +18,9 @@ export interface DrawnTensors {
 
 /** Plans kept at a time; the least recently used one goes. */
 const MOST_PLANS = 48
-/** The page table is cut to multiples of this. */
-const TABLE_STEP = 32
+/** The page table is cut to multiples of this, or of an eighth of itself: it grows a page at a time, and a plan should
+ *  serve more than a few steps. */
+const LEAST_TABLE_STEP = 32
 
 export class DecodePlans {
   readonly #plans = new Map<string, DecodePlan>()
@@ -35,7 +36,7 @@ export class DecodePlans {
     const N = step.ids.length
     const decodes = step.segments.length === 4 * N && step.lastRows.length === N
     if (!decodes || step.draws.some(({ previous }) => previous)) return undefined
-    const entries = Math.ceil(step.pages.length / TABLE_STEP) * TABLE_STEP
+    const entries = tableEntries(step.pages.length)
     const key = `${N} ${entries}`
     const plan = this.#plans.get(key) ?? new DecodePlan(this.model, this.cache, { N, entries })
     // Maps keep the order of insertion: the first one is the least recently used.
@@ -53,6 +54,12 @@ export class DecodePlans {
     for (const plan of this.#plans.values()) plan.dispose()
     this.#plans.clear()
   }
+}
+
+/** Entries of the page table of a plan for `pages` pages. */
+function tableEntries(pages: number): number {
+  const step = Math.max(LEAST_TABLE_STEP, 2 ** Math.floor(Math.log2(Math.max(1, pages))) / 8)
+  return Math.ceil(pages / step) * step
 }
 
 interface PlanSize {

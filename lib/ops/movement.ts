@@ -158,6 +158,9 @@ export const scatterRowsOp = defineOp({
   samples: [
     { M: 11, N: 3, W: 5 },
     { M: 4, N: 0, W: 2 },
+    // More rows than places: the last one of each counts.
+    { M: 8, N: 20, W: 6 },
+    { M: 700, N: 1100, W: 8 },
   ],
 })
 

@@ -19,7 +19,7 @@ CachingAllocator::~CachingAllocator() {
 
 void* CachingAllocator::allocate(size_t bytes) {
   if (allocations_to_failure_ > 0 && --allocations_to_failure_ == 0) return nullptr;
-  size_t wanted = round_up(std::max<size_t>(bytes, 1), kAlignment);
+  size_t wanted = round_up(std::max<size_t>(bytes, 1), source_.alignment);
   auto fit = free_by_size_.lower_bound({wanted, nullptr});
   if (fit == free_by_size_.end()) {
     if (!add_segment(wanted)) return nullptr;

@@ -15,11 +15,11 @@ namespace caravan {
 struct SegmentSource {
   std::function<void*(size_t)> map;
   std::function<void(void*, size_t)> unmap;
+  size_t alignment = 64;  // of every block; a power of two, no larger than that of a segment
 };
 
 class CachingAllocator {
  public:
-  static constexpr size_t kAlignment = 64;
   static constexpr size_t kSegmentBytes = size_t{32} << 20;
 
   CachingAllocator(SegmentSource source, size_t budget_bytes);
@@ -27,7 +27,7 @@ class CachingAllocator {
   CachingAllocator(const CachingAllocator&) = delete;
   CachingAllocator& operator=(const CachingAllocator&) = delete;
 
-  /** Memory aligned to 64 bytes, or null when the budget (or the machine) cannot serve it. */
+  /** Memory with the alignment of the source, or null when the budget (or the machine) cannot serve it. */
   void* allocate(size_t bytes);
   void release(void* pointer);
   /** Gives every wholly free segment back. */

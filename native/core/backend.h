@@ -24,7 +24,7 @@ struct Finding {
 };
 
 struct Backend {
-  static constexpr int kVersion = 1;
+  static constexpr int kVersion = 2;
   int version;
   const char* kind;  // "cuda"
   KernelSpan kernels;

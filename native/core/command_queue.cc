@@ -41,7 +41,7 @@ const int32_t* read_shape(const int32_t* word, int64_t* shape, int* rank) {
 }  // namespace
 
 CommandQueue::CommandQueue(std::unique_ptr<Device> device, std::vector<std::string> ops)
-    : device_(std::move(device)), ops_(std::move(ops)) {
+    : device_(std::move(device)), ops_(std::move(ops)), held_scratch_(device_->allocator()) {
   for (const std::string& op : ops_) kernels_.push_back(device_->find_kernel(op));
   thread_ = std::thread([this] { serve(); });
 }
@@ -115,7 +115,6 @@ void CommandQueue::read(int32_t id, void* target, size_t bytes, Completion done)
       Tensor& tensor = slot(id);
       if (tensor.storage == nullptr) return;
       check_size("read", tensor.view, bytes);
-      device_->synchronize();
       device_->copy_out(target, tensor.view.data, bytes);
     });
     complete(done);
@@ -131,6 +130,7 @@ void CommandQueue::fence(Completion done) {
 
 void CommandQueue::set_profiling(bool on) {
   push([this, on] {
+    guarded("profile", [&] { device_->synchronize(); });
     profiling_ = on;
     if (on) op_times_.assign(ops_.size(), OpTime{});
   });
@@ -247,6 +247,7 @@ void CommandQueue::run(const Call& call) {
       }
       throw Error(error.code(), std::string(name) + " (inputs " + shapes + "): " + error.what());
     }
+    if (profiling_) device_->synchronize();
   });
   if (profiling_) {
     OpTime& time = op_times_[static_cast<size_t>(call.op)];
@@ -287,7 +288,8 @@ void CommandQueue::replay(int32_t plan) {
   });
 }
 
-/** Allocates the plan's tensors and resolves its calls; frees wait in plan.frees. False when something is missing. */
+/** Allocates the plan's tensors and resolves its calls; frees wait in plan.frees. False when something is missing; the
+ *  commands behind it are read all the same, as what was made before it must be freed. */
 bool CommandQueue::resolve_plan(Replay& plan) {
   const int32_t* word = plan.words.data();
   const int32_t* end = word + plan.words.size();
@@ -296,7 +298,7 @@ bool CommandQueue::resolve_plan(Replay& plan) {
   bool ready = true;
   int64_t shape[kMaxRank];
   int rank;
-  while (word < end && ready) {
+  while (word < end) {
     executed_.fetch_add(1, std::memory_order_relaxed);
     switch (static_cast<Command>(*word++)) {
       case Command::kOp:
@@ -330,8 +332,7 @@ bool CommandQueue::resolve_plan(Replay& plan) {
 }
 
 void CommandQueue::run_plan(Replay& plan) {
-  // Once as it is: kernels and libraries make their first-call preparations outside of a graph.
-  if (plan.runs++ == 0) return execute(plan.words);
+  if (!plan.recordable) return execute(plan.words);
   const bool ready = resolve_plan(plan);
   if (ready) {
     std::vector<const void*> addresses;
@@ -343,26 +344,43 @@ void CommandQueue::run_plan(Replay& plan) {
       plan.addresses = std::move(addresses);
       capture_plan(plan);
     }
-    if (plan.graph != nullptr) guarded("replay", [&] { plan.graph->launch(); });
+    if (plan.graph != nullptr) {
+      guarded("replay", [&] { plan.graph->launch(); });
+    } else {
+      for (size_t i = 0; i < plan.call_count; i++) run(plan.calls[i]);
+    }
   }
   for (int32_t id : plan.frees) free_tensor(id);
 }
 
+/** Leaves plan.graph null, and no error, where the calls cannot be recorded as they are: then they are run one by one,
+ *  which reports what is really wrong. A graph in which a call is missing must never be started. */
 void CommandQueue::capture_plan(Replay& plan) {
   drop_graph(plan);
+  device_->hold_scratch(&held_scratch_);
+  graphs_++;
   guarded("replay", [&] {
-    device_->hold_scratch(&plan.scratch);
     plan.graph = device_->capture([&] {
-      for (size_t i = 0; i < plan.call_count; i++) run(plan.calls[i]);
+      for (size_t i = 0; i < plan.call_count && !error_; i++) run(plan.calls[i]);
     });
   });
   device_->hold_scratch(nullptr);
+  if (plan.graph != nullptr && !error_) return;
+  error_.reset();
+  plan.recordable = false;
+  plan.graph.reset();
+  drop_scratch();
 }
 
 void CommandQueue::drop_graph(Replay& plan) {
+  if (plan.graph == nullptr) return;
   plan.graph.reset();
-  for (void* memory : plan.scratch) device_->allocator().release(memory);
-  plan.scratch.clear();
+  drop_scratch();
+}
+
+/** One graph less: the last one takes the workspaces with it. */
+void CommandQueue::drop_scratch() {
+  if (--graphs_ == 0) held_scratch_.release();
 }
 
 CommandQueue::Tensor& CommandQueue::slot(int32_t id) {

@@ -99,8 +99,8 @@ class CommandQueue {
     std::vector<View> in, out;
     std::vector<double> attrs;
   };
-  /** Kept commands. Where the device records work, a graph of them, which holds as long as every tensor lies where it
-   *  lay; the tensors that a plan frees are freed at its end, so that their addresses repeat. */
+  /** Kept commands, which have run once. Where the device records work, a graph of them, which holds as long as every
+   *  tensor lies where it lay; the tensors that a plan frees are freed at its end, so that their addresses repeat. */
   struct Replay {
     std::vector<int32_t> words;
     std::vector<Call> calls;
@@ -108,8 +108,7 @@ class CommandQueue {
     std::vector<int32_t> frees;
     std::vector<const void*> addresses;
     std::unique_ptr<DeviceGraph> graph;
-    std::vector<void*> scratch;
-    int runs = 0;
+    bool recordable = true;  // until a try has failed: for want of memory, or by an op that waits for the device
   };
 
   void push(Item item);
@@ -122,6 +121,7 @@ class CommandQueue {
   bool resolve_plan(Replay& plan);
   void capture_plan(Replay& plan);
   void drop_graph(Replay& plan);
+  void drop_scratch();
   void make_tensor(int32_t id, DType dtype, const int64_t* shape, int rank, const char* origin);
   void make_view(int32_t id, int32_t source, DType dtype, int64_t offset, const int64_t* shape, int rank);
   void free_tensor(int32_t id);
@@ -137,6 +137,8 @@ class CommandQueue {
   std::vector<Tensor> tensors_;
   Call call_;  // of the op that runs; its vectors keep their memory
   std::unordered_map<int32_t, Replay> replays_;
+  HeldScratch held_scratch_;
+  int graphs_ = 0;
   std::optional<QueueError> error_;
   bool profiling_ = false;
   std::vector<OpTime> op_times_;

@@ -19,6 +19,27 @@ class DeviceGraph {
   virtual void launch() = 0;
 };
 
+/** Workspaces of recorded work: they must stay where they are while it may be started again. Records run one after
+ *  another, as the kernels in them do, so all share these blocks, and what a kernel gives back the next one takes. */
+class HeldScratch {
+ public:
+  explicit HeldScratch(CachingAllocator& allocator) : allocator_(allocator) {}
+  /** At least `bytes`, or null when there is no memory. */
+  void* take(size_t bytes);
+  void give(void* data);
+  /** Returns all blocks to the allocator; none may be taken, and no record that used one be started again. */
+  void release();
+
+ private:
+  struct Block {
+    void* data;
+    size_t bytes;
+    bool taken;
+  };
+  CachingAllocator& allocator_;
+  std::vector<Block> blocks_;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -41,12 +62,12 @@ class Device {
   /** Records the work that `body` starts, without running it. */
   virtual std::unique_ptr<DeviceGraph> capture(const std::function<void()>&) { return nullptr; }
 
-  /** While set, workspaces of kernels are not released but added to this list. */
-  void hold_scratch(std::vector<void*>* list) { held_scratch_ = list; }
-  std::vector<void*>* held_scratch() const { return held_scratch_; }
+  /** While set, workspaces of kernels come from here. */
+  void hold_scratch(HeldScratch* held) { held_scratch_ = held; }
+  HeldScratch* held_scratch() const { return held_scratch_; }
 
  private:
-  std::vector<void*>* held_scratch_ = nullptr;
+  HeldScratch* held_scratch_ = nullptr;
 };
 
 }  // namespace caravan

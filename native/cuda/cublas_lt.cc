@@ -22,7 +22,9 @@ constexpr int kPreferenceWorkspace = 1, kPreferenceReduction = 3, kPreferenceAli
 constexpr int kCompute32F = 68, kCompute64F = 70;
 constexpr int kRealF32 = 0, kRealF64 = 1, kRealBF16 = 14;
 constexpr int32_t kTransposed = 1;
-constexpr uint32_t kEpilogueBias = 4, kReductionNone = 0;
+constexpr int kInvalidValue = 7, kNotSupported = 15;
+// Of a sum over K that was split: in the type of the sums, never in that of a bf16 result.
+constexpr uint32_t kEpilogueBias = 4, kReductionNone = 0, kReductionOfSums = 2;
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 /** Rows for which the algorithm of all products is chosen when it is fixed. */
 constexpr int64_t kFixedRows = 2048;
@@ -165,7 +167,8 @@ std::unique_ptr<CublasLt::Plan> CublasLt::make_plan(const Product& p) {
   void* preference = nullptr;
   check_status(f.preference_create(&preference), "preference");
   f.preference_set(preference, kPreferenceWorkspace, &kWorkspaceBytes, sizeof(kWorkspaceBytes));
-  if (fixed_) f.preference_set(preference, kPreferenceReduction, &kReductionNone, sizeof(kReductionNone));
+  const uint32_t reduction = fixed_ ? kReductionNone : kReductionOfSums;
+  f.preference_set(preference, kPreferenceReduction, &reduction, sizeof(reduction));
   const void* pointers[4] = {p.b.data, p.a.data, p.add != nullptr ? p.add : p.c, p.c};
   for (int i = 0; i < 4; i++) {
     const uint32_t alignment = alignment_of(pointers[i]);
@@ -203,7 +206,9 @@ CublasLt::Plan& CublasLt::plan_of(const Product& p) {
     // Layouts of this M, the algorithm of another one: the order of its sums is part of it.
     Product model = p;
     model.M = kFixedRows;
-    plan->choice = plan_of(model).choice;
+    const Plan& of_model = plan_of(model);
+    plan->choice = of_model.choice;
+    plan->usable = of_model.usable;
   }
   return *plans_[key];
 }
@@ -220,10 +225,17 @@ bool CublasLt::run(const Args& args, const Product& p) {
   const void* one = f64 ? static_cast<const void*>(&one64) : &one32;
   const void* beta = f64 ? static_cast<const void*>(&beta64) : &beta32;
   Scratch workspace(args.device, plan.choice.workspace_bytes);
-  check_status(functions_.matmul(handle_, plan.desc, one, p.b.data, plan.a, p.a.data, plan.b, beta,
-                                 p.add != nullptr ? p.add : p.c, plan.c, p.c, plan.c, &plan.choice.algorithm,
-                                 workspace.as<void>(), plan.choice.workspace_bytes, stream_of(args)),
-               "product");
+  const int status = functions_.matmul(handle_, plan.desc, one, p.b.data, plan.a, p.a.data, plan.b, beta,
+                                       p.add != nullptr ? p.add : p.c, plan.c, p.c, plan.c, &plan.choice.algorithm,
+                                       workspace.as<void>(), plan.choice.workspace_bytes, stream_of(args));
+  const bool refused = status == kInvalidValue || status == kNotSupported;  // and nothing was started
+  if (refused && fixed_) {
+    fail("ERR_DEVICE",
+         "cuBLASLt's algorithm for %lld rows does not take %lld: use CARAVAN_CUDA_GEMM=own for fixed bits",
+         static_cast<long long>(kFixedRows), static_cast<long long>(p.M));
+  }
+  if (refused) return plan.usable = false;
+  check_status(status, "product");
   return true;
 }
 

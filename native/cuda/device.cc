@@ -1,8 +1,10 @@
 #include "cuda/device.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 
 #include "cuda/cublas_lt.h"
 
@@ -15,11 +17,33 @@ namespace caravan::cuda {
 
 namespace {
 
+/** Memory of the driver begins at multiples of this, and what a library asks of a workspace is no more. */
+constexpr size_t kBlockAlignment = 256;
+
+/** A lack of memory is an answer; any other error is the device's, often that of an earlier kernel. */
 void* map_segment(size_t bytes) {
   void* memory = nullptr;
-  if (cudaMalloc(&memory, bytes) == cudaSuccess) return memory;
-  cudaGetLastError();  // a lack of memory is an answer, not a fault of the device
+  const cudaError_t error = cudaMalloc(&memory, bytes);
+  if (error == cudaSuccess) return memory;
+  if (error != cudaErrorMemoryAllocation) check(error, "memory");
+  cudaGetLastError();
   return nullptr;
+}
+
+/** Waits for an event: awake at first, since a decoding step ends soon and a thread takes long to wake, then asleep. */
+void wait_for(cudaEvent_t event, const char* what) {
+  constexpr auto kAwake = std::chrono::milliseconds(10);
+  const auto begun = std::chrono::steady_clock::now();
+  cudaError_t state = cudaEventQuery(event);
+  while (state == cudaErrorNotReady && std::chrono::steady_clock::now() - begun < kAwake) {
+    std::this_thread::yield();
+    state = cudaEventQuery(event);
+  }
+  if (state == cudaErrorNotReady) {
+    cudaGetLastError();  // "not ready" is kept as an error, too
+    state = cudaEventSynchronize(event);
+  }
+  check(state, what);
 }
 
 size_t usable_bytes(size_t wanted) {
@@ -51,6 +75,7 @@ class CudaGraph final : public DeviceGraph {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // else the next launch would report it again as its own
   const char* code = error == cudaErrorMemoryAllocation ? "ERR_OOM" : "ERR_DEVICE";
   fail(code, "CUDA %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
@@ -96,8 +121,8 @@ void Staging::copy_in(void* to, const void* from, size_t bytes) {
 
 void Staging::copy_out(void* to, const void* from, size_t bytes) {
   // Half of the slots are on their way while the other half is copied out of.
+  // Uploads that still read the slots come before them on the stream.
   constexpr size_t kHalf = kSlotBytes * kSlots / 2;
-  check(cudaStreamSynchronize(stream_), "download");
   next_ = 0;
   cudaEvent_t events[2] = {done_[0], done_[1]};
   auto start = [&](size_t part) {
@@ -112,7 +137,7 @@ void Staging::copy_out(void* to, const void* from, size_t bytes) {
   start(0);
   for (size_t part = 0; part * kHalf < bytes; part++) {
     start(part + 1);
-    check(cudaEventSynchronize(events[part % 2]), "download");
+    wait_for(events[part % 2], "download");
     const size_t begin = part * kHalf;
     std::memcpy(static_cast<char*>(to) + begin, memory_ + part % 2 * kHalf, std::min(kHalf, bytes - begin));
   }
@@ -127,7 +152,7 @@ CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
   check(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "pinned memory");
   fault_ = new (fault) Fault{};
   staging_ = std::make_unique<Staging>(stream_);
-  const SegmentSource segments = {map_segment, [](void* memory, size_t) { cudaFree(memory); }};
+  const SegmentSource segments = {map_segment, [](void* memory, size_t) { cudaFree(memory); }, kBlockAlignment};
   allocator_ = std::make_unique<CachingAllocator>(segments, usable_bytes(budget_bytes));
   cublas_lt_ = chosen_cublas_lt();
   const KernelSpan rows = kernel_rows();
@@ -148,10 +173,13 @@ CudaDevice::~CudaDevice() {
 void CudaDevice::attach() { check(cudaSetDevice(ordinal_), "device"); }
 
 void CudaDevice::copy_in(void* device_memory, const void* host_memory, size_t bytes) {
+  refuse_while_capturing();
   staging_->copy_in(device_memory, host_memory, bytes);
 }
 
 void CudaDevice::copy_out(void* host_memory, const void* device_memory, size_t bytes) {
+  refuse_while_capturing();
+  if (bytes == 0) return synchronize();
   staging_->copy_out(host_memory, device_memory, bytes);
   report_fault();
 }
@@ -161,9 +189,15 @@ const KernelRow* CudaDevice::find_kernel(const std::string& op) const {
   return found == kernels_.end() ? nullptr : found->second;
 }
 
+/** Not for the driver to find out: an event that was recorded on the way would be of no use ever after. */
+void CudaDevice::refuse_while_capturing() const {
+  if (capturing_) fail("ERR_DEVICE", "work that waits for the host cannot be recorded in a graph");
+}
+
 void CudaDevice::synchronize() {
+  refuse_while_capturing();
   check(cudaEventRecord(idle_, stream_), "wait");
-  check(cudaEventSynchronize(idle_), "wait");
+  wait_for(idle_, "wait");
   report_fault();
 }
 
@@ -171,10 +205,14 @@ std::unique_ptr<DeviceGraph> CudaDevice::capture(const std::function<void()>& bo
   // Relaxed: the allocator may ask the driver for another segment on the way.
   check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "capture");
   cudaGraph_t graph = nullptr;
+  capturing_ = true;
   try {
     body();
+    capturing_ = false;
   } catch (...) {
+    capturing_ = false;
     cudaStreamEndCapture(stream_, &graph);
+    cudaGetLastError();
     if (graph != nullptr) cudaGraphDestroy(graph);
     throw;
   }

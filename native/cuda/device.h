@@ -22,7 +22,7 @@ class Staging {
   ~Staging();
   /** Copies to the device in stream order; `from` may be reused when this returns. */
   void copy_in(void* to, const void* from, size_t bytes);
-  /** Copies to the host; returns when the bytes are there. */
+  /** Copies to the host, at least one byte; returns when the bytes are there, and all work before them is done. */
   void copy_out(void* to, const void* from, size_t bytes);
 
  private:
@@ -58,10 +58,12 @@ class CudaDevice final : public Device {
 
  private:
   void report_fault();
+  void refuse_while_capturing() const;
 
   int ordinal_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t idle_ = nullptr;
+  bool capturing_ = false;
   int multiprocessors_ = 1;
   Fault* fault_ = nullptr;
   std::unique_ptr<Staging> staging_;

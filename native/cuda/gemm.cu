@@ -252,6 +252,23 @@ void run_bf16(const Args& args, const Product& p) {
 }  // namespace
 
 void own_gemm(const Args& args, const Product& p) {
+  constexpr int64_t kMostBatches = 65535;  // the third dimension of a grid
+  if (p.batch > kMostBatches) {
+    const auto at = [](auto* data, int64_t elements, DType dtype) {
+      const size_t bytes = static_cast<size_t>(elements) * size_of(dtype);
+      return data == nullptr ? data : reinterpret_cast<decltype(data)>(reinterpret_cast<uintptr_t>(data) + bytes);
+    };
+    for (int64_t first = 0; first < p.batch; first += kMostBatches) {
+      Product part = p;
+      part.batch = p.batch - first < kMostBatches ? p.batch - first : kMostBatches;
+      part.a.data = at(p.a.data, first * p.a.batch_stride, p.in);
+      part.b.data = at(p.b.data, first * p.b.batch_stride, p.in);
+      part.c = at(p.c, first * p.c_batch_stride, p.out);
+      part.add = at(p.add, first * p.c_batch_stride, p.out);
+      own_gemm(args, part);
+    }
+    return;
+  }
   if (p.in == DType::kF64) return run_fma<double, double>(args, p);
   if (p.in == DType::kBF16) return run_bf16(args, p);
   if (p.out == DType::kBF16) return run_fma<float, bf16>(args, p);

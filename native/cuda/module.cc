@@ -1,4 +1,7 @@
 // The module's one exported symbol.
+#include <cstdlib>
+#include <cstring>
+
 #include "core/backend.h"
 #include "cuda/device.h"
 #include "cuda/library.h"
@@ -56,6 +59,12 @@ std::vector<Finding> findings() {
   cudaRuntimeGetVersion(&runtime);
   std::vector<Finding> found = {{"CUDA", "built with " + version_text(runtime)}};
   found.push_back({"driver", driver == 0 ? "none" : "CUDA " + version_text(driver)});
+  const char* products = std::getenv("CARAVAN_CUDA_GEMM");
+  if (products != nullptr && std::strcmp(products, "own") == 0) {
+    // Loading half a gigabyte to say so would take a second of every start.
+    found.push_back({"cuBLASLt", "not asked for: CARAVAN_CUDA_GEMM=own"});
+    return found;
+  }
   const Library& blas = cublas_lt_library();
   found.push_back({"cuBLASLt", blas.handle != nullptr ? blas.path : blas.reason + "; own matrix products are used"});
   return found;

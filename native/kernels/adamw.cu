@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kSpanThreads, 4) update(Update<T, Moment> p) {
   float weight[kWidth], m[kWidth], v[kWidth];
 #pragma unroll
   for (int k = 0; k < kWidth; k++) {
-    const float gradient = g.x[k] * c.gradient_scale;
+    const float gradient = __fmul_rn(g.x[k], c.gradient_scale);  // rounded before m is subtracted, as on the CPU
     m[k] = widen(old_m.x[k]);
     m[k] = fmaf(gradient - m[k], p.k.one_minus_beta1, m[k]);
     v[k] = fmaf(gradient * gradient, p.k.one_minus_beta2, widen(old_v.x[k]) * p.k.beta2);

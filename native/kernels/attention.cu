@@ -88,6 +88,7 @@ __device__ __forceinline__ void leave_block(const Problem& p, const Splits& spli
     if (row >= tile.rows) continue;
     if (lane % 4 == 0) splits.totals[at] = make_float4(weights.reference[0][h], weights.sum[0][h], sums[0][h], 0.0f);
   }
+  __syncwarp();  // the tensor cores take whole warps
   block_product<C>(weights, values, [&](int n, const float (&t)[1][kSlice][4]) {
 #pragma unroll
     for (int m = 0; m < kSlice; m++) {
@@ -254,6 +255,16 @@ __global__ void __launch_bounds__(kWarp, 8) attend_narrow(Problem p, int most_ro
   }
 }
 
+constexpr int kGapThreads = 2 * kWarp;
+
+/** A decode step clears gaps in attend_narrow, which spares a launch; where there are many rows, blocks without shared
+ *  memory do it in a tenth of the time. */
+__global__ void __launch_bounds__(kGapThreads) clear_all_gaps(Problem p, int C) {
+  const int64_t row = int64_t{blockIdx.x} * kGapRows, width = int64_t{p.geometry.H} * C;
+  fill_gap_rows(p.sequences, 0, row, p.sequences.queries, p.o, width, static_cast<int>(width), bf16{});
+  fill_gap_rows(p.sequences, 0, row, p.sequences.queries, p.lse, p.geometry.H, p.geometry.H, kMinusInfinity);
+}
+
 /** Joins the blocks of split segments: blocks (segment, key/value head, row), a thread per column. */
 template <int C>
 __global__ void __launch_bounds__(C) join_blocks(Problem p, Splits splits) {
@@ -317,7 +328,8 @@ Splits plan_splits(const Args& a, const Problem& p, int row_tiles, int C) {
   const int64_t most_blocks = sequences.pages != nullptr ? sequences.keys : ceil_div(sequences.keys, kBlockKeys);
   if (blocks == 0 || splits.row_capacity == 0) return splits;
   const int64_t wanted = int64_t{kWarpsPerMultiprocessor} * multiprocessors(a) / blocks;
-  splits.count = static_cast<int>(wanted < 1 ? 1 : wanted < most_blocks ? wanted : most_blocks);
+  const int64_t parts = wanted < most_blocks ? wanted : most_blocks;
+  splits.count = static_cast<int>(parts < 1 ? 1 : parts);
   const int64_t slot_bytes = int64_t{g.K} * splits.row_capacity * (C * 4 + int64_t{sizeof(float4)});
   const int64_t room = kSplitBytes / slot_bytes, slots = sequences.count * most_blocks;
   splits.slots = static_cast<int>(slots < room ? slots : room);
@@ -331,8 +343,10 @@ void attend_narrow_tiles(const Args& a, const Problem& p, bool all) {
   const int row_tiles = static_cast<int>(tiles > 0 ? tiles : 1);
   const int most_rows = all ? 0x7fffffff : kNarrowRows;
   Splits splits = all ? plan_splits(a, p, row_tiles, C) : Splits{1, 0, 0, nullptr, nullptr};
-  const dim3 grid(static_cast<unsigned>(p.sequences.count) + gap_blocks(p.sequences.queries),
-                  static_cast<unsigned>(g.K), static_cast<unsigned>(row_tiles * splits.count));
+  const unsigned gaps = gap_blocks(p.sequences.queries);
+  const dim3 grid(static_cast<unsigned>(p.sequences.count) + (all ? gaps : 0), static_cast<unsigned>(g.K),
+                  static_cast<unsigned>(row_tiles * splits.count));
+  if (!all) launch(a, {dim3(gaps), dim3(kGapThreads)}, clear_all_gaps, p, C);
   const Launch at = {grid, dim3(kWarp), Shared<C, 1, 1>::kBytes};
   if (splits.count <= 1) return launch(a, at, attend_narrow<C>, p, most_rows, row_tiles, splits);
   const size_t slot_rows = static_cast<size_t>(splits.slots) * static_cast<size_t>(g.K * splits.row_capacity);

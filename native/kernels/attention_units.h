@@ -161,14 +161,18 @@ __device__ __forceinline__ bool unit_of_block(const UnitList::Given& list, const
 constexpr int kGapRows = 64;
 
 /** Writes `value` to the `width` elements at to + n * stride for the rows [begin, begin + kGapRows) of the `rows` that
- *  no segment covers. A warp takes a row at a time. */
+ *  no segment covers. A warp looks 32 rows up at a time, a lane each: nearly all rows are covered, and a search is a
+ *  chain of loads. */
 template <typename T>
 __device__ void fill_gap_rows(const Sequences& sequences, int column, int64_t begin, int64_t rows, T* to,
                               int64_t stride, int width, T value) {
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  for (int64_t n = begin + threadIdx.x / 32; n < begin + kGapRows && n < rows; n += warps) {
-    if (sequences.covers(static_cast<int>(n), column)) continue;
-    for (int i = lane; i < width; i += 32) to[n * stride + i] = value;
+  for (int64_t first = begin + threadIdx.x / 32 * 32; first < begin + kGapRows && first < rows; first += warps * 32) {
+    const bool is_gap = first + lane < rows && !sequences.covers(static_cast<int>(first) + lane, column);
+    for (unsigned gaps = __ballot_sync(0xffffffffu, is_gap); gaps != 0; gaps &= gaps - 1) {
+      T* row = to + (first + __ffs(static_cast<int>(gaps)) - 1) * stride;
+      for (int i = lane; i < width; i += 32) row[i] = value;
+    }
   }
 }
 

@@ -26,7 +26,7 @@ template <typename T>
 __global__ void fill_range(T* y, int64_t count, double start, double step) {
   const Stride own = own_elements();
   for (int64_t i = own.first; i < count; i += own.step) {
-    round_to(start + static_cast<double>(i) * step, y + i);
+    round_to(start + __dmul_rn(static_cast<double>(i), step), y + i);  // rounded twice, as on the CPU
   }
 }
 

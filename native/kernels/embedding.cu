@@ -84,6 +84,26 @@ __global__ void __launch_bounds__(kThreads) scatter(Rows<U> p, const int32_t* wi
   });
 }
 
+/** Up to this many rows look for a later one with their index themselves: one launch in place of three, which a
+ * decoding step makes twice a layer. */
+constexpr int64_t kFewRows = 1024;
+
+template <typename U>
+__global__ void __launch_bounds__(kThreads) scatter_few(Rows<U> p, FaultReport fault) {
+  p.own_piece([&](int64_t row, int64_t first) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int32_t at = p.index[row];
+    if (!p.has(at)) {
+      if (lane == 0) fault.note(FaultKind::kIndex, row, at, p.limit);
+      return;
+    }
+    bool is_last = true;
+    for (int64_t i = row + 1 + lane; i < p.rows; i += kWarp) is_last = is_last && p.index[i] != at;
+    if (__any_sync(kAllLanes, !is_last)) return;
+    p.copy(p.from + row * p.width, p.to + at * p.width, first);
+  });
+}
+
 /** body(U{}) with the widest unit that divides the row and its addresses. */
 template <typename Body>
 void with_unit(int64_t row_bytes, const void* p, const void* q, size_t element, const Body& body) {
@@ -307,6 +327,12 @@ CARAVAN_KERNEL(scatter_rows, cuda, "into[M,W]! rows[N,W] index[N]:i32 ->") {
   const int64_t M = into.shape[0];
   const int64_t row_bytes = into.shape[1] * static_cast<int64_t>(size_of(into.dtype));
   if (index.count() == 0) return;
+  if (index.count() <= kFewRows) {
+    return with_unit(row_bytes, rows.data, into.data, size_of(into.dtype), [&]<typename U>(U) {
+      const Rows<U> p = rows_of<U>(rows.data, into.data, index, row_bytes, M);
+      launch(a, {blocks_of(p), kThreads}, scatter_few<U>, p, fault_report(a, "scatter_rows"));
+    });
+  }
   Scratch scratch(a.device, static_cast<size_t>(M) * sizeof(int32_t));
   int32_t* winner = scratch.as<int32_t>();
   if (M != 0) check(cudaMemsetAsync(winner, 0xff, static_cast<size_t>(M) * sizeof(int32_t), stream_of(a)), "fill");

@@ -128,7 +128,7 @@ __device__ RowSummary merged(const RowSummary* parts, int count) {
     const RowSummary part = parts[i];
     const float distance = part.max - peak;
     const float scale = expf(distance);
-    sum += part.sum * scale;
+    sum = fmaf(part.sum, scale, sum);  // said, so that no compiler decides it differently for two kernels
     if constexpr (kEntropy) weighted += scale > 0 ? scale * (part.weighted + part.sum * distance) : 0.0f;
   }
   return {peak, warp_sum(sum), kEntropy ? warp_sum(weighted) : 0.0f};

@@ -43,12 +43,12 @@ __global__ void reduce_runs(const T* x, int64_t R, int64_t runs, int64_t count, 
   if (mine && lane == 0) round_to(value, y + run);
 }
 
-/** A thread per column of a run of rows. */
+/** A thread per column of a run of rows; `across` blocks beside each other for all columns. */
 template <typename Reduction, typename T, typename To>
-__global__ void reduce_columns(const T* x, Extent e, int64_t runs, To* y) {
-  const int64_t column = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+__global__ void reduce_columns(const T* x, Extent e, int64_t runs, unsigned across, To* y) {
+  const int64_t column = int64_t{blockIdx.x % across} * kThreads + threadIdx.x;
   if (column >= e.inner) return;
-  const int64_t run = blockIdx.y % runs, outer = blockIdx.y / runs;
+  const int64_t run = blockIdx.x / across % runs, outer = blockIdx.x / across / runs;
   const int64_t first = run * kRunRows;
   const int64_t end = first + kRunRows < e.R ? first + kRunRows : e.R;
   const Reduction reduction;
@@ -75,15 +75,10 @@ template <typename Reduction, typename T, typename To>
 void reduce_columns_of(const Args& a, const T* x, const Extent& e, To* y) {
   const int64_t runs = e.R <= kRunRows ? 1 : ceil_div(e.R, kRunRows);
   const unsigned across = static_cast<unsigned>(ceil_div(e.inner, kThreads));
-  // The second dimension of a grid is short: outer indices go by slices.
-  constexpr int64_t kMostRows = 65535;
+  // In one dimension: the second one of a grid is short.
+  const dim3 grid(static_cast<unsigned>(e.outer * runs * across));
   auto pass = [&]<typename Into>(Into* to) {
-    const int64_t slice = kMostRows / runs > 0 ? kMostRows / runs : 1;
-    for (int64_t outer = 0; outer < e.outer; outer += slice) {
-      const int64_t count = e.outer - outer < slice ? e.outer - outer : slice;
-      launch(a, {dim3(across, static_cast<unsigned>(count * runs)), dim3(kThreads)}, reduce_columns<Reduction, T, Into>,
-             x + outer * e.R * e.inner, e, runs, to + outer * runs * e.inner);
-    }
+    launch(a, {grid, dim3(kThreads)}, reduce_columns<Reduction, T, Into>, x, e, runs, across, to);
   };
   if (runs == 1) return pass(y);
   Scratch scratch(a.device, static_cast<size_t>(e.outer * runs * e.inner) * sizeof(double));

@@ -1,5 +1,17 @@
 import { afterAll, describe, expect, it } from 'vitest'
-import { add, affine, fill, linear, mul, openDevice, sum } from '../../lib/ops/index.js'
+import {
+  add,
+  affine,
+  fill,
+  keyRow,
+  linear,
+  linearLogprobOp,
+  mul,
+  openDevice,
+  sampleOp,
+  settingsRow,
+  sum,
+} from '../../lib/ops/index.js'
 import { leaks, Plan, reshape, scope, Tensor } from '../../lib/tensor/index.js'
 import { deviceUnderTest } from '../device_under_test.js'
 
@@ -64,6 +76,83 @@ describe('a plan', () => {
       expect([...(await plan.outputs.y.read())]).toEqual([top + 2 * i, 16, top + 2, 20])
     }
     for (const tensor of held) tensor.dispose()
+    plan.dispose()
+  })
+
+  it('shares the working memory of its kernels with other plans, whatever order they run in', async () => {
+    // Sums of more elements than one run of the reduction takes, which need working memory.
+    const sizes = [20_000, 50_000, 100_000]
+    using x = fill(device, [100_000], { value: 1, dtype: 'f32' })
+    const plans = sizes.map(
+      (n) => new Plan(device, () => ({ y: add(sum(Tensor.viewOf(x, [n], 0), 0), sum(Tensor.viewOf(x, [n], 0), 0)) })),
+    )
+    for (const i of [0, 1, 2, 2, 1, 0, 0, 2, 1]) {
+      plans[i]!.run()
+      expect((await plans[i]!.outputs.y.read())[0]).toBe(2 * sizes[i]!)
+    }
+    for (const plan of plans) plan.dispose()
+  })
+
+  it('keeps apart what one kernel works with', async () => {
+    const [N, V] = [4, 2100]
+    const row = settingsRow({ temperature: 0.7, topK: 0, topP: 0.9, minP: 0, repetitionPenalty: 1 })
+    const rows = Array.from({ length: N }, (_, n) => keyRow({ seed: 5, sample: n, position: 2 }))
+    using hidden = Tensor.from(device, Float32Array.of(1, 0, 0, 1, 1, 1, -1, 2), [N, 2])
+    using head = Tensor.from(
+      device,
+      Float32Array.from({ length: V * 2 }, (_, i) => Math.sin(i) * 3),
+      [V, 2],
+    )
+    using settings = Tensor.from(device, Float64Array.from(Array(N).fill(row).flat()), [N, 5])
+    using keys = Tensor.from(device, Int32Array.from(rows.flat()), [N, 4])
+    const call = { hidden, head, settings, keys, with_probs: 0 }
+    using once = scope(() => sampleOp(call).logp)
+    const expected = [...(await once.read())]
+    const plan = new Plan(device, () => ({ logp: sampleOp(call).logp }))
+    for (let i = 0; i < 4; i++) {
+      plan.run()
+      expect([...(await plan.outputs.logp.read())]).toEqual(expected)
+    }
+    plan.dispose()
+  })
+
+  it('may hold an op that waits for the device', async () => {
+    using hidden = Tensor.from(device, Float32Array.of(0, 0, 1, 0), [2, 2])
+    using head = Tensor.from(device, Float32Array.of(0, 0, 0, 0, 0, 0, 0, 0), [4, 2])
+    using target = Tensor.from(device, Int32Array.of(2, -1), [2])
+    const call = { hidden, head, target, with_entropy: 0, chunk_bytes: 1 << 20 }
+    const plan = new Plan(device, () => ({ twice: affine(linearLogprobOp(call).logp, 2, 0) }))
+    for (let i = 0; i < 4; i++) {
+      plan.run()
+      const [first, second] = await plan.outputs.twice.read()
+      expect(first).toBeCloseTo(-2 * Math.log(4), 5)
+      expect(second).toBe(0)
+    }
+    plan.dispose()
+  })
+
+  it.each([1, 2, 3, 4])('that fails at its allocation %d leaves nothing, and runs again', async (n) => {
+    using x = fill(device, [20_000], { value: 1, dtype: 'f32' })
+    const plan = new Plan(device, () => {
+      const twice = add(x, x)
+      return { y: affine(sum(twice, 0), 3, 1) }
+    })
+    for (let i = 0; i < 3; i++) {
+      plan.run()
+      expect((await plan.outputs.y.read())[0]).toBe(120_001)
+    }
+    await device.idle()
+    const before = device.stats()
+    for (let i = 0; i < 3; i++) {
+      device.failAllocation(n)
+      plan.run()
+      await device.idle().catch(({ code }) => expect(code).toBe('ERR_OOM'))
+      device.failAllocation(0)
+      plan.run()
+      expect((await plan.outputs.y.read())[0]).toBe(120_001)
+    }
+    await device.idle()
+    expect(device.stats()).toMatchObject({ liveTensors: before.liveTensors, liveBytes: before.liveBytes })
     plan.dispose()
   })
 

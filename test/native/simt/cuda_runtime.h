@@ -94,6 +94,7 @@ inline float __int_as_float(int x) { return simt_bits<float>(x); }
 inline double __longlong_as_double(long long x) { return simt_bits<double>(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
