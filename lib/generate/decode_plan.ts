@@ -1,5 +1,7 @@
 // Steps in which every sequence feeds one token, which is nearly all of them, as plans: one upload, one native call. A
 // plan is for a number of sequences and a length of the page table, rounded up; the table's unused end is never read.
+// On a GPU a plan is a graph, dear to make, and rows cost little beside the weights: there the number of sequences is
+// rounded up too, by repeating the last one, which writes what that one writes.
 import type { CausalLm } from '../models/index.js'
 import { keyRow, sampleOp, settingsRow } from '../ops/index.js'
 import { keep, Plan, Tensor } from '../tensor/index.js'
@@ -30,12 +32,13 @@ export class DecodePlans {
     private readonly cache: KeyValueCache,
   ) {}
 
-  /** Runs `step`, or returns undefined where it is none for a plan. The tensors are those of the plan: read them before
-   *  the next step, and leave them alive. */
+  /** Runs `step`, or returns undefined where it is none for a plan. The tensors are those of the plan, with the rows of
+   *  `step` first: read them before the next step, and leave them alive. */
   run(step: Step): DrawnTensors | undefined {
-    const N = step.ids.length
-    const decodes = step.segments.length === 4 * N && step.lastRows.length === N
+    const count = step.ids.length
+    const decodes = step.segments.length === 4 * count && step.lastRows.length === count
     if (!decodes || step.draws.some(({ previous }) => previous)) return undefined
+    const N = this.model.device.kind === 'cuda' ? planRows(count) : count
     const entries = tableEntries(step.pages.length)
     const key = `${N} ${entries}`
     const plan = this.#plans.get(key) ?? new DecodePlan(this.model, this.cache, { N, entries })
@@ -54,6 +57,13 @@ export class DecodePlans {
     for (const plan of this.#plans.values()) plan.dispose()
     this.#plans.clear()
   }
+}
+
+/** Rows of a plan for `count` sequences on a GPU: a power of two up to 16, then a multiple of an eighth of itself. */
+export function planRows(count: number): number {
+  const power = 2 ** Math.ceil(Math.log2(count))
+  if (power <= 16) return power
+  return Math.ceil(count / (power / 8)) * (power / 8)
 }
 
 /** Entries of the page table of a plan for `pages` pages. */
@@ -95,7 +105,7 @@ class DecodePlan {
     head.assertAlive()
     this.#fill(step)
     device.upload(this.#integers.id, this.#words)
-    const settings = Float64Array.from(step.draws.flatMap((draw) => settingsRow(draw.settings)))
+    const settings = Float64Array.from(this.#padded(step.draws).flatMap((draw) => settingsRow(draw.settings)))
     if (settings.some((value, i) => value !== this.#settingsValues[i])) {
       this.#settingsValues.set(settings)
       device.upload(this.#settings.id, settings)
@@ -113,12 +123,27 @@ class DecodePlan {
 
   #fill({ ids, positions, cacheRows, segments, draws, pages }: Step): void {
     const { N } = this.size
-    this.#words.set(ids, 0)
-    this.#words.set(positions, N)
-    this.#words.set(cacheRows, 2 * N)
-    this.#words.set(segments, 3 * N)
-    for (const [i, { key }] of draws.entries()) this.#words.set(keyRow(key), 7 * N + 4 * i)
-    this.#words.set(pages, 11 * N)
+    const words = this.#words
+    words.set(ids, 0)
+    words.set(positions, N)
+    words.set(cacheRows, 2 * N)
+    words.set(segments, 3 * N)
+    for (const [i, { key }] of draws.entries()) words.set(keyRow(key), 7 * N + 4 * i)
+    for (let i = ids.length; i < N; i++) this.#repeatRow(i - 1)
+    words.set(pages, 11 * N)
+  }
+
+  /** `rows` with the last one again for the rows of the plan that are too many. */
+  #padded<T>(rows: readonly T[]): T[] {
+    return Array.from({ length: this.size.N }, (_, i) => rows[Math.min(i, rows.length - 1)]!)
+  }
+
+  /** Makes the row behind `row` the same; its query is the next one. */
+  #repeatRow(row: number): void {
+    const { N } = this.size
+    for (const first of [0, N, 2 * N]) this.#words.copyWithin(first + row + 1, first + row, first + row + 1)
+    for (const first of [3 * N, 7 * N]) this.#words.copyWithin(first + 4 * row + 4, first + 4 * row, first + 4 * row + 4)
+    this.#words.set([row + 1, row + 2], 3 * N + 4 * row + 4)
   }
 
   #forward(): DrawnTensors {

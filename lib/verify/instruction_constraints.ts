@@ -61,10 +61,27 @@ const CASED_LETTER = /[\p{Lu}\p{Ll}]/gu
 const WORD_CHARACTER = /[\p{L}\p{N}]/u
 
 /** What several checks look at, computed once per answer. */
-interface Reading {
-  text: string
-  lower: string
-  words: string[]
+class Reading {
+  readonly text: string
+  readonly lower: string
+  #bare: string | undefined
+  #sentences: readonly string[] | undefined
+
+  constructor(answer: string) {
+    this.text = answer.trim()
+    this.lower = this.text.toLowerCase()
+  }
+
+  /** In lower case, without white space and double quotes at either end. */
+  get bare(): string {
+    this.#bare ??= withoutOuter(this.lower)
+    return this.#bare
+  }
+
+  get sentences(): readonly string[] {
+    this.#sentences ??= sentencesOf(this.text)
+    return this.#sentences
+  }
 }
 
 /**
@@ -72,9 +89,7 @@ interface Reading {
  * and words are compared without regard to case. Throws ERR_DATA for an unknown kind or an impossible parameter.
  */
 export function verifyInstruction(answer: string, truth: InstructionTruth, ended = true): InstructionVerdict {
-  const text = answer.trim()
-  const lower = text.toLowerCase()
-  const reading: Reading = { text, lower, words: wordsOfLower(lower) }
+  const reading = new Reading(answer)
   const constraints = truth.constraints.map((constraint) => checkConstraint(reading, constraint))
   const refusal = refusalOf(reading, truth, ended) ?? constraints.find((result) => !result.passed)?.reason
   return refusal === undefined
@@ -84,10 +99,10 @@ export function verifyInstruction(answer: string, truth: InstructionTruth, ended
 
 function refusalOf(reading: Reading, truth: InstructionTruth, ended: boolean): string | undefined {
   if (!ended) return 'the answer did not end within its token limit'
-  if (reading.words.length < MIN_WORDS) return `expected at least ${MIN_WORDS} words, got ${reading.words.length}`
+  const words = wordsUpTo(reading.lower, MIN_WORDS)
+  if (words < MIN_WORDS) return `expected at least ${MIN_WORDS} words, got ${words}`
   if (!lowerContains(reading.lower, truth.entity)) return `the answer does not name ${truth.entity}`
-  if (truth.distinctSentences && hasRepeatedSentence(sentencesOf(reading.text)))
-    return 'the answer says one sentence twice'
+  if (truth.distinctSentences && hasRepeatedSentence(reading.sentences)) return 'the answer says one sentence twice'
   return undefined
 }
 
@@ -109,33 +124,27 @@ function shortcoming(reading: Reading, constraint: InstructionConstraint): strin
     case 'nocomma':
       return text.includes(',') ? 'expected no comma' : undefined
     case 'end':
-      return bare(text).endsWith(bare(required(constraint, 'phrase')))
+      return reading.bare.endsWith(bare(required(constraint, 'phrase')))
         ? undefined
         : `expected "${constraint.phrase}" last`
     case 'start':
-      return bare(text).startsWith(bare(required(constraint, 'phrase')))
+      return reading.bare.startsWith(bare(required(constraint, 'phrase')))
         ? undefined
         : `expected "${constraint.phrase}" first`
     case 'bullets':
       return countShortcoming(bulletCount(text), constraint, 'bullets')
     case 'kw':
-      return countShortcoming(
-        occurrences(reading.words, required(constraint, 'word')),
-        constraint,
-        `"${constraint.word}"`,
-      )
+      return countShortcoming(occurrences(lower, required(constraint, 'word')), constraint, `"${constraint.word}"`)
     case 'quote':
       return text.length > 2 && text.startsWith('"') && text.endsWith('"')
         ? undefined
         : 'expected double quotes around all'
     case 'nsent':
-      return countShortcoming(sentencesOf(text).length, constraint, 'sentences')
+      return countShortcoming(reading.sentences.length, constraint, 'sentences')
     case 'avoid':
-      return occurrences(reading.words, required(constraint, 'word')) > 0
-        ? `expected no "${constraint.word}"`
-        : undefined
+      return occurrences(lower, required(constraint, 'word')) > 0 ? `expected no "${constraint.word}"` : undefined
     case 'title':
-      return text.split('\n').some(hasTitle) ? undefined : 'expected a title in << >>'
+      return text.includes('<<') && text.split('\n').some(hasTitle) ? undefined : 'expected a title in << >>'
     case 'ps':
       return hasPostscript(lower) ? undefined : 'expected a postscript that starts with P.S.'
     default:
@@ -192,8 +201,19 @@ export function wordsOf(text: string): string[] {
   return wordsOfLower(text.toLowerCase())
 }
 
+const INSIDE = '[\\p{L}\\p{N}]'
+const WORD = /[\p{L}\p{N}]+(?:['\u2019][\p{L}\p{N}]+)*/gu
+const ONE_WORD = /^[\p{L}\p{N}]+(?:['\u2019][\p{L}\p{N}]+)*$/u
+
 function wordsOfLower(lower: string): string[] {
-  return lower.match(/[\p{L}\p{N}]+(?:['\u2019][\p{L}\p{N}]+)*/gu) ?? []
+  return lower.match(WORD) ?? []
+}
+
+/** How many words there are, counted up to `most`. */
+function wordsUpTo(lower: string, most: number): number {
+  let count = 0
+  for (const _ of lower.matchAll(WORD)) if (++count === most) break
+  return count
 }
 
 /** Whether `phrase` occurs in `text` as whole words, without regard to case. Linear time. */
@@ -214,10 +234,16 @@ function isWordCharacter(char: string | undefined): boolean {
   return char !== undefined && WORD_CHARACTER.test(char)
 }
 
-function occurrences(words: readonly string[], word: string): number {
+/** How many words of `lower` are `word`: as many as `wordsOf` has, without making them. */
+function occurrences(lower: string, word: string): number {
   const wanted = word.toLowerCase()
+  if (!ONE_WORD.test(wanted)) return 0
+  const whole = new RegExp(
+    `${wanted}(?<!(?:${INSIDE}|${INSIDE}['\u2019])${wanted})(?!${INSIDE}|['\u2019]${INSIDE})`,
+    'gu',
+  )
   let count = 0
-  for (const candidate of words) if (candidate === wanted) count++
+  for (const _ of lower.matchAll(whole)) count++
   return count
 }
 
@@ -261,17 +287,21 @@ function roleOf(code: number): Role {
 }
 
 function hasRepeatedSentence(sentences: readonly string[]): boolean {
-  return new Set(sentences.map((sentence) => wordsOf(sentence).join(' '))).size < sentences.length
+  const seen = new Set<string>()
+  for (const sentence of sentences) if (seen.size === seen.add(wordsOf(sentence).join(' ')).size) return true
+  return false
 }
 
-/** Lower case, without white space and double quotes at either end. */
-function bare(text: string): string {
+/** Without white space and double quotes at either end. */
+function withoutOuter(text: string): string {
   let begin = 0
   let end = text.length
   while (begin < end && isOuter(text[begin]!)) begin++
   while (end > begin && isOuter(text[end - 1]!)) end--
-  return text.slice(begin, end).toLowerCase()
+  return text.slice(begin, end)
 }
+
+const bare = (text: string) => withoutOuter(text.toLowerCase())
 
 function isOuter(char: string): boolean {
   return '"\u201c\u201d'.includes(char) || char.trim() === ''
@@ -280,6 +310,7 @@ function isOuter(char: string): boolean {
 function bulletCount(text: string): number {
   let count = 0
   for (const line of text.split('\n')) {
+    if (!line.includes('- ') && !line.includes('* ')) continue
     const item = line.trim()
     if ((item.startsWith('- ') || item.startsWith('* ')) && WORD_CHARACTER.test(item)) count++
   }

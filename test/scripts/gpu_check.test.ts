@@ -62,7 +62,7 @@ describe('gpu_check', () => {
     })
     expect(status).toBe(1)
     expect(stderr).toBe(
-      'gpu_check: no node >= 20 on PATH, and no carry/node.xz: run scripts/gpu_check --pack where there is one\n',
+      'gpu_check: no node >= 20 on PATH, and no carry/node.xz that python3 can unpack: run scripts/gpu_check --pack where there is one\n',
     )
   })
 

@@ -94,6 +94,16 @@ const CASES: Case[] = [
 ]
 
 describe('verifyInstruction', () => {
+  it.each<[text: string, word: string, count: number]>([
+    ["it has has' 'has x'has has\u2019nt has-been HAS", 'has', 5],
+    ["don't don't. don''t \u{10400}don't", "Don't", 2],
+    ['aaa aa a', 'aa', 1],
+    ['a-b a-b', 'a-b', 0],
+  ])('%j has the word %j %i times', (text, word, count) => {
+    const { constraints } = verifyInstruction(text, { entity: 'x', constraints: [{ kind: 'kw', word, count }] })
+    expect(constraints).toEqual([{ kind: 'kw', passed: true, reason: 'holds' }])
+  })
+
   it('has cases for every kind', () => {
     expect(CASES.map(([constraint]) => constraint.kind).sort()).toEqual([...CONSTRAINT_KINDS].sort())
   })
