@@ -141,8 +141,12 @@ class DecodePlan {
   /** Makes the row behind `row` the same; its query is the next one. */
   #repeatRow(row: number): void {
     const { N } = this.size
-    for (const first of [0, N, 2 * N]) this.#words.copyWithin(first + row + 1, first + row, first + row + 1)
-    for (const first of [3 * N, 7 * N]) this.#words.copyWithin(first + 4 * row + 4, first + 4 * row, first + 4 * row + 4)
+    const repeat = (first: number, width: number) => {
+      const from = first + row * width
+      this.#words.copyWithin(from + width, from, from + width)
+    }
+    for (const first of [0, N, 2 * N]) repeat(first, 1)
+    for (const first of [3 * N, 7 * N]) repeat(first, 4)
     this.#words.set([row + 1, row + 2], 3 * N + 4 * row + 4)
   }
 

@@ -66,7 +66,7 @@ describe('throwIfAborted', () => {
   })
 })
 
-describe('CaravanError', () => {
+describe('CaravanError of another copy', () => {
   it('is known by another copy of its module, and nothing else is', async () => {
     const copy = (await import(`${new URL('../../lib/base/errors.js', import.meta.url).href}?copy`)) as {
       CaravanError: typeof CaravanError
