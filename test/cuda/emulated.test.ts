@@ -12,7 +12,10 @@ const isFull = process.env.CARAVAN_TEST_FULL === '1'
 const module = join(root, isFull ? 'build/simt-address' : 'build/simt', 'Release/caravan_cuda.so')
 /** Tests that take their device from test/device_under_test.ts: the kernels, and whole models on top of them. */
 const kernels = ['test/ops.test', 'test/ops/in_place', 'test/ops/gradients', 'test/ops/embedding', 'test/ops/sampling']
-const models = ['test/tensor/plan', 'test/losses', 'test/models/golden', 'test/train/golden_runs']
+const models = [
+  ...['test/tensor/plan', 'test/losses', 'test/models/golden', 'test/train/golden_runs'],
+  'test/generate/decode_plan',
+]
 /** Which tests, with the threads of a block in which order; mixed: one of both for each launch. */
 const passes: [order: string, files: readonly string[]][] = isFull
   ? [
