@@ -1,7 +1,7 @@
 // The kernels for GPUs on a machine without one: compiled for the host (test/native/simt), opened as device 'cuda', and
 // put through the very tests that the CPU passes, with the threads of a block in either order, which a missing barrier
-// would not survive. With CARAVAN_TEST_SANITIZED=1 the kernels run under AddressSanitizer and UndefinedBehaviorSanitizer;
-// the full tests do so in both orders, with whole models too.
+// would not survive. With CARAVAN_TEST_SANITIZED=1 the kernels run under AddressSanitizer and
+// UndefinedBehaviorSanitizer; the full tests do so in both orders, with whole models too.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
