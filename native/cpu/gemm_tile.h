@@ -162,11 +162,13 @@ inline void finish_rows(const GemmArgs& g, const Sums& sums, const Rectangle& at
   if constexpr (Add::residual) residual += at.row * g.residual_row_stride + at.column;
   const float* from = sums.data;
   for (int64_t r = 0; r < at.rows; r++) {
+    // No offset from a null pointer where there is no residual.
+    const auto residual_at = [&](int64_t j) { return Add::residual ? residual + j : nullptr; };
     for (int64_t j = 0; j < whole; j += kLanes) {
-      finish_vector<C, Add, true>(load(from + j) * alpha, c + j, residual + j, g.bias, at.column + j, kLanes);
+      finish_vector<C, Add, true>(load(from + j) * alpha, c + j, residual_at(j), g.bias, at.column + j, kLanes);
     }
     if (rest > 0) {
-      finish_vector<C, Add, false>(load(from + whole) * alpha, c + whole, residual + whole, g.bias, at.column + whole,
+      finish_vector<C, Add, false>(load(from + whole) * alpha, c + whole, residual_at(whole), g.bias, at.column + whole,
                                    rest);
     }
     from += sums.stride;
