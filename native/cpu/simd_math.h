@@ -37,7 +37,8 @@ static inline F32 each_lane(F32 x, const Function& function) {
 static inline F32 log(F32 x) {
   const F32 smallest = set1(1.17549435e-38f), infinity = set1(__builtin_inff());
   const Ints denormal = is_greater(smallest, x);
-  const F32 normal = select(denormal, x * set1(8388608.0f), x);
+  // What has no logarithm goes through as 1, whose bits overflow nothing.
+  const F32 normal = select(is_greater(x, zero()), select(denormal, x * set1(8388608.0f), x), set1(1.0f));
   const Ints exponent = (bits_of(normal) - 0x3f3504f3) >> 23;  // 0x3f3504f3: sqrt(1/2)
   const F32 n = to_floats(exponent - (denormal & 23));
   const F32 f = from_bits(bits_of(normal) - (exponent << 23)) - set1(1.0f);
