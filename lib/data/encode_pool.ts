@@ -36,34 +36,52 @@ interface Pending {
   reject: (error: CaravanError) => void
 }
 
-/** Encodes in `count` worker threads, each chunk on the thread with the fewest waiting. */
+interface Member {
+  worker: Worker
+  pending: Map<number, Pending>
+}
+
+/** Encodes in up to `count` worker threads: one is started when a chunk comes and all others have work. */
 export class EncodePool implements ChunkEncoder {
   readonly concurrency: number
-  readonly #members: { worker: Worker; pending: Map<number, Pending> }[] = []
+  readonly #workerData: EncodeWorkerData
+  readonly #count: number
+  readonly #members: Member[] = []
   #nextId = 0
   #failure: CaravanError | undefined
 
   constructor(encoder: EncoderModule, count: number) {
     this.concurrency = 2 * count // one in work and one waiting, for each thread
-    const workerData: EncodeWorkerData = { module: encoder.module.href, options: encoder.options }
-    for (let i = 0; i < count; i++) {
-      const worker = new Worker(workerUrl(import.meta.url, './encode_worker.js'), { workerData })
-      const pending = new Map<number, Pending>()
-      worker.on('message', (reply: EncodeReply) => settle(pending, reply))
-      worker.on('error', (error) => this.#fail(pending, `a tokenising worker failed: ${error.message}`, error))
-      worker.on('exit', (code) => this.#fail(pending, `a tokenising worker ended with code ${code}`))
-      this.#members.push({ worker, pending })
-    }
+    this.#workerData = { module: encoder.module.href, options: encoder.options }
+    this.#count = count
   }
 
   encode(rows: Row[]): Promise<EncodedChunk> {
     if (this.#failure !== undefined) return Promise.reject(this.#failure)
-    const member = this.#members.reduce((best, other) => (other.pending.size < best.pending.size ? other : best))
+    const member = this.#leastBusy()
     const id = this.#nextId++
     return new Promise((resolve, reject) => {
       member.pending.set(id, { resolve, reject })
       member.worker.postMessage({ id, rows } satisfies EncodeRequest)
     })
+  }
+
+  #leastBusy(): Member {
+    const [first, ...others] = this.#members
+    if (first === undefined) return this.#start()
+    const best = others.reduce((least, other) => (other.pending.size < least.pending.size ? other : least), first)
+    return best.pending.size > 0 && this.#members.length < this.#count ? this.#start() : best
+  }
+
+  #start(): Member {
+    const worker = new Worker(workerUrl(import.meta.url, './encode_worker.js'), { workerData: this.#workerData })
+    const pending = new Map<number, Pending>()
+    worker.on('message', (reply: EncodeReply) => settle(pending, reply))
+    worker.on('error', (error) => this.#fail(pending, `a tokenising worker failed: ${error.message}`, error))
+    worker.on('exit', (code) => this.#fail(pending, `a tokenising worker ended with code ${code}`))
+    const member = { worker, pending }
+    this.#members.push(member)
+    return member
   }
 
   /** Ends the threads; chunks still in work are rejected. */

@@ -301,9 +301,19 @@ function exchange(prompt: string, answer: string): PocketMessage[] {
   ]
 }
 
+/** The held-out set is the same for every stage and seed, so it is drawn once a process for every choice of sizes. */
+const evaluations = new Map<string, PocketEvaluation>()
+
 function evaluation(world: PocketWorld, requested: EvaluationSizes): PocketEvaluation {
   const sizes = { ...EVALUATION_SIZES, ...requested }
   for (const [name, size] of Object.entries(sizes)) requireCount(`evaluation size ${name}`, size)
+  const key = JSON.stringify(sizes)
+  const drawn = evaluations.get(key) ?? drawEvaluation(world, sizes)
+  evaluations.set(key, drawn)
+  return drawn
+}
+
+function drawEvaluation(world: PocketWorld, sizes: Required<EvaluationSizes>): PocketEvaluation {
   const source: Source = { world, seed: EVALUATION_SEED }
   const isHeldOut = (prompt: string) => promptSet(prompt) === 'held_out'
   return {

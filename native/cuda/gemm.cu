@@ -103,6 +103,9 @@ constexpr int kDepthMajorLeading = kTile + kPad;  // tile[k][row]
 constexpr int kOperandElements =
     kTile * kRowMajorLeading > kDepth* kDepthMajorLeading ? kTile * kRowMajorLeading : kDepth * kDepthMajorLeading;
 constexpr size_t kSharedBytes = sizeof(bf16) * kOperandElements * 2 * kStages;
+constexpr int kSumLeading =
+    kTile + 8;  // of sums on their way out; the fragments' 8 x 4 lanes fall into different banks
+static_assert(sizeof(float) * kTile / 2 * kSumLeading <= kSharedBytes);
 
 struct MmaOperand {
   const bf16* data;
@@ -154,6 +157,38 @@ __device__ __forceinline__ void right_fragments(uint32_t (&first)[2], uint32_t (
   second[1] = r[3];
 }
 
+struct TilePlace {
+  int64_t row0, column0, rows, columns, batch;
+};
+using SumRow = float[kSumLeading];
+
+/** Takes the sums out by way of shared memory, 64 rows at a time: rows are written whole, and by a loop of one element.
+ *  From the registers of fragments it would be 64 pieces of code for every type of result. */
+__device__ __forceinline__ void put_tile(SumRow* tile, const float (&sum)[4][4][4], const Epilogue& e, const bf16* bias,
+                                         const TilePlace& at) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int half = 0; half < 2; half++) {
+    __syncthreads();
+    if (warp / 4 == half) {
+#pragma unroll
+      for (int n = 0; n < 64; n++) {
+        const int i = n / 16, j = n / 4 % 4, q = n % 4;
+        tile[i * 16 + q / 2 * 8 + lane / 4][warp % 4 * 32 + j * 8 + lane % 4 * 2 + q % 2] = sum[i][j][q];
+      }
+    }
+    __syncthreads();
+    const auto put_half = [&](auto type) {
+      for (int n = threadIdx.x; n < kTile / 2 * kTile; n += kThreads) {
+        const int64_t row = at.row0 + half * (kTile / 2) + n / kTile, column = at.column0 + n % kTile;
+        if (row >= at.rows || column >= at.columns) continue;
+        const float value = tile[n / kTile][n % kTile];
+        put<decltype(type)>(e, row, column, at.batch, bias != nullptr ? value + widen(bias[column]) : value);
+      }
+    };
+    e.out == DType::kBF16 ? put_half(bf16{}) : put_half(float{});
+  }
+}
+
 /** The type of the result is asked at the end: a kernel for each would take twice the time to compile. */
 template <bool kADepthMajor, bool kBDepthMajor>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -200,18 +235,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
   cp_async_wait<0>();
-  const auto put_all = [&](auto type) {
-#pragma unroll
-    for (int n = 0; n < 64; n++) {
-      const int i = n / 16, j = n / 4 % 4, q = n % 4;
-      const int64_t row = row0 + warp_row + i * 16 + q / 2 * 8 + lane / 4;
-      const int64_t column = column0 + warp_column + j * 8 + lane % 4 * 2 + q % 2;
-      if (row >= a.rows || column >= b.rows) continue;
-      const float value = bias != nullptr ? sum[i][j][q] + widen(bias[column]) : sum[i][j][q];
-      put<decltype(type)>(e, row, column, batch, value);
-    }
-  };
-  e.out == DType::kBF16 ? put_all(bf16{}) : put_all(float{});
+  put_tile(reinterpret_cast<SumRow*>(shared), sum, e, bias, {row0, column0, a.rows, b.rows, batch});
 }
 
 /** Whether 16-byte copies can move the operand: its rows start at multiples of 16 bytes and hold whole chunks. */

@@ -65,7 +65,7 @@ function emulated(): NodeJS.ProcessEnv {
 function runTests(order: string, files: readonly string[]): Promise<Ended> {
   const vitest = join(root, 'node_modules/vitest/vitest.mjs')
   // What is emulated takes its time.
-  const words = ['run', '--project', 'tests', '--testTimeout', '600000', ...files, ...excluded]
+  const words = ['run', '--project', 'units', '--project', 'tests', '--testTimeout', '600000', ...files, ...excluded]
   return run(process.execPath, [vitest, ...words], {
     ...emulated(),
     CARAVAN_TEST_DEVICE: 'cuda',

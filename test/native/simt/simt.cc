@@ -101,17 +101,19 @@ std::mutex one_launch;
 Fiber& self() { return grid.fibers[static_cast<size_t>(grid.running)]; }
 Warp& own_warp() { return grid.warps[static_cast<size_t>(grid.running / kWarp)]; }
 
-void to_scheduler() {
-  Fiber& fiber = self();
+/** Leaves `fiber` for the scheduler or for another fiber, and comes back when it goes on. */
+void leave(Fiber& fiber, void* to, [[maybe_unused]] const void* stack, [[maybe_unused]] size_t stack_bytes) {
 #if CARAVAN_SIMT_ASAN
   void* fake = nullptr;
-  __sanitizer_start_switch_fiber(fiber.state == State::kDone ? nullptr : &fake, grid.main_stack, grid.main_stack_bytes);
+  __sanitizer_start_switch_fiber(fiber.state == State::kDone ? nullptr : &fake, stack, stack_bytes);
 #endif
-  caravan_simt_switch(&fiber.stack_pointer, grid.scheduler);
+  caravan_simt_switch(&fiber.stack_pointer, to);
 #if CARAVAN_SIMT_ASAN
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #endif
 }
+
+void to_scheduler() { leave(self(), grid.scheduler, grid.main_stack, grid.main_stack_bytes); }
 
 /** The lane that the scheduler would start after the running one has ended, or -1: none, or one that goes on. */
 int next_to_start() {
@@ -228,21 +230,44 @@ bool open_warp_barriers(int first, int end) {
   return opened;
 }
 
-/** Runs the lanes of one warp until all have ended or wait at the block barrier. */
-bool run_warp(int warp) {
+struct Lanes {
+  int first, end;
+};
+
+Lanes lanes_of(int warp) {
   const int first = warp * kWarp;
-  const int end = first + kWarp < grid.count ? first + kWarp : grid.count;
-  bool ran = false;
-  do {
-    for (int i = first; i < end; i++) {
-      const int lane = grid.order == Order::kForward ? i : first + end - 1 - i;
-      if (grid.fibers[static_cast<size_t>(lane)].state != State::kReady) continue;
-      resume(lane);
-      if (!grid.failure.empty()) return true;
-      ran = true;
-    }
-  } while (open_warp_barriers(first, end));
-  return ran;
+  return {first, first + kWarp < grid.count ? first + kWarp : grid.count};
+}
+
+/** The first lane that is ready after `lane` in the order of the launch, or -1. */
+int ready_after(int lane, const Lanes& lanes) {
+  const int step = grid.order == Order::kForward ? 1 : -1;
+  for (lane += step; lane >= lanes.first && lane < lanes.end; lane += step) {
+    if (grid.fibers[static_cast<size_t>(lane)].state == State::kReady) return lane;
+  }
+  return -1;
+}
+
+int first_ready(const Lanes& lanes) {
+  return ready_after(grid.order == Order::kForward ? lanes.first - 1 : lanes.end, lanes);
+}
+
+/** Who goes on when the running lane waits: the lanes go round, and after a round the barriers to which all have come
+ *  open. -1: all have ended or wait for the block. */
+int next_lane() {
+  const Lanes lanes = lanes_of(grid.running / kWarp);
+  const int lane = ready_after(grid.running, lanes);
+  if (lane >= 0 || !open_warp_barriers(lanes.first, lanes.end)) return lane;
+  return first_ready(lanes);
+}
+
+/** Runs the lanes of one warp until all have ended or wait at the block barrier. */
+void run_warp(int warp) {
+  int lane = first_ready(lanes_of(warp));
+  while (lane >= 0 && grid.failure.empty()) {
+    resume(lane);
+    lane = next_lane();
+  }
 }
 
 std::string place_text() {
@@ -290,23 +315,26 @@ void run_block(const Index& block) {
   } while (open_block_barrier());
 }
 
+/** Waits, and lets the next lane go on at once where it has been started: half the switches of a way round by the
+ *  scheduler, and most of what an emulated kernel costs. */
 void wait_here(State state, unsigned mask) {
-  self().state = state;
-  self().mask = mask;
-  to_scheduler();
+  Fiber& fiber = self();
+  const int own = grid.running;
+  fiber.state = state;
+  fiber.mask = mask;
+  const int lane = next_lane();
+  if (lane == own) return;
+  if (lane < 0 || grid.fibers[static_cast<size_t>(lane)].stack == nullptr) return to_scheduler();
+  Fiber& next = grid.fibers[static_cast<size_t>(lane)];
+  grid.running = lane;
+  place.thread = next.thread;
+  leave(fiber, next.stack_pointer, next.stack, kStackBytes);
 }
 
 unsigned existing_lanes() {
   const int first = grid.running / kWarp * kWarp;
   const int lanes = grid.count - first < kWarp ? grid.count - first : kWarp;
   return lanes == kWarp ? 0xffffffffu : (1u << lanes) - 1;
-}
-
-float bf16_value(uint32_t pair, int half) {
-  const uint32_t wide = half == 0 ? pair << 16 : pair & 0xffff0000u;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
 }
 
 /** CARAVAN_SIMT_ORDER: forward, reverse, or mixed, which is one of the two for each launch. */
@@ -316,6 +344,17 @@ Order order_of_launch() {
   if (wanted == nullptr || std::strcmp(wanted, "forward") == 0) return Order::kForward;
   if (std::strcmp(wanted, "reverse") == 0) return Order::kReverse;
   return (launches++ * 0x9e3779b9u) >> 31 ? Order::kReverse : Order::kForward;
+}
+
+/** Most values are of four or eight bytes, for which a call of memcpy costs more than the copy. */
+inline void copy_value(void* to, const void* from, size_t bytes) {
+  if (bytes == 4) {
+    std::memcpy(to, from, 4);
+  } else if (bytes == 8) {
+    std::memcpy(to, from, 8);
+  } else {
+    std::memcpy(to, from, bytes);
+  }
 }
 
 }  // namespace
@@ -380,19 +419,19 @@ void exchange_bytes(unsigned mask, const void* value, size_t bytes, int from, vo
   // Full warps change buffers, so that the next collective cannot overwrite what a slow lane has yet to read.
   const bool whole = lanes == existing_lanes();
   const int buffer = whole ? (self().parity ^= 1) : 2;
-  std::memcpy(own_warp().values[buffer][lane()], value, bytes);
+  copy_value(own_warp().values[buffer][lane()], value, bytes);
   warp_barrier(mask);
-  std::memcpy(out, own_warp().values[buffer][from], bytes);
+  copy_value(out, own_warp().values[buffer][from], bytes);
   if (!whole) warp_barrier(mask);
 }
 
 void gather_bytes(const void* value, size_t bytes, void* all) {
   if (bytes > kMostValueBytes) fault("a collective of %zu bytes", bytes);
   const int buffer = self().parity ^= 1;
-  std::memcpy(own_warp().values[buffer][lane()], value, bytes);
+  copy_value(own_warp().values[buffer][lane()], value, bytes);
   warp_barrier(0xffffffffu);
   for (int i = 0; i < kWarp; i++) {
-    std::memcpy(static_cast<char*>(all) + static_cast<size_t>(i) * bytes, own_warp().values[buffer][i], bytes);
+    copy_value(static_cast<char*>(all) + static_cast<size_t>(i) * bytes, own_warp().values[buffer][i], bytes);
   }
 }
 
@@ -433,54 +472,6 @@ void cp_async_wait(int pending) {
     }
     groups.erase(groups.begin());
   }
-}
-
-void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed) {
-  if (reinterpret_cast<uintptr_t>(row) & 15) fault("ldmatrix of a misaligned row");
-  const unsigned char* rows[kWarp];
-  gather_bytes(&row, sizeof(row), rows);
-  const int l = lane();
-  for (int matrix = 0; matrix < 4; matrix++) {
-    uint16_t pair[2];
-    for (int half = 0; half < 2; half++) {
-      const int i = transposed ? l % 4 * 2 + half : l / 4;
-      const int j = transposed ? l / 4 : l % 4 * 2 + half;
-      std::memcpy(&pair[half], rows[matrix * 8 + i] + j * 2, 2);
-    }
-    r[matrix] = static_cast<uint32_t>(pair[0]) | static_cast<uint32_t>(pair[1]) << 16;
-  }
-}
-
-// One lane multiplies for all: every operand is widened once, and the others wait.
-void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  struct Fragments {
-    float* d;
-    const uint32_t* a;
-    const uint32_t* b;
-  } own{d, a, b}, all[kWarp];
-  gather_bytes(&own, sizeof(own), all);
-  if (lane() == 0) {
-    float left[16][16], right[8][16];
-    for (int l = 0; l < kWarp; l++) {
-      const int group = l / 4, k = l % 4 * 2;
-      for (int half = 0; half < 2; half++) {
-        for (int quarter = 0; quarter < 4; quarter++) {
-          // a0: rows 0-7, k 0-7; a1: rows 8-15, k 0-7; a2: rows 0-7, k 8-15; a3: rows 8-15, k 8-15.
-          left[group + quarter % 2 * 8][k + half + quarter / 2 * 8] = bf16_value(all[l].a[quarter], half);
-        }
-        for (int upper = 0; upper < 2; upper++) right[group][k + half + upper * 8] = bf16_value(all[l].b[upper], half);
-      }
-    }
-    for (int l = 0; l < kWarp; l++) {
-      for (int i = 0; i < 4; i++) {
-        const int row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2;
-        float sum = 0;
-        for (int k = 0; k < 16; k++) sum += left[row][k] * right[column][k];
-        all[l].d[i] += sum;
-      }
-    }
-  }
-  warp_barrier(0xffffffffu);
 }
 
 }  // namespace simt
