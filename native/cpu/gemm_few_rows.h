@@ -36,8 +36,9 @@ inline F32 multiply_add(F32 a, F32 b, F32 acc) {
   return kPairs ? dot_pairs(a, b, acc) : fma(a, b, acc);
 }
 
-/** kVectors vectors of columns from column j on, side by side: the chains of one would wait for each other. The memory
- *  of the columns that follow is asked for meanwhile: rows of weights are too short for the hardware to run ahead. */
+/** kVectors vectors of columns from column j on, side by side: the chains of one would wait for each other. Each takes
+ *  a cache line of its rows at a time, since rows of weights often lie so that their lines want the same places in L1.
+ *  The memory of the columns that follow is asked for meanwhile: rows are too short for the hardware to run ahead. */
 template <bool kPairs, typename T, int kRows, int kVectors>
 inline void sum_transposed_columns(const FewRows& f, int64_t j) {
   const T* b = static_cast<const T*>(f.b.data) + (f.column + j) * f.b.column_stride;
@@ -52,18 +53,22 @@ inline void sum_transposed_columns(const FewRows& f, int64_t j) {
   for (int r = 0; r < kRows; r++) {
     for (int v = 0; v < kVectors; v++) acc[r][v] = zero();
   }
-  for (int64_t k = 0; k < f.K; k += kBlockElements<T>) {
+  const auto add_block = [&](int v, int64_t k) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int line = 0; line < kLanes * kLanes * 4 / 64; line++, ahead += 64) __builtin_prefetch(ahead);
+    transposed_block<kPairs>(lanes[v], k, f.K, kPairs ? k / 2 : k,
+                             [&](int64_t unit, F32 column) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+                               for (int r = 0; r < kRows; r++) {
+                                 acc[r][v] = multiply_add<kPairs>(f.a.at(r, unit), column, acc[r][v]);
+                               }
+                             });
+  };
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t line = 0; line < f.K; line += kLine) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v++) {
-#pragma GCC unroll 16
-      for (int line = 0; line < kLanes * kLanes * 4 / 64; line++, ahead += 64) __builtin_prefetch(ahead);
-      transposed_block<kPairs>(lanes[v], k, f.K, kPairs ? k / 2 : k,
-                               [&](int64_t unit, F32 column) __attribute__((always_inline)) {
-#pragma GCC unroll 2
-                                 for (int r = 0; r < kRows; r++) {
-                                   acc[r][v] = multiply_add<kPairs>(f.a.at(r, unit), column, acc[r][v]);
-                                 }
-                               });
+      for (int64_t k = line; k < line + kLine && k < f.K; k += kBlockElements<T>) add_block(v, k);
     }
   }
   for (int r = 0; r < kRows; r++) {
