@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 WARM_UP_STEPS = 2
+WARM_UP_SECONDS = 2  # of generating, one call at least
 
 
 def llama(vocabulary, hidden, layers, heads, key_heads, inner, tied=True, context=512, theta=10000.0):
@@ -116,13 +117,17 @@ def dpo_loss(forward, reference, ids):
 def generate(args, model, batch):
     model.eval()
     times = []
-    for call in range((args.steps or 3) + 1):
+    calls = 0
+    warm = time.perf_counter() + WARM_UP_SECONDS
+    while len(times) < (args.steps or 3):
+        is_warm = calls > 0 and time.perf_counter() >= warm
+        calls += 1
         ids = torch.randint(0, model.config.vocab_size, (batch, args.prompt), device=args.device)
         start = clock(args)
         with torch.no_grad():
             model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.new_tokens,
                            min_new_tokens=args.new_tokens, do_sample=True, temperature=1.0, top_k=0, pad_token_id=0)
-        if call > 0:
+        if is_warm:
             times.append(clock(args) - start)
     median = statistics.median(times)
     print(json.dumps({

@@ -24,6 +24,7 @@ export interface BenchGenerateFlags {
   prompt: number
   newTokens: number
   rounds: number
+  warmUp: number
   peer?: boolean | string
   peerTimeout: number
   json?: boolean
@@ -69,17 +70,21 @@ interface GenerateWork {
   prompt: number
   newTokens: number
   rounds: number
+  /** Seconds of calls that are not counted, of which there is one at least: JavaScript is compiled as it runs. */
+  warmUp: number
 }
 
-/** Median of `rounds` calls, after one that is not counted. */
+/** Median of `rounds` calls. */
 export async function measureGenerate(model: CausalLm, work: GenerateWork): Promise<GenerateResult> {
-  const { batch, prompt, newTokens, rounds } = work
+  const { batch, prompt, newTokens, rounds, warmUp } = work
   const whole: number[] = []
   const prompts: number[] = []
-  for (let round = 0; round <= rounds; round++) {
+  const warm = performance.now() + 1000 * warmUp
+  for (let round = 0; whole.length < rounds; round++) {
+    const isWarm = round > 0 && performance.now() >= warm
     const seconds = { prompts: await timed(model, { ...work, newTokens: 1, round }), whole: 0 }
     seconds.whole = await timed(model, { ...work, round })
-    if (round === 0) continue
+    if (!isWarm) continue
     whole.push(seconds.whole)
     prompts.push(seconds.prompts)
   }

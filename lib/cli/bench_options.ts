@@ -107,7 +107,13 @@ function addStepCommands(bench: Command, ended: Ended): void {
     .option('--new-tokens <n>', 'new tokens of each', wholeNumber('--new-tokens', 2), 64)
     .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')
     .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)
-    .option('--rounds <n>', 'measured calls of each, after one that is not', wholeNumber('--rounds', 1), 3)
+    .option('--rounds <n>', 'measured calls of each', wholeNumber('--rounds', 1), 3)
+    .option(
+      '--warm-up <seconds>',
+      'of calls before that are not measured, one at least',
+      decimal('--warm-up', { least: 0, most: 600 }),
+      2,
+    )
     .addOption(dtypeOption().default('fp32'))
     .addOption(deviceOption())
     .addOption(threadsOption())

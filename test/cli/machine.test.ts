@@ -44,7 +44,20 @@ describe('doctor', () => {
 
 describe('bench generate', () => {
   it('measures batches and gives a line of JSON for each', async () => {
-    const words = ['bench', 'generate', '--batch', '1,3', '--rounds', '1', '--threads', '2', '--peer', '--json']
+    const words = [
+      'bench',
+      'generate',
+      '--batch',
+      '1,3',
+      '--rounds',
+      '1',
+      '--warm-up',
+      '0',
+      '--threads',
+      '2',
+      '--peer',
+      '--json',
+    ]
     const { stdout, exitCode } = await caravan(words, { environment: noPython })
     expect(exitCode).toBe(0)
     const rows = jsonLines(stdout) as { [key: string]: number }[]
