@@ -52,27 +52,33 @@ struct Workspace {
   }
 };
 
-/** Scores of a row -> e^(score - new maximum) in [first, end), zero elsewhere in [0, columns). Returns the factor by
- *  which what was summed before must shrink. */
-float softmax_row(float* scores, int64_t columns, Columns valid, float* max_so_far, float* sum_so_far) {
-  for (int64_t j = 0; j < valid.first; j++) scores[j] = kMinusInfinity;
-  for (int64_t j = valid.end; j < columns; j++) scores[j] = kMinusInfinity;
-  F32 top = set1(kMinusInfinity);
-  for (int64_t j = 0; j < columns; j += F32::kLanes) top = max(load(scores + j), top);
-  const float block_max = reduce_max(top);
-  const float peak = block_max > *max_so_far ? block_max : *max_so_far;
-  const F32 shift = set1(peak);
-  F32 total = zero();
-  for (int64_t j = 0; j < columns; j += F32::kLanes) {
-    F32 e = exp(load(scores + j) - shift);
-    store(scores + j, e);
-    total = total + e;
+/** Scores of `rows` rows -> e^(score - new maximum). keep[r]: the factor by which what row r summed before must shrink.
+ *  By phases, so that the folds over lanes of all rows overlap. */
+void softmax_strip(float* scores, int64_t rows, int64_t columns, float* max_so_far, float* sum_so_far, float* keep) {
+  static_assert(kStripRows <= F32::kLanes);
+  float fall[F32::kLanes] = {};
+  for (int64_t r = 0; r < rows; r++) {
+    F32 top = set1(kMinusInfinity);
+    for (int64_t j = 0; j < columns; j += F32::kLanes) top = max(load(scores + r * kBlockKeys + j), top);
+    const float block_max = reduce_max(top);
+    const float peak = block_max > max_so_far[r] ? block_max : max_so_far[r];
+    fall[r] = max_so_far[r] - peak;
+    max_so_far[r] = peak;
   }
-  float lanes[F32::kLanes];
-  store(lanes, exp(set1(*max_so_far - peak)));
-  *sum_so_far = *sum_so_far * lanes[0] + reduce_sum(total);
-  *max_so_far = peak;
-  return lanes[0];
+  F32 totals[kStripRows];
+  for (int64_t r = 0; r < rows; r++) {
+    float* row = scores + r * kBlockKeys;
+    const F32 peak = set1(max_so_far[r]);
+    F32 total = zero();
+    for (int64_t j = 0; j < columns; j += F32::kLanes) {
+      const F32 e = exp_bounded(load(row + j) - peak);
+      store(row + j, e);
+      total = total + e;
+    }
+    totals[r] = total;
+  }
+  store(keep, exp_bounded(load(fall)));
+  for (int64_t r = 0; r < rows; r++) sum_so_far[r] = sum_so_far[r] * keep[r] + reduce_sum(totals[r]);
 }
 
 /** Sequences whose keys lie side by side. */
@@ -112,29 +118,29 @@ struct Values {
 template <typename V>
 void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const Values<V>& values, int64_t row,
                   int64_t rows, int64_t block, int64_t keys) {
-  const int64_t first_position = tile.position + row / s.group;
-  const int64_t last_position = tile.position + (row + rows - 1) / s.group;
-  const Columns strip = {columns_of(tile.segment, s.window, first_position, block, keys).first,
-                         columns_of(tile.segment, s.window, last_position, block, keys).end};
-  if (strip.empty()) return;
-  const int64_t begin = strip.first / F32::kLanes * F32::kLanes;
-  const int64_t columns = round_up(strip.end, F32::kLanes) - begin;
+  const auto columns_of_row = [&](int64_t r) {
+    return columns_of(tile.segment, s.window, tile.position + r / s.group, block, keys);
+  };
+  // Rows that see none of the keys stand at either end of the strip.
+  for (; rows > 0 && columns_of_row(row).empty(); rows--) row++;
+  while (rows > 0 && columns_of_row(row + rows - 1).empty()) rows--;
+  if (rows == 0) return;
+  const Columns top = columns_of_row(row), bottom = columns_of_row(row + rows - 1);
+  const int64_t begin = top.first / F32::kLanes * F32::kLanes;
+  const int64_t columns = round_up(bottom.end, F32::kLanes) - begin;
   product({w.q + row * s.width, s.width, 1, w.keys + begin, kBlockKeys, w.scores, kBlockKeys, s.C}, rows, columns);
-  float keep[kStripRows];
-  for (int64_t r = 0; r < rows; r++) {
-    float* scores = w.scores + r * kBlockKeys;
-    Columns valid = columns_of(tile.segment, s.window, tile.position + (row + r) / s.group, block, keys);
-    if (valid.empty()) {
-      __builtin_memset(scores, 0, static_cast<size_t>(columns) * sizeof(float));
-      keep[r] = 1.0f;
-    } else {
-      valid = {valid.first - begin, valid.end - begin};
-      keep[r] = softmax_row(scores, columns, valid, w.max + row + r, w.sum + row + r);
-    }
+  // Every row sees what lies in [bottom.first, top.end).
+  const int64_t seen = round_up(bottom.first, F32::kLanes) - begin;
+  const int64_t unseen = top.end / F32::kLanes * F32::kLanes - begin;
+  for (int64_t r = 0; r < rows && (bottom.first > begin || top.end < begin + columns); r++) {
+    const Columns valid = {columns_of_row(row + r).first - begin, columns_of_row(row + r).end - begin};
+    mask_columns(w.scores + r * kBlockKeys, 0, seen, valid, set1(kMinusInfinity));
+    mask_columns(w.scores + r * kBlockKeys, unseen, columns, valid, set1(kMinusInfinity));
   }
-  const int64_t skip = strip.first - begin;
-  product_of(ProductOf<V>{w.scores + skip, kBlockKeys, 1, values.data + strip.first * values.stride, values.stride,
-                          w.o + row * s.width, s.width, strip.end - strip.first, Start::kRescale, keep},
+  float keep[F32::kLanes];
+  softmax_strip(w.scores, rows, columns, w.max + row, w.sum + row, keep);
+  product_of(ProductOf<V>{w.scores + top.first - begin, kBlockKeys, 1, values.data + top.first * values.stride,
+                          values.stride, w.o + row * s.width, s.width, bottom.end - top.first, Start::kRescale, keep},
              rows, s.width);
 }
 

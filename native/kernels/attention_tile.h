@@ -115,6 +115,17 @@ static inline Columns columns_of(const Segment& segment, int64_t window, int64_t
   return {larger(0, segment.first_key(position, window) - block), smaller(keys, segment.end_key(position) - block)};
 }
 
+/** Elements of row[begin..end) that are not in `valid` become `outside`; begin and end are multiples of kLanes. */
+static inline void mask_columns(float* row, int64_t begin, int64_t end, Columns valid, F32 outside) {
+  alignas(64) static constexpr float kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const F32 first = set1(static_cast<float>(valid.first)), past = set1(static_cast<float>(valid.end));
+  for (int64_t j = begin; j < end; j += F32::kLanes) {
+    const F32 column = load(kLaneNumbers) + set1(static_cast<float>(j));
+    const F32 inside = select_greater(past, column, load(row + j), outside);
+    store(row + j, select_greater(first, column, outside, inside));
+  }
+}
+
 // ---- copies between tensors and tiles -------------------------------------------------------------------------------
 
 /** Floats of a workspace of several parts, each starting on a cache line. */
