@@ -24,6 +24,7 @@ namespace attention_file {
 
 using namespace attention_detail;
 
+constexpr int64_t kTileRows = 192;  // query rows (positions x heads of a group) that share a packed block
 constexpr float kMinusInfinity = -__builtin_inff();
 
 struct Shapes {
@@ -171,44 +172,82 @@ void store_outputs(const Shapes& s, const Tile& tile, const Workspace& w, T* o, 
   }
 }
 
-template <typename T, typename Keys>
-void prefetch_first_block(const Args& a, const Keys& all_keys, const Shapes& s, const Tile& tile) {
-  const Segment& segment = tile.segment;
-  const int64_t block = segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
-  const int64_t keys = smaller(kBlockKeys, segment.end_key(tile.position + tile.positions - 1) - block);
-  if (keys <= 0) return;
-  const int64_t offset = (all_keys.first_row(segment, block) * s.K + tile.kv_head) * s.C;
-  prefetch_block(a.in[1].as<T>() + offset, s.K * s.C, keys, s.C);
-  prefetch_block(a.in[2].as<T>() + offset, s.K * s.C, keys, s.C);
-}
+/** What is to be asked for while something else is worked on. */
+struct Ahead {
+  MemoryRows rows[4];
+  void prefetch(int64_t part, int64_t parts) const {
+    for (const MemoryRows& r : rows) prefetch_part(r, part, parts);
+  }
+};
 
+/** The tensors of a call: where the rows of one key/value head lie. */
 template <typename T, typename Keys>
-void attend_tile(const Args& a, const Keys& all_keys, const Shapes& s, const Tile& tile, const Workspace& w) {
-  const Segment& segment = tile.segment;
+struct Source {
+  const Args& a;
+  const Keys& keys;
+  const Shapes& s;
+
+  /** Elements from the start of k or v to the first of a block. */
+  int64_t block_offset(const Tile& tile, int64_t block) const {
+    return (keys.first_row(tile.segment, block) * s.K + tile.kv_head) * s.C;
+  }
+  int64_t first_block(const Tile& tile) const {
+    return tile.segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
+  }
+  int64_t end_key(const Tile& tile) const { return tile.segment.end_key(tile.position + tile.positions - 1); }
+
+  /** Rows of k (in[1]) or v (in[2]). */
+  MemoryRows block_rows(const View& x, const Tile& tile, int64_t block) const {
+    const int64_t size = sizeof(T), keys_here = smaller(kBlockKeys, end_key(tile) - block);
+    if (keys_here <= 0) return {};
+    return {x.as<T>() + block_offset(tile, block), s.K * s.C * size, s.C * size, keys_here};
+  }
+  /** Rows of q (in[0]) or o (out[0]), the heads of the group side by side. */
+  MemoryRows tile_rows(const View& x, const Tile& tile) const {
+    const int64_t size = sizeof(T), position = tile.segment.q_begin + tile.position;
+    return {x.as<T>() + (position * s.H + tile.kv_head * s.group) * s.C, s.H * s.C * size, s.group * s.C * size,
+            tile.positions};
+  }
+  Ahead of_block(const Tile& tile, int64_t block) const {
+    return {block_rows(a.in[1], tile, block), block_rows(a.in[2], tile, block)};
+  }
+  Ahead of_tile(const Tile& tile) const {
+    const int64_t block = first_block(tile);
+    return {block_rows(a.in[1], tile, block), block_rows(a.in[2], tile, block), tile_rows(a.in[0], tile)};
+  }
+};
+
+/** `next`: the tile that comes after this one, or null. */
+template <typename T, typename Keys>
+void attend_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
+  const Shapes& s = source.s;
+  const Args& a = source.a;
   load_queries(s, tile, w, a.in[0].as<T>());
-  const int64_t first = segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
-  const int64_t end = segment.end_key(tile.position + tile.positions - 1);
-  const int64_t rows = tile.rows(s);
-  for (int64_t block = first; block < end; block += kBlockKeys) {
+  const int64_t end = source.end_key(tile);
+  const int64_t rows = tile.rows(s), strips = ceil_div(rows, kStripRows), stride = s.K * s.C;
+  for (int64_t block = source.first_block(tile); block < end; block += kBlockKeys) {
     const int64_t keys = smaller(kBlockKeys, end - block);
-    const int64_t offset = (all_keys.first_row(segment, block) * s.K + tile.kv_head) * s.C;
-    const bool one_strip = rows <= kStripRows;
-    if (one_strip && block + keys < end) {
-      const int64_t next = (all_keys.first_row(segment, block + kBlockKeys) * s.K + tile.kv_head) * s.C;
-      const int64_t next_keys = smaller(kBlockKeys, end - block - keys);
-      prefetch_block(a.in[1].as<T>() + next, s.K * s.C, next_keys, s.C);
-      prefetch_block(a.in[2].as<T>() + next, s.K * s.C, next_keys, s.C);
+    Ahead ahead;
+    if (block + keys < end) {
+      ahead = source.of_block(tile, block + kBlockKeys);
+    } else {
+      if (next != nullptr) ahead = source.of_tile(*next);
+      ahead.rows[3] = source.tile_rows(a.out[0], tile);
     }
-    transpose_block(a.in[1].as<T>() + offset, s.K * s.C, keys, s.C, w.keys);
+    ahead.prefetch(0, strips);
+    const int64_t offset = source.block_offset(tile, block);
+    transpose_block(a.in[1].as<T>() + offset, stride, keys, s.C, w.keys);
     const T* values = a.in[2].as<T>() + offset;
     // Values that one strip reads once are not worth a copy.
-    if (one_strip && s.C == s.width) {
-      attend_strip(s, tile, w, Values<T>{values, s.K * s.C}, 0, rows, block, keys);
+    if (strips == 1 && s.C == s.width) {
+      attend_strip(s, tile, w, Values<T>{values, stride}, 0, rows, block, keys);
       continue;
     }
-    for (int64_t j = 0; j < keys; j++) widen_row(values + j * s.K * s.C, s.C, 1.0f, w.values + j * s.width);
-    for (int64_t row = 0; row < rows; row += kStripRows) {
+    for (int64_t j = 0; j < keys; j++) widen_row(values + j * stride, s.C, 1.0f, w.values + j * s.width);
+    for (int64_t strip = 0; strip < strips; strip++) {
+      const int64_t row = strip * kStripRows;
       attend_strip(s, tile, w, Values<float>{w.values, s.width}, row, smaller(kStripRows, rows - row), block, keys);
+      if (strip + 1 < strips) ahead.prefetch(strip + 1, strips);
     }
   }
   store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
@@ -243,7 +282,7 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
   int64_t tasks = 0, most_rows = 0;
   for (int64_t i = 0; i < count; i++) {
     const int64_t queries = all_keys.at(i).queries;
-    const int64_t positions = tile_positions(queries, s.group);
+    const int64_t positions = tile_positions(queries, s.group, kTileRows);
     task_ends[i] = tasks += ceil_div(queries, positions) * s.K;
     most_rows = larger(most_rows, positions * s.group);
   }
@@ -253,23 +292,26 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
   const auto tile_of = [&](int64_t task) {
     const int64_t index = segment_of_task(task_ends, count, task);
     const Segment segment = all_keys.at(index);
-    const int64_t positions = tile_positions(segment.queries, s.group);
-    // The last tile of a segment sees most keys: longest tasks first.
-    const int64_t from_end = task_ends[index] - 1 - task;
-    const int64_t position = from_end / s.K * positions;
-    return Tile{segment, from_end % s.K, position, smaller(positions, segment.queries - position)};
+    const int64_t positions = tile_positions(segment.queries, s.group, kTileRows);
+    // The tiles of a head follow each other, as they read the same keys; the last sees most: longest first.
+    const int64_t tiles = ceil_div(segment.queries, positions), from_end = task_ends[index] - 1 - task;
+    const int64_t position = from_end % tiles * positions;
+    return Tile{segment, from_end / tiles, position, smaller(positions, segment.queries - position)};
   };
-  // Small tiles go by in runs, in which the memory of the next one is asked for: the hardware would not, as the rows of
-  // one head lie apart.
-  const bool small = most_rows <= kStripRows;
-  const int64_t run = small ? larger(1, tasks / (4 * pool.threads())) : 1;
+  // Small tiles go by in runs: the memory of the next one is asked for, and in a run it is known which that is. After a
+  // run, other threads will have taken about one each.
+  const int64_t run = most_rows <= kStripRows ? larger(1, tasks / (4 * pool.threads())) : 1;
+  const Source<T, Keys> source = {a, all_keys, s};
   parallel_ranges(pool, tasks, run, [&](int64_t begin, int64_t end, int worker) {
     Workspace w;
     Workspace::layout(most_rows, s.width, work_memory.as<float>() + floats * worker, &w);
+    Tile tile = tile_of(begin);
+    source.of_tile(tile).prefetch(0, 1);
     for (int64_t task = begin; task < end; task++) {
-      if (small && task == begin) prefetch_first_block<T>(a, all_keys, s, tile_of(task));
-      if (small && task + 1 < end) prefetch_first_block<T>(a, all_keys, s, tile_of(task + 1));
-      attend_tile<T>(a, all_keys, s, tile_of(task), w);
+      const int64_t after = task + 1 < end ? task + 1 : begin + run * pool.threads();
+      const Tile next = after < tasks ? tile_of(after) : tile;
+      attend_tile(source, tile, after < tasks ? &next : nullptr, w);
+      tile = next;
     }
   });
 }

@@ -22,12 +22,13 @@ namespace attention_backward_file {
 
 using namespace attention_detail;
 
+constexpr int64_t kTileRows = 96;  // query rows (positions x heads of a group) whose q and do stay in L1
 constexpr int64_t kTogetherBytes = int64_t{64} << 20;
 
 struct Shapes {
   int64_t N, H, K, C, group, width, window;
   float scale;
-  int64_t positions_per_tile(const Segment& segment) const { return tile_positions(segment.queries, group); }
+  int64_t positions_per_tile(const Segment& segment) const { return tile_positions(segment.queries, group, kTileRows); }
 };
 
 struct Tensors {

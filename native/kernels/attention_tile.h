@@ -14,7 +14,6 @@ namespace caravan::CARAVAN_ISA {
 namespace attention_detail {
 
 inline constexpr int64_t kBlockKeys = 64;   // keys per step of the online softmax, counted from the segment's first key
-inline constexpr int64_t kTileTarget = 96;  // query rows (positions x heads of a group) that share a packed block
 
 // Rows of the register tile; with two vectors of columns this fills 16 (AVX2) or 32 (AVX-512) registers.
 inline constexpr int kStripRows = F32::kLanes == 16 ? 12 : (CARAVAN_ISA_LEVEL == 2 ? 6 : 4);
@@ -83,10 +82,13 @@ static inline void for_gaps(const View& segments, int column, int64_t count, con
   if (count > end) body(end, count);
 }
 
-/** Positions of a segment that make one tile: about kTileTarget rows, in tiles of nearly equal size. */
-static inline int64_t tile_positions(int64_t queries, int64_t group) {
-  const int64_t most = larger(1, kTileTarget / group);
-  return queries == 0 ? 1 : ceil_div(queries, ceil_div(queries, most));
+/** Positions of a segment that make one tile: about `rows` rows, in tiles of nearly equal size and of whole strips. */
+static inline int64_t tile_positions(int64_t queries, int64_t group, int64_t rows) {
+  const int64_t most = larger(1, rows / group);
+  const int64_t equal = queries == 0 ? 1 : ceil_div(queries, ceil_div(queries, most));
+  int64_t step = 1;  // positions whose rows are whole strips
+  while (step * group % kStripRows != 0) step++;
+  return step > most ? equal : smaller(round_up(equal, step), most / step * step);
 }
 
 /** The segment of a task when task_ends[s] tasks belong to the segments up to and including s. */
@@ -187,13 +189,18 @@ static inline void transpose_block(const T* from, int64_t row_stride, int64_t ke
   }
 }
 
-/** Asks for `keys` rows of C elements ahead of their use. Rows of one head lie K * C elements apart, a pattern that the
- *  hardware does not follow; a decode step is nothing but this traffic. */
-template <typename T>
-static inline void prefetch_block(const T* from, int64_t row_stride, int64_t keys, int64_t C) {
-  for (int64_t j = 0; j < keys; j++) {
-    const char* row = reinterpret_cast<const char*>(from + j * row_stride);
-    for (int64_t byte = 0; byte < C * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(row + byte);
+/** Rows of one head in a tensor: `count` runs of `bytes`, `stride` bytes apart. */
+struct MemoryRows {
+  const void* data = nullptr;
+  int64_t stride = 0, bytes = 0, count = 0;
+};
+
+/** Asks for one of `parts` equal parts of the rows ahead of their use. Rows of one head lie apart, a pattern that the
+ *  hardware does not follow; a decode step is nothing but this traffic, and a tile that waits for its rows waits long. */
+static inline void prefetch_part(const MemoryRows& rows, int64_t part, int64_t parts) {
+  for (int64_t j = rows.count * part / parts; j < rows.count * (part + 1) / parts; j++) {
+    const char* row = static_cast<const char*>(rows.data) + j * rows.stride;
+    for (int64_t byte = 0; byte < rows.bytes; byte += 64) __builtin_prefetch(row + byte);
   }
 }
 
