@@ -122,11 +122,11 @@ void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const V
   const auto columns_of_row = [&](int64_t r) {
     return columns_of(tile.segment, s.window, tile.position + r / s.group, block, keys);
   };
+  Columns top = columns_of_row(row), bottom = columns_of_row(row + rows - 1);
+  if (Columns{top.first, bottom.end}.empty()) return;
   // Rows that see none of the keys stand at either end of the strip.
-  for (; rows > 0 && columns_of_row(row).empty(); rows--) row++;
-  while (rows > 0 && columns_of_row(row + rows - 1).empty()) rows--;
-  if (rows == 0) return;
-  const Columns top = columns_of_row(row), bottom = columns_of_row(row + rows - 1);
+  for (; top.empty(); rows--) top = columns_of_row(++row);
+  for (; bottom.empty(); rows--) bottom = columns_of_row(row + rows - 2);
   const int64_t begin = top.first / F32::kLanes * F32::kLanes;
   const int64_t columns = round_up(bottom.end, F32::kLanes) - begin;
   product({w.q + row * s.width, s.width, 1, w.keys + begin, kBlockKeys, w.scores, kBlockKeys, s.C}, rows, columns);

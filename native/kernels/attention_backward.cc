@@ -193,10 +193,10 @@ void strip_gradient(const Shapes& s, const Head& head, const Tile& tile, const B
   const auto columns_of_row = [&](int64_t r) {
     return columns_of(head.segment, s.window, tile.position + r / s.group, block.begin, block.keys);
   };
-  for (; rows > 0 && columns_of_row(row).empty(); rows--) row++;
-  while (rows > 0 && columns_of_row(row + rows - 1).empty()) rows--;
-  if (rows == 0) return;
-  const Columns top = columns_of_row(row), bottom = columns_of_row(row + rows - 1);
+  Columns top = columns_of_row(row), bottom = columns_of_row(row + rows - 1);
+  if (Columns{top.first, bottom.end}.empty()) return;
+  for (; top.empty(); rows--) top = columns_of_row(++row);
+  for (; bottom.empty(); rows--) bottom = columns_of_row(row + rows - 2);
   const int64_t begin = top.first / F32::kLanes * F32::kLanes, end = round_up(bottom.end, F32::kLanes);
   // Every row sees what lies in [bottom.first, top.end).
   const int64_t seen = round_up(bottom.first, F32::kLanes), unseen = top.end / F32::kLanes * F32::kLanes;
