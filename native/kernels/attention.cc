@@ -13,6 +13,8 @@
 // another address for a block, hence the same bits.
 #include <math.h>
 
+#include <initializer_list>
+
 #include "core/kernel_registry.h"
 #include "core/scratch.h"
 #include "kernels/attention_tile.h"
@@ -172,14 +174,6 @@ void store_outputs(const Shapes& s, const Tile& tile, const Workspace& w, T* o, 
   }
 }
 
-/** What is to be asked for while something else is worked on. */
-struct Ahead {
-  MemoryRows rows[4];
-  void prefetch(int64_t part, int64_t parts) const {
-    for (const MemoryRows& r : rows) prefetch_part(r, part, parts);
-  }
-};
-
 /** The tensors of a call: where the rows of one key/value head lie. */
 template <typename T, typename Keys>
 struct Source {
@@ -208,46 +202,65 @@ struct Source {
     return {x.as<T>() + (position * s.H + tile.kv_head * s.group) * s.C, s.H * s.C * size, s.group * s.C * size,
             tile.positions};
   }
-  Ahead of_block(const Tile& tile, int64_t block) const {
-    return {block_rows(a.in[1], tile, block), block_rows(a.in[2], tile, block)};
-  }
-  Ahead of_tile(const Tile& tile) const {
-    const int64_t block = first_block(tile);
-    return {block_rows(a.in[1], tile, block), block_rows(a.in[2], tile, block), tile_rows(a.in[0], tile)};
+  /** The keys or values of the block after `block`, which may be the first of the next tile (null: there is none). */
+  MemoryRows rows_after(const View& x, const Tile& tile, int64_t block, const Tile* next) const {
+    if (block + kBlockKeys < end_key(tile)) return block_rows(x, tile, block + kBlockKeys);
+    return next == nullptr ? MemoryRows{} : block_rows(x, *next, first_block(*next));
   }
 };
 
-/** `next`: the tile that comes after this one, or null. */
+/** A tile of one strip, as in decoding: it waits for memory and for nothing else. `next`: the tile that comes after this
+ *  one, or null. */
+template <typename T, typename Keys>
+void attend_small_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
+  const Shapes& s = source.s;
+  const Args& a = source.a;
+  load_queries(s, tile, w, a.in[0].as<T>());
+  const int64_t end = source.end_key(tile), rows = tile.rows(s), stride = s.K * s.C;
+  for (int64_t block = source.first_block(tile); block < end; block += kBlockKeys) {
+    const int64_t keys = smaller(kBlockKeys, end - block);
+    const MemoryRows next_keys = source.rows_after(a.in[1], tile, block, next);
+    const MemoryRows next_values = source.rows_after(a.in[2], tile, block, next);
+    prefetch_rows(next_keys, 0, next_keys.count);
+    prefetch_rows(next_values, 0, next_values.count);
+    const int64_t offset = source.block_offset(tile, block);
+    transpose_block(a.in[1].as<T>() + offset, stride, keys, s.C, w.keys);
+    const T* values = a.in[2].as<T>() + offset;
+    // Values that one strip reads once are not worth a copy.
+    if (s.C == s.width) {
+      attend_strip(s, tile, w, Values<T>{values, stride}, 0, rows, block, keys);
+    } else {
+      for (int64_t j = 0; j < keys; j++) widen_row(values + j * stride, s.C, 1.0f, w.values + j * s.width);
+      attend_strip(s, tile, w, Values<float>{w.values, s.width}, 0, rows, block, keys);
+    }
+  }
+  store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
+}
+
+/** A tile of several strips. */
 template <typename T, typename Keys>
 void attend_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
   const Shapes& s = source.s;
   const Args& a = source.a;
   load_queries(s, tile, w, a.in[0].as<T>());
-  const int64_t end = source.end_key(tile);
+  const int64_t first = source.first_block(tile), end = source.end_key(tile);
   const int64_t rows = tile.rows(s), strips = ceil_div(rows, kStripRows), stride = s.K * s.C;
-  for (int64_t block = source.first_block(tile); block < end; block += kBlockKeys) {
-    const int64_t keys = smaller(kBlockKeys, end - block);
-    Ahead ahead;
-    if (block + keys < end) {
-      ahead = source.of_block(tile, block + kBlockKeys);
-    } else {
-      if (next != nullptr) ahead = source.of_tile(*next);
-      ahead.rows[3] = source.tile_rows(a.out[0], tile);
-    }
-    ahead.prefetch(0, strips);
-    const int64_t offset = source.block_offset(tile, block);
+  const int64_t all_strips = larger(1, strips * ceil_div(end - first, kBlockKeys));
+  Ahead next_queries(next == nullptr ? MemoryRows{} : source.tile_rows(a.in[0], *next), all_strips);
+  Ahead outputs(source.tile_rows(a.out[0], tile), all_strips);
+  for (int64_t block = first; block < end; block += kBlockKeys) {
+    const int64_t keys = smaller(kBlockKeys, end - block), offset = source.block_offset(tile, block);
+    Ahead next_keys(source.rows_after(a.in[1], tile, block, next), strips);
+    Ahead next_values(source.rows_after(a.in[2], tile, block, next), strips);
     transpose_block(a.in[1].as<T>() + offset, stride, keys, s.C, w.keys);
     const T* values = a.in[2].as<T>() + offset;
-    // Values that one strip reads once are not worth a copy.
-    if (strips == 1 && s.C == s.width) {
-      attend_strip(s, tile, w, Values<T>{values, stride}, 0, rows, block, keys);
-      continue;
-    }
     for (int64_t j = 0; j < keys; j++) widen_row(values + j * stride, s.C, 1.0f, w.values + j * s.width);
-    for (int64_t strip = 0; strip < strips; strip++) {
-      const int64_t row = strip * kStripRows;
+    for (int64_t row = 0; row < rows; row += kStripRows) {
+      next_keys.next_part();
+      next_values.next_part();
+      next_queries.next_part();
+      outputs.next_part();
       attend_strip(s, tile, w, Values<float>{w.values, s.width}, row, smaller(kStripRows, rows - row), block, keys);
-      if (strip + 1 < strips) ahead.prefetch(strip + 1, strips);
     }
   }
   store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
@@ -300,18 +313,27 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
   };
   // Small tiles go by in runs: the memory of the next one is asked for, and in a run it is known which that is. After a
   // run, other threads will have taken about one each.
-  const int64_t run = most_rows <= kStripRows ? larger(1, tasks / (4 * pool.threads())) : 1;
+  const bool small = most_rows <= kStripRows;
+  const int64_t run = small ? larger(1, tasks / (4 * pool.threads())) : 1;
   const Source<T, Keys> source = {a, all_keys, s};
   parallel_ranges(pool, tasks, run, [&](int64_t begin, int64_t end, int worker) {
     Workspace w;
     Workspace::layout(most_rows, s.width, work_memory.as<float>() + floats * worker, &w);
     Tile tile = tile_of(begin);
-    source.of_tile(tile).prefetch(0, 1);
+    for (const View* x : {a.in + 1, a.in + 2}) {
+      const MemoryRows rows = source.block_rows(*x, tile, source.first_block(tile));
+      prefetch_rows(rows, 0, rows.count);
+    }
     for (int64_t task = begin; task < end; task++) {
       const int64_t after = task + 1 < end ? task + 1 : begin + run * pool.threads();
-      const Tile next = after < tasks ? tile_of(after) : tile;
-      attend_tile(source, tile, after < tasks ? &next : nullptr, w);
-      tile = next;
+      const Tile following = after < tasks ? tile_of(after) : tile;
+      const Tile* next = after < tasks ? &following : nullptr;
+      if (small) {
+        attend_small_tile(source, tile, next, w);
+      } else {
+        attend_tile(source, tile, next, w);
+      }
+      tile = following;
     }
   });
 }

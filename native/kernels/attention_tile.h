@@ -195,14 +195,29 @@ struct MemoryRows {
   int64_t stride = 0, bytes = 0, count = 0;
 };
 
-/** Asks for one of `parts` equal parts of the rows ahead of their use. Rows of one head lie apart, a pattern that the
- *  hardware does not follow; a decode step is nothing but this traffic, and a tile that waits for its rows waits long. */
-static inline void prefetch_part(const MemoryRows& rows, int64_t part, int64_t parts) {
-  for (int64_t j = rows.count * part / parts; j < rows.count * (part + 1) / parts; j++) {
+/** Asks for rows [begin, end) ahead of their use. Rows of one head lie apart, a pattern that the hardware does not
+ *  follow; a decode step is nothing but this traffic. */
+static inline void prefetch_rows(const MemoryRows& rows, int64_t begin, int64_t end) {
+  for (int64_t j = begin; j < end; j++) {
     const char* row = static_cast<const char*>(rows.data) + j * rows.stride;
     for (int64_t byte = 0; byte < rows.bytes; byte += 64) __builtin_prefetch(row + byte);
   }
 }
+
+/** Asks for rows in equal parts beside other work: a burst would wait for itself. */
+class Ahead {
+ public:
+  Ahead(const MemoryRows& rows, int64_t parts) : rows_(rows), step_(rows.count / parts + 1) {}
+  void next_part() {
+    const int64_t begin = row_;
+    row_ = smaller(rows_.count, row_ + step_);
+    if (begin < row_) prefetch_rows(rows_, begin, row_);
+  }
+
+ private:
+  MemoryRows rows_;
+  int64_t step_, row_ = 0;
+};
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
