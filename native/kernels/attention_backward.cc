@@ -12,6 +12,8 @@
 // The first is taken when its tasks fill the threads well enough (see apart_is_faster) and its keys fit kTogetherBytes.
 #include <math.h>
 
+#include <initializer_list>
+
 #include "core/kernel_registry.h"
 #include "core/scratch.h"
 #include "kernels/attention_tile.h"
@@ -173,6 +175,40 @@ void store_queries(const Tensors& t, const Shapes& s, const Head& head, const Ti
   });
 }
 
+/** Rows of q, do or dq that belong to a tile. */
+template <typename T>
+MemoryRows tile_rows(const View& x, const Shapes& s, const Head& head, const Tile& tile) {
+  const int64_t size = sizeof(T), position = head.segment.q_begin + tile.position;
+  return {x.as<T>() + (position * s.H + head.kv_head * s.group) * s.C, s.H * s.C * size, s.group * s.C * size,
+          tile.positions};
+}
+
+/** Rows of k or v that belong to a block. */
+template <typename T>
+MemoryRows block_rows(const View& x, const Shapes& s, const Head& head, const Block& block) {
+  const int64_t size = sizeof(T), position = head.segment.k_begin + block.begin;
+  return {x.as<T>() + (position * s.K + head.kv_head) * s.C, s.K * s.C * size, s.C * size, block.keys};
+}
+
+/** What is asked for while a tile is worked on: its rows of dq, and the queries of the next tile. */
+template <typename T>
+class TileAhead {
+ public:
+  /** `parts`: how often next_part will be called; an empty tile stands for no next one. */
+  TileAhead(const Tensors& t, const Shapes& s, const Head& head, const Tile& tile, const Tile& next, int64_t parts)
+      : dq_(tile_rows<T>(t.dq, s, head, tile), parts),
+        q_(tile_rows<T>(t.q, s, head, next), parts),
+        d_o_(tile_rows<T>(t.d_o, s, head, next), parts) {}
+  void next_part() {
+    dq_.next_part();
+    q_.next_part();
+    d_o_.next_part();
+  }
+
+ private:
+  Ahead dq_, q_, d_o_;
+};
+
 // ---- one tile of queries against one block of keys ------------------------------------------------------------------
 
 /** p and ds of a row in [begin, end) from its scores (in p) and do v^T (in ds), as if it saw all the keys. */
@@ -256,17 +292,23 @@ bool apart_from(const Shapes& s, const Segment& segment, const Tile& tile, const
 }
 
 /** Adds what the tile and the block have to do with each other to dq (wanted.queries) and to dk and dv (wanted.keys). */
-void visit(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w, Wanted wanted) {
+template <typename MemoryAhead>
+void visit(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w, Wanted wanted,
+           MemoryAhead& ahead) {
   const int64_t rows = tile.positions * s.group;
   for (int64_t row = 0; row < rows; row += kStripRows) {
+    ahead.next_part();
     strip_gradient(s, head, tile, block, w, row, smaller(kStripRows, rows - row), wanted.queries);
   }
   if (wanted.keys) add_key_gradient(s, head, tile, block, w);
 }
 
+/** The tile that starts at `position`, which may be the end of the segment: an empty tile. */
 Tile tile_at(const Shapes& s, const Segment& segment, int64_t position) {
   return {position, smaller(s.positions_per_tile(segment), segment.queries - position)};
 }
+
+int64_t strips_of(const Shapes& s, const Tile& tile) { return ceil_div(tile.positions * s.group, kStripRows); }
 
 /** The block that starts at `key`, in place `index` of the workspace. */
 Block block_at(const Shapes& s, const Segment& segment, const Workspace& w, int64_t key, int64_t index) {
@@ -285,7 +327,9 @@ void key_block(const Tensors& t, const Shapes& s, const Head& head, int64_t key,
     const Tile tile = tile_at(s, head.segment, position);
     if (apart_from(s, head.segment, tile, block)) continue;
     load_tile<T>(t, s, head, tile, w);
-    visit(s, head, tile, block, w, {false, true});
+    const Tile next = tile_at(s, head.segment, position + tile.positions);
+    TileAhead<T> ahead(t, s, head, {position, 0}, next, strips_of(s, tile));
+    visit(s, head, tile, block, w, {false, true}, ahead);
   }
   store_block<T>(t, s, head, block);
 }
@@ -297,11 +341,14 @@ void query_tile(const Tensors& t, const Shapes& s, const Head& head, const Tile&
   const Segment& segment = head.segment;
   load_tile<T>(t, s, head, tile, w);
   __builtin_memset(w.dq, 0, static_cast<size_t>(tile.positions * s.group * s.width) * sizeof(float));
+  const int64_t blocks = ceil_div(segment.end_key(tile.position + tile.positions - 1), kBlockKeys);
+  TileAhead<T> ahead(t, s, head, tile, tile_at(s, segment, tile.position + tile.positions),
+                     larger(1, blocks * strips_of(s, tile)));
   for (int64_t key = 0; key < segment.keys; key += kBlockKeys) {
     const Block block = block_at(s, segment, w, key, wanted.keys ? key / kBlockKeys : 0);
     if (apart_from(s, segment, tile, block)) continue;
     if (!wanted.keys) load_block<T>(t, s, head, block, false);
-    visit(s, head, tile, block, w, wanted);
+    visit(s, head, tile, block, w, wanted, ahead);
   }
   store_queries<T>(t, s, head, tile, w.dq);
 }
@@ -310,7 +357,10 @@ template <typename T>
 void whole_head(const Tensors& t, const Shapes& s, const Head& head, const Workspace& w) {
   const Segment& segment = head.segment;
   for (int64_t key = 0; key < segment.keys; key += kBlockKeys) {
-    load_block<T>(t, s, head, block_at(s, segment, w, key, key / kBlockKeys), true);
+    const Block block = block_at(s, segment, w, key, key / kBlockKeys);
+    const Block next = block_at(s, segment, w, key + block.keys, 0);
+    for (const View* x : {&t.k, &t.v}) prefetch_rows(block_rows<T>(*x, s, head, next), 0, next.keys);
+    load_block<T>(t, s, head, block, true);
   }
   const int64_t step = s.positions_per_tile(segment);
   for (int64_t position = 0; position < segment.queries; position += step) {
