@@ -233,10 +233,9 @@ static inline ExpParts exp_parts(F32 x) {
 
 /** e^x for x <= 88.3 with a relative error below 2e-7; x below -87.3 give 0, NaN stays NaN. */
 static inline F32 exp_bounded(F32 x) {
-  // Far below the interval the parts are bits without meaning, which are dropped. Inside it the scale is a power of two
-  // whose product with 1 + rest is no denormal: one rounding, that of 1 + rest.
+  // Below the interval the parts are bits without meaning, which are dropped.
   const ExpParts parts = exp_parts(x);
-  return zero_where_greater(set1(-87.3f), x, fma(parts.rest, parts.scale, parts.scale));
+  return zero_where_greater(set1(-87.3f), x, (set1(1.0f) + parts.rest) * parts.scale);
 }
 
 /** As exp_bounded; larger x give +inf. */
