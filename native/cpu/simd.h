@@ -77,6 +77,8 @@ static inline F32 exponent_from_low_bits(F32 a) {
 static inline F32 select_greater(F32 a, F32 b, F32 yes, F32 no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
 }
+/** Lane by lane: a > b ? 0 : y. */
+static inline F32 zero_where_greater(F32 a, F32 b, F32 y) { return select_greater(a, b, zero(), y); }
 /** Lane by lane: x where x is NaN, else y. */
 static inline F32 keep_nan(F32 x, F32 y) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), y.v, x.v)};
@@ -130,6 +132,10 @@ static inline F32 exponent_from_low_bits(F32 a) {
 }
 static inline F32 select_greater(F32 a, F32 b, F32 yes, F32 no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ))};
+}
+// A blend would take a unit of the multiplications.
+static inline F32 zero_where_greater(F32 a, F32 b, F32 y) {
+  return {_mm256_andnot_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), y.v)};
 }
 static inline F32 keep_nan(F32 x, F32 y) { return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q))}; }
 
@@ -190,6 +196,7 @@ static inline F32 exponent_from_low_bits(F32 a) {
   return a;
 }
 static inline F32 select_greater(F32 a, F32 b, F32 yes, F32 no) { return {a.v > b.v ? yes.v : no.v}; }
+static inline F32 zero_where_greater(F32 a, F32 b, F32 y) { return select_greater(a, b, zero(), y); }
 static inline F32 keep_nan(F32 x, F32 y) { return {x.v == x.v ? y.v : x.v}; }
 
 #endif
@@ -224,15 +231,16 @@ static inline ExpParts exp_parts(F32 x) {
   return {fma(q, r2, r), exponent_from_low_bits(shifted)};
 }
 
-/** e^x with a relative error below 2e-7 for x in [-87.3, 88.3]; smaller x give 0, larger +inf, NaN stays NaN. */
+/** e^x for x <= 88.3 with a relative error below 2e-7; x below -87.3 give 0, NaN stays NaN. */
+static inline F32 exp_bounded(F32 x) {
+  // Below the interval the parts are bits without meaning, which are dropped.
+  const ExpParts parts = exp_parts(x);
+  return zero_where_greater(set1(-87.3f), x, (set1(1.0f) + parts.rest) * parts.scale);
+}
+
+/** As exp_bounded; larger x give +inf. */
 static inline F32 exp(F32 x) {
-  const F32 low = set1(-87.3f);
-  const F32 high = set1(88.3f);
-  // The second operand is the result of min and max when either is NaN: it passes through.
-  const ExpParts parts = exp_parts(min(high, max(low, x)));
-  F32 y = (set1(1.0f) + parts.rest) * parts.scale;
-  y = select_greater(low, x, zero(), y);
-  return select_greater(x, high, set1(__builtin_inff()), y);
+  return select_greater(x, set1(88.3f), set1(__builtin_inff()), exp_bounded(x));
 }
 
 /** 1 / (1 + e^-x). */

@@ -13,6 +13,8 @@
 // another address for a block, hence the same bits.
 #include <math.h>
 
+#include <initializer_list>
+
 #include "core/kernel_registry.h"
 #include "core/scratch.h"
 #include "kernels/attention_tile.h"
@@ -24,6 +26,7 @@ namespace attention_file {
 
 using namespace attention_detail;
 
+constexpr int64_t kTileRows = 192;  // query rows (positions x heads of a group) that share a packed block
 constexpr float kMinusInfinity = -__builtin_inff();
 
 struct Shapes {
@@ -52,27 +55,33 @@ struct Workspace {
   }
 };
 
-/** Scores of a row -> e^(score - new maximum) in [first, end), zero elsewhere in [0, columns). Returns the factor by
- *  which what was summed before must shrink. */
-float softmax_row(float* scores, int64_t columns, Columns valid, float* max_so_far, float* sum_so_far) {
-  for (int64_t j = 0; j < valid.first; j++) scores[j] = kMinusInfinity;
-  for (int64_t j = valid.end; j < columns; j++) scores[j] = kMinusInfinity;
-  F32 top = set1(kMinusInfinity);
-  for (int64_t j = 0; j < columns; j += F32::kLanes) top = max(load(scores + j), top);
-  const float block_max = reduce_max(top);
-  const float peak = block_max > *max_so_far ? block_max : *max_so_far;
-  const F32 shift = set1(peak);
-  F32 total = zero();
-  for (int64_t j = 0; j < columns; j += F32::kLanes) {
-    F32 e = exp(load(scores + j) - shift);
-    store(scores + j, e);
-    total = total + e;
+/** Scores of `rows` rows -> e^(score - new maximum). keep[r]: the factor by which what row r summed before must shrink.
+ *  By phases, so that the folds over lanes of all rows overlap. */
+void softmax_strip(float* scores, int64_t rows, int64_t columns, float* max_so_far, float* sum_so_far, float* keep) {
+  static_assert(kStripRows <= F32::kLanes);
+  float fall[F32::kLanes] = {};
+  for (int64_t r = 0; r < rows; r++) {
+    F32 top = set1(kMinusInfinity);
+    for (int64_t j = 0; j < columns; j += F32::kLanes) top = max(load(scores + r * kBlockKeys + j), top);
+    const float block_max = reduce_max(top);
+    const float peak = block_max > max_so_far[r] ? block_max : max_so_far[r];
+    fall[r] = max_so_far[r] - peak;
+    max_so_far[r] = peak;
   }
-  float lanes[F32::kLanes];
-  store(lanes, exp(set1(*max_so_far - peak)));
-  *sum_so_far = *sum_so_far * lanes[0] + reduce_sum(total);
-  *max_so_far = peak;
-  return lanes[0];
+  F32 totals[kStripRows];
+  for (int64_t r = 0; r < rows; r++) {
+    float* row = scores + r * kBlockKeys;
+    const F32 peak = set1(max_so_far[r]);
+    F32 total = zero();
+    for (int64_t j = 0; j < columns; j += F32::kLanes) {
+      const F32 e = exp_bounded(load(row + j) - peak);
+      store(row + j, e);
+      total = total + e;
+    }
+    totals[r] = total;
+  }
+  store(keep, exp_bounded(load(fall)));
+  for (int64_t r = 0; r < rows; r++) sum_so_far[r] = sum_so_far[r] * keep[r] + reduce_sum(totals[r]);
 }
 
 /** Sequences whose keys lie side by side. */
@@ -112,29 +121,29 @@ struct Values {
 template <typename V>
 void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const Values<V>& values, int64_t row,
                   int64_t rows, int64_t block, int64_t keys) {
-  const int64_t first_position = tile.position + row / s.group;
-  const int64_t last_position = tile.position + (row + rows - 1) / s.group;
-  const Columns strip = {columns_of(tile.segment, s.window, first_position, block, keys).first,
-                         columns_of(tile.segment, s.window, last_position, block, keys).end};
-  if (strip.empty()) return;
-  const int64_t begin = strip.first / F32::kLanes * F32::kLanes;
-  const int64_t columns = round_up(strip.end, F32::kLanes) - begin;
+  const auto columns_of_row = [&](int64_t r) {
+    return columns_of(tile.segment, s.window, tile.position + r / s.group, block, keys);
+  };
+  Columns top = columns_of_row(row), bottom = columns_of_row(row + rows - 1);
+  if (Columns{top.first, bottom.end}.empty()) return;
+  // Rows that see none of the keys stand at either end of the strip.
+  for (; top.empty(); rows--) top = columns_of_row(++row);
+  for (; bottom.empty(); rows--) bottom = columns_of_row(row + rows - 2);
+  const int64_t begin = top.first / F32::kLanes * F32::kLanes;
+  const int64_t columns = round_up(bottom.end, F32::kLanes) - begin;
   product({w.q + row * s.width, s.width, 1, w.keys + begin, kBlockKeys, w.scores, kBlockKeys, s.C}, rows, columns);
-  float keep[kStripRows];
-  for (int64_t r = 0; r < rows; r++) {
-    float* scores = w.scores + r * kBlockKeys;
-    Columns valid = columns_of(tile.segment, s.window, tile.position + (row + r) / s.group, block, keys);
-    if (valid.empty()) {
-      __builtin_memset(scores, 0, static_cast<size_t>(columns) * sizeof(float));
-      keep[r] = 1.0f;
-    } else {
-      valid = {valid.first - begin, valid.end - begin};
-      keep[r] = softmax_row(scores, columns, valid, w.max + row + r, w.sum + row + r);
-    }
+  // Every row sees what lies in [bottom.first, top.end).
+  const int64_t seen = round_up(bottom.first, F32::kLanes) - begin;
+  const int64_t unseen = top.end / F32::kLanes * F32::kLanes - begin;
+  for (int64_t r = 0; r < rows && (bottom.first > begin || top.end < begin + columns); r++) {
+    const Columns valid = {columns_of_row(row + r).first - begin, columns_of_row(row + r).end - begin};
+    mask_columns(w.scores + r * kBlockKeys, 0, seen, valid, set1(kMinusInfinity));
+    mask_columns(w.scores + r * kBlockKeys, unseen, columns, valid, set1(kMinusInfinity));
   }
-  const int64_t skip = strip.first - begin;
-  product_of(ProductOf<V>{w.scores + skip, kBlockKeys, 1, values.data + strip.first * values.stride, values.stride,
-                          w.o + row * s.width, s.width, strip.end - strip.first, Start::kRescale, keep},
+  float keep[F32::kLanes];
+  softmax_strip(w.scores, rows, columns, w.max + row, w.sum + row, keep);
+  product_of(ProductOf<V>{w.scores + top.first - begin, kBlockKeys, 1, values.data + top.first * values.stride,
+                          values.stride, w.o + row * s.width, s.width, bottom.end - top.first, Start::kRescale, keep},
              rows, s.width);
 }
 
@@ -165,43 +174,92 @@ void store_outputs(const Shapes& s, const Tile& tile, const Workspace& w, T* o, 
   }
 }
 
+/** The tensors of a call: where the rows of one key/value head lie. */
 template <typename T, typename Keys>
-void prefetch_first_block(const Args& a, const Keys& all_keys, const Shapes& s, const Tile& tile) {
-  const Segment& segment = tile.segment;
-  const int64_t block = segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
-  const int64_t keys = smaller(kBlockKeys, segment.end_key(tile.position + tile.positions - 1) - block);
-  if (keys <= 0) return;
-  const int64_t offset = (all_keys.first_row(segment, block) * s.K + tile.kv_head) * s.C;
-  prefetch_block(a.in[1].as<T>() + offset, s.K * s.C, keys, s.C);
-  prefetch_block(a.in[2].as<T>() + offset, s.K * s.C, keys, s.C);
-}
+struct Source {
+  const Args& a;
+  const Keys& keys;
+  const Shapes& s;
 
+  /** Elements from the start of k or v to the first of a block. */
+  int64_t block_offset(const Tile& tile, int64_t block) const {
+    return (keys.first_row(tile.segment, block) * s.K + tile.kv_head) * s.C;
+  }
+  int64_t first_block(const Tile& tile) const {
+    return tile.segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
+  }
+  int64_t end_key(const Tile& tile) const { return tile.segment.end_key(tile.position + tile.positions - 1); }
+
+  /** Rows of k (in[1]) or v (in[2]). */
+  MemoryRows block_rows(const View& x, const Tile& tile, int64_t block) const {
+    const int64_t size = sizeof(T), keys_here = smaller(kBlockKeys, end_key(tile) - block);
+    if (keys_here <= 0) return {};
+    return {x.as<T>() + block_offset(tile, block), s.K * s.C * size, s.C * size, keys_here};
+  }
+  /** Rows of q (in[0]) or o (out[0]), the heads of the group side by side. */
+  MemoryRows tile_rows(const View& x, const Tile& tile) const {
+    const int64_t size = sizeof(T), position = tile.segment.q_begin + tile.position;
+    return {x.as<T>() + (position * s.H + tile.kv_head * s.group) * s.C, s.H * s.C * size, s.group * s.C * size,
+            tile.positions};
+  }
+  /** The keys or values of the block after `block`, which may be the first of the next tile (null: there is none). */
+  MemoryRows rows_after(const View& x, const Tile& tile, int64_t block, const Tile* next) const {
+    if (block + kBlockKeys < end_key(tile)) return block_rows(x, tile, block + kBlockKeys);
+    return next == nullptr ? MemoryRows{} : block_rows(x, *next, first_block(*next));
+  }
+};
+
+/** A tile of one strip, as in decoding: it waits for memory and for nothing else. `next`: the tile that comes after this
+ *  one, or null. */
 template <typename T, typename Keys>
-void attend_tile(const Args& a, const Keys& all_keys, const Shapes& s, const Tile& tile, const Workspace& w) {
-  const Segment& segment = tile.segment;
+void attend_small_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
+  const Shapes& s = source.s;
+  const Args& a = source.a;
   load_queries(s, tile, w, a.in[0].as<T>());
-  const int64_t first = segment.first_key(tile.position, s.window) / kBlockKeys * kBlockKeys;
-  const int64_t end = segment.end_key(tile.position + tile.positions - 1);
-  const int64_t rows = tile.rows(s);
-  for (int64_t block = first; block < end; block += kBlockKeys) {
+  const int64_t end = source.end_key(tile), rows = tile.rows(s), stride = s.K * s.C;
+  for (int64_t block = source.first_block(tile); block < end; block += kBlockKeys) {
     const int64_t keys = smaller(kBlockKeys, end - block);
-    const int64_t offset = (all_keys.first_row(segment, block) * s.K + tile.kv_head) * s.C;
-    const bool one_strip = rows <= kStripRows;
-    if (one_strip && block + keys < end) {
-      const int64_t next = (all_keys.first_row(segment, block + kBlockKeys) * s.K + tile.kv_head) * s.C;
-      const int64_t next_keys = smaller(kBlockKeys, end - block - keys);
-      prefetch_block(a.in[1].as<T>() + next, s.K * s.C, next_keys, s.C);
-      prefetch_block(a.in[2].as<T>() + next, s.K * s.C, next_keys, s.C);
-    }
-    transpose_block(a.in[1].as<T>() + offset, s.K * s.C, keys, s.C, w.keys);
+    const MemoryRows next_keys = source.rows_after(a.in[1], tile, block, next);
+    const MemoryRows next_values = source.rows_after(a.in[2], tile, block, next);
+    prefetch_rows(next_keys, 0, next_keys.count);
+    prefetch_rows(next_values, 0, next_values.count);
+    const int64_t offset = source.block_offset(tile, block);
+    transpose_block(a.in[1].as<T>() + offset, stride, keys, s.C, w.keys);
     const T* values = a.in[2].as<T>() + offset;
     // Values that one strip reads once are not worth a copy.
-    if (one_strip && s.C == s.width) {
-      attend_strip(s, tile, w, Values<T>{values, s.K * s.C}, 0, rows, block, keys);
-      continue;
+    if (s.C == s.width) {
+      attend_strip(s, tile, w, Values<T>{values, stride}, 0, rows, block, keys);
+    } else {
+      for (int64_t j = 0; j < keys; j++) widen_row(values + j * stride, s.C, 1.0f, w.values + j * s.width);
+      attend_strip(s, tile, w, Values<float>{w.values, s.width}, 0, rows, block, keys);
     }
-    for (int64_t j = 0; j < keys; j++) widen_row(values + j * s.K * s.C, s.C, 1.0f, w.values + j * s.width);
+  }
+  store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
+}
+
+/** A tile of several strips. */
+template <typename T, typename Keys>
+void attend_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
+  const Shapes& s = source.s;
+  const Args& a = source.a;
+  load_queries(s, tile, w, a.in[0].as<T>());
+  const int64_t first = source.first_block(tile), end = source.end_key(tile);
+  const int64_t rows = tile.rows(s), strips = ceil_div(rows, kStripRows), stride = s.K * s.C;
+  const int64_t all_strips = larger(1, strips * ceil_div(end - first, kBlockKeys));
+  Ahead next_queries(next == nullptr ? MemoryRows{} : source.tile_rows(a.in[0], *next), all_strips);
+  Ahead outputs(source.tile_rows(a.out[0], tile), all_strips);
+  for (int64_t block = first; block < end; block += kBlockKeys) {
+    const int64_t keys = smaller(kBlockKeys, end - block), offset = source.block_offset(tile, block);
+    Ahead next_keys(source.rows_after(a.in[1], tile, block, next), strips);
+    Ahead next_values(source.rows_after(a.in[2], tile, block, next), strips);
+    transpose_block(a.in[1].as<T>() + offset, stride, keys, s.C, w.keys);
+    const T* values = a.in[2].as<T>() + offset;
+    for (int64_t j = 0; j < keys; j++) widen_row(values + j * stride, s.C, 1.0f, w.values + j * s.width);
     for (int64_t row = 0; row < rows; row += kStripRows) {
+      next_keys.next_part();
+      next_values.next_part();
+      next_queries.next_part();
+      outputs.next_part();
       attend_strip(s, tile, w, Values<float>{w.values, s.width}, row, smaller(kStripRows, rows - row), block, keys);
     }
   }
@@ -237,7 +295,7 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
   int64_t tasks = 0, most_rows = 0;
   for (int64_t i = 0; i < count; i++) {
     const int64_t queries = all_keys.at(i).queries;
-    const int64_t positions = tile_positions(queries, s.group);
+    const int64_t positions = tile_positions(queries, s.group, kTileRows);
     task_ends[i] = tasks += ceil_div(queries, positions) * s.K;
     most_rows = larger(most_rows, positions * s.group);
   }
@@ -247,23 +305,35 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
   const auto tile_of = [&](int64_t task) {
     const int64_t index = segment_of_task(task_ends, count, task);
     const Segment segment = all_keys.at(index);
-    const int64_t positions = tile_positions(segment.queries, s.group);
-    // The last tile of a segment sees most keys: longest tasks first.
-    const int64_t from_end = task_ends[index] - 1 - task;
-    const int64_t position = from_end / s.K * positions;
-    return Tile{segment, from_end % s.K, position, smaller(positions, segment.queries - position)};
+    const int64_t positions = tile_positions(segment.queries, s.group, kTileRows);
+    // The tiles of a head follow each other, as they read the same keys; the last sees most: longest first.
+    const int64_t tiles = ceil_div(segment.queries, positions), from_end = task_ends[index] - 1 - task;
+    const int64_t position = from_end % tiles * positions;
+    return Tile{segment, from_end / tiles, position, smaller(positions, segment.queries - position)};
   };
-  // Small tiles go by in runs, in which the memory of the next one is asked for: the hardware would not, as the rows of
-  // one head lie apart.
+  // Small tiles go by in runs: the memory of the next one is asked for, and in a run it is known which that is. After a
+  // run, other threads will have taken about one each.
   const bool small = most_rows <= kStripRows;
   const int64_t run = small ? larger(1, tasks / (4 * pool.threads())) : 1;
+  const Source<T, Keys> source = {a, all_keys, s};
   parallel_ranges(pool, tasks, run, [&](int64_t begin, int64_t end, int worker) {
     Workspace w;
     Workspace::layout(most_rows, s.width, work_memory.as<float>() + floats * worker, &w);
+    Tile tile = tile_of(begin);
+    for (const View* x : {a.in + 1, a.in + 2}) {
+      const MemoryRows rows = source.block_rows(*x, tile, source.first_block(tile));
+      prefetch_rows(rows, 0, rows.count);
+    }
     for (int64_t task = begin; task < end; task++) {
-      if (small && task == begin) prefetch_first_block<T>(a, all_keys, s, tile_of(task));
-      if (small && task + 1 < end) prefetch_first_block<T>(a, all_keys, s, tile_of(task + 1));
-      attend_tile<T>(a, all_keys, s, tile_of(task), w);
+      const int64_t after = task + 1 < end ? task + 1 : begin + run * pool.threads();
+      const Tile following = after < tasks ? tile_of(after) : tile;
+      const Tile* next = after < tasks ? &following : nullptr;
+      if (small) {
+        attend_small_tile(source, tile, next, w);
+      } else {
+        attend_tile(source, tile, next, w);
+      }
+      tile = following;
     }
   });
 }

@@ -5,11 +5,14 @@
 //
 // Two schedules, one result. Every element of dq is a chain over increasing keys, every element of dk and dv a chain
 // over increasing queries, so the order of the tiles does not change a bit:
-//   kTogether: task = (segment, key/value head), keys outside, queries inside; 5 products; dq of the task stays in f32.
+//   kTogether: task = (segment, key/value head), queries outside, keys inside; 5 products. Queries pass by once, what
+//              belongs to the keys of the head (packed keys and values, dk, dv) stays in f32.
 //   kApart:    first dk and dv by (segment, head, block of keys), then dq by (segment, head, tile): 7 products, but as
 //              many tasks as there are blocks.
-// The first is taken when its tasks fill the threads well enough (see apart_is_faster) and its dq fits kTogetherBytes.
+// The first is taken when its tasks fill the threads well enough (see apart_is_faster) and its keys fit kTogetherBytes.
 #include <math.h>
+
+#include <initializer_list>
 
 #include "core/kernel_registry.h"
 #include "core/scratch.h"
@@ -22,12 +25,13 @@ namespace attention_backward_file {
 
 using namespace attention_detail;
 
+constexpr int64_t kTileRows = 96;  // query rows (positions x heads of a group) whose q and do stay in L1
 constexpr int64_t kTogetherBytes = int64_t{64} << 20;
 
 struct Shapes {
   int64_t N, H, K, C, group, width, window;
   float scale;
-  int64_t positions_per_tile(const Segment& segment) const { return tile_positions(segment.queries, group); }
+  int64_t positions_per_tile(const Segment& segment) const { return tile_positions(segment.queries, group, kTileRows); }
 };
 
 struct Tensors {
@@ -44,34 +48,42 @@ struct Tensors {
   float* delta;  // [N,H]
 };
 
-/** The workspace of one thread, in floats. */
-struct Workspace {
-  float* q;         // [rows][width], scaled
-  float* d_o;       // [rows][width]
-  float* lse;       // [rows]
-  float* delta;     // [rows]
-  float* p;         // [rows][kBlockKeys]
-  float* ds;        // [rows][kBlockKeys]
+/** What belongs to a block of keys, in floats. */
+struct BlockMemory {
   float* keys;      // [kBlockKeys][width]
   float* keys_t;    // [width][kBlockKeys]
   float* values_t;  // [width][kBlockKeys]
   float* dk;        // [kBlockKeys][width]
   float* dv;        // [kBlockKeys][width]
-  float* dq;        // [dq_rows][width]
+};
 
-  static int64_t layout(int64_t rows, int64_t width, int64_t dq_rows, float* base, Workspace* out) {
+/** The workspace of one thread, in floats. */
+struct Workspace {
+  float* q;       // [rows][width], scaled
+  float* d_o;     // [rows][width]
+  float* lse;     // [rows]
+  float* delta;   // [rows]
+  float* p;       // [rows][kBlockKeys]
+  float* ds;      // [rows][kBlockKeys]
+  float* dq;      // [rows][width]
+  float* blocks;  // [blocks] of BlockMemory
+
+  static int64_t layout(int64_t rows, int64_t width, int64_t blocks, float* base, Workspace* out) {
     Layout layout;
-    const int64_t block = kBlockKeys * width;
     const int64_t q = layout.add(rows * width), d_o = layout.add(rows * width);
     const int64_t lse = layout.add(rows), delta = layout.add(rows);
     const int64_t p = layout.add(rows * kBlockKeys), ds = layout.add(rows * kBlockKeys);
-    const int64_t keys = layout.add(block), keys_t = layout.add(block), values_t = layout.add(block);
-    const int64_t dk = layout.add(block), dv = layout.add(block), dq = layout.add(dq_rows * width);
+    const int64_t dq = layout.add(rows * width), all_blocks = layout.add(blocks * block_floats(width));
     if (out != nullptr) {
-      *out = {base + q,    base + d_o,    base + lse,      base + delta, base + p,  base + ds,
-              base + keys, base + keys_t, base + values_t, base + dk,    base + dv, base + dq};
+      *out = {base + q, base + d_o, base + lse, base + delta, base + p, base + ds, base + dq, base + all_blocks};
     }
     return layout.size();
+  }
+  static int64_t block_floats(int64_t width) { return 5 * kBlockKeys * width; }
+  BlockMemory block(int64_t index, int64_t width) const {
+    float* first = blocks + index * block_floats(width);
+    const int64_t part = kBlockKeys * width;
+    return {first, first + part, first + 2 * part, first + 3 * part, first + 4 * part};
   }
 };
 
@@ -82,6 +94,7 @@ struct Head {
 
 struct Block {
   int64_t begin, keys;
+  BlockMemory memory;
 };
 
 struct Tile {
@@ -109,24 +122,29 @@ void compute_delta(const Tensors& t, const Shapes& s, ThreadPool& pool) {
   });
 }
 
+/** Packs keys and values of the block, and clears dk and dv when they are `wanted`. */
 template <typename T>
-void load_block(const Tensors& t, const Shapes& s, const Head& head, const Block& block, const Workspace& w) {
+void load_block(const Tensors& t, const Shapes& s, const Head& head, const Block& block, bool wanted) {
   const int64_t stride = s.K * s.C;
   const int64_t offset = (head.segment.k_begin + block.begin) * stride + head.kv_head * s.C;
-  transpose_block(t.k.as<T>() + offset, stride, block.keys, s.C, w.keys_t);
-  transpose_block(t.v.as<T>() + offset, stride, block.keys, s.C, w.values_t);
+  const BlockMemory& m = block.memory;
+  transpose_block(t.k.as<T>() + offset, stride, block.keys, s.C, m.keys_t);
+  transpose_block(t.v.as<T>() + offset, stride, block.keys, s.C, m.values_t);
   for (int64_t j = 0; j < block.keys; j++) {
-    widen_row(t.k.as<T>() + offset + j * stride, s.C, 1.0f, w.keys + j * s.width);
+    widen_row(t.k.as<T>() + offset + j * stride, s.C, 1.0f, m.keys + j * s.width);
   }
+  if (!wanted) return;
+  __builtin_memset(m.dk, 0, static_cast<size_t>(block.keys * s.width) * sizeof(float));
+  __builtin_memset(m.dv, 0, static_cast<size_t>(block.keys * s.width) * sizeof(float));
 }
 
 template <typename T>
-void store_block(const Tensors& t, const Shapes& s, const Head& head, const Block& block, const Workspace& w) {
+void store_block(const Tensors& t, const Shapes& s, const Head& head, const Block& block) {
   const int64_t stride = s.K * s.C;
   const int64_t offset = (head.segment.k_begin + block.begin) * stride + head.kv_head * s.C;
   for (int64_t j = 0; j < block.keys; j++) {
-    narrow_row(w.dk + j * s.width, s.C, 1.0f, t.dk.as<T>() + offset + j * stride);
-    narrow_row(w.dv + j * s.width, s.C, 1.0f, t.dv.as<T>() + offset + j * stride);
+    narrow_row(block.memory.dk + j * s.width, s.C, 1.0f, t.dk.as<T>() + offset + j * stride);
+    narrow_row(block.memory.dv + j * s.width, s.C, 1.0f, t.dv.as<T>() + offset + j * stride);
   }
 }
 
@@ -157,54 +175,97 @@ void store_queries(const Tensors& t, const Shapes& s, const Head& head, const Ti
   });
 }
 
+/** Rows of q, do or dq that belong to a tile. */
+template <typename T>
+MemoryRows tile_rows(const View& x, const Shapes& s, const Head& head, const Tile& tile) {
+  const int64_t size = sizeof(T), position = head.segment.q_begin + tile.position;
+  return {x.as<T>() + (position * s.H + head.kv_head * s.group) * s.C, s.H * s.C * size, s.group * s.C * size,
+          tile.positions};
+}
+
+/** Rows of k or v that belong to a block. */
+template <typename T>
+MemoryRows block_rows(const View& x, const Shapes& s, const Head& head, const Block& block) {
+  const int64_t size = sizeof(T), position = head.segment.k_begin + block.begin;
+  return {x.as<T>() + (position * s.K + head.kv_head) * s.C, s.K * s.C * size, s.C * size, block.keys};
+}
+
+/** What is asked for while a tile is worked on: its rows of dq, and the queries of the next tile. */
+template <typename T>
+class TileAhead {
+ public:
+  /** `parts`: how often next_part will be called; an empty tile stands for no next one. */
+  TileAhead(const Tensors& t, const Shapes& s, const Head& head, const Tile& tile, const Tile& next, int64_t parts)
+      : dq_(tile_rows<T>(t.dq, s, head, tile), parts),
+        q_(tile_rows<T>(t.q, s, head, next), parts),
+        d_o_(tile_rows<T>(t.d_o, s, head, next), parts) {}
+  void next_part() {
+    dq_.next_part();
+    q_.next_part();
+    d_o_.next_part();
+  }
+
+ private:
+  Ahead dq_, q_, d_o_;
+};
+
 // ---- one tile of queries against one block of keys ------------------------------------------------------------------
 
-/** p and ds of one row from its scores (in p) and do v^T (in ds): [begin, end) holds them, the mask allows `valid`. */
-void softmax_gradient_row(float* p, float* ds, int64_t begin, int64_t end, Columns valid, float lse, float delta) {
+/** p and ds of a row in [begin, end) from its scores (in p) and do v^T (in ds), as if it saw all the keys. */
+void softmax_gradient_row(float* p, float* ds, int64_t begin, int64_t end, float lse, float delta) {
   const F32 shift = set1(lse);
   const F32 mean = set1(delta);
   for (int64_t j = begin; j < end; j += F32::kLanes) {
-    F32 probability = exp(load(p + j) - shift);
+    const F32 probability = exp_bounded(load(p + j) - shift);
     store(p + j, probability);
     store(ds + j, probability * (load(ds + j) - mean));
   }
-  for (int64_t j = begin; j < smaller(valid.first, end); j++) p[j] = ds[j] = 0.0f;
-  for (int64_t j = larger(begin, valid.end); j < end; j++) p[j] = ds[j] = 0.0f;
 }
 
-/** p, ds and dq of the strip of rows [row, row + rows). */
+/** p, ds and dq of the strip of rows [row, row + rows). Rows that see none of the keys are left alone: the products
+ *  over queries leave them out. */
 void strip_gradient(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w,
-                    int64_t row, int64_t rows, bool want_dq, float* dq) {
-  const auto columns = [&](int64_t r) {
-    return columns_of(head.segment, s.window, tile.position + (row + r) / s.group, block.begin, block.keys);
+                    int64_t row, int64_t rows, bool want_dq) {
+  const auto columns_of_row = [&](int64_t r) {
+    return columns_of(head.segment, s.window, tile.position + r / s.group, block.begin, block.keys);
   };
-  const Columns strip = {columns(0).first, columns(rows - 1).end};
+  Columns top = columns_of_row(row), bottom = columns_of_row(row + rows - 1);
+  if (Columns{top.first, bottom.end}.empty()) return;
+  for (; top.empty(); rows--) top = columns_of_row(++row);
+  for (; bottom.empty(); rows--) bottom = columns_of_row(row + rows - 2);
+  const int64_t begin = top.first / F32::kLanes * F32::kLanes, end = round_up(bottom.end, F32::kLanes);
+  // Every row sees what lies in [bottom.first, top.end).
+  const int64_t seen = round_up(bottom.first, F32::kLanes), unseen = top.end / F32::kLanes * F32::kLanes;
+  const bool whole = bottom.first == 0 && top.end == kBlockKeys;
   float* p = w.p + row * kBlockKeys;
   float* ds = w.ds + row * kBlockKeys;
-  const int64_t begin = strip.empty() ? 0 : strip.first / F32::kLanes * F32::kLanes;
-  const int64_t end = strip.empty() ? 0 : round_up(strip.end, F32::kLanes);
-  if (begin > 0 || end < kBlockKeys) {
-    __builtin_memset(p, 0, static_cast<size_t>(rows * kBlockKeys) * sizeof(float));
-    __builtin_memset(ds, 0, static_cast<size_t>(rows * kBlockKeys) * sizeof(float));
-  }
-  if (strip.empty()) return;
-  product({w.q + row * s.width, s.width, 1, w.keys_t + begin, kBlockKeys, p + begin, kBlockKeys, s.C}, rows,
+  const BlockMemory& m = block.memory;
+  product({w.q + row * s.width, s.width, 1, m.keys_t + begin, kBlockKeys, p + begin, kBlockKeys, s.C}, rows,
           end - begin);
-  product({w.d_o + row * s.width, s.width, 1, w.values_t + begin, kBlockKeys, ds + begin, kBlockKeys, s.C}, rows,
+  product({w.d_o + row * s.width, s.width, 1, m.values_t + begin, kBlockKeys, ds + begin, kBlockKeys, s.C}, rows,
           end - begin);
   for (int64_t r = 0; r < rows; r++) {
-    softmax_gradient_row(p + r * kBlockKeys, ds + r * kBlockKeys, begin, end, columns(r), w.lse[row + r],
-                         w.delta[row + r]);
+    softmax_gradient_row(p + r * kBlockKeys, ds + r * kBlockKeys, begin, end, w.lse[row + r], w.delta[row + r]);
+  }
+  const auto clear_unseen = [&](float* of_row, Columns valid) {
+    mask_columns(of_row, 0, seen, valid, zero());
+    mask_columns(of_row, unseen, kBlockKeys, valid, zero());
+  };
+  for (int64_t r = 0; r < rows && !whole; r++) {
+    const Columns valid = columns_of_row(row + r);
+    clear_unseen(p + r * kBlockKeys, valid);
+    clear_unseen(ds + r * kBlockKeys, valid);
   }
   if (!want_dq) return;
-  product({ds + strip.first, kBlockKeys, 1, w.keys + strip.first * s.width, s.width, dq + row * s.width, s.width,
-           strip.end - strip.first, Start::kContinue},
+  product({ds + top.first, kBlockKeys, 1, m.keys + top.first * s.width, s.width, w.dq + row * s.width, s.width,
+           bottom.end - top.first, Start::kContinue},
           rows, s.width);
 }
 
 /** Adds the tile's part to dk and dv of the block, keys in strips, each over the queries that see one of its keys. */
 void add_key_gradient(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w) {
   const Segment& segment = head.segment;
+  const BlockMemory& m = block.memory;
   const int64_t shift = segment.keys - segment.queries;
   for (int64_t j = 0; j < block.keys; j += kStripRows) {
     const int64_t keys = smaller(kStripRows, block.keys - j);
@@ -214,10 +275,10 @@ void add_key_gradient(const Shapes& s, const Head& head, const Tile& tile, const
         s.window > 0 ? smaller(tile.positions, last_key - shift + s.window - tile.position) : tile.positions;
     if (from >= to) continue;
     const int64_t row = from * s.group, rows = (to - from) * s.group;
-    product({w.p + row * kBlockKeys + j, 1, kBlockKeys, w.d_o + row * s.width, s.width, w.dv + j * s.width, s.width,
+    product({w.p + row * kBlockKeys + j, 1, kBlockKeys, w.d_o + row * s.width, s.width, m.dv + j * s.width, s.width,
              rows, Start::kContinue},
             keys, s.width);
-    product({w.ds + row * kBlockKeys + j, 1, kBlockKeys, w.q + row * s.width, s.width, w.dk + j * s.width, s.width,
+    product({w.ds + row * kBlockKeys + j, 1, kBlockKeys, w.q + row * s.width, s.width, m.dk + j * s.width, s.width,
              rows, Start::kContinue},
             keys, s.width);
   }
@@ -230,62 +291,84 @@ bool apart_from(const Shapes& s, const Segment& segment, const Tile& tile, const
   return all.empty();
 }
 
+/** Adds what the tile and the block have to do with each other to dq (wanted.queries) and to dk and dv (wanted.keys). */
+template <typename MemoryAhead>
 void visit(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w, Wanted wanted,
-           float* dq) {
+           MemoryAhead& ahead) {
   const int64_t rows = tile.positions * s.group;
   for (int64_t row = 0; row < rows; row += kStripRows) {
-    strip_gradient(s, head, tile, block, w, row, smaller(kStripRows, rows - row), wanted.queries, dq);
+    ahead.next_part();
+    strip_gradient(s, head, tile, block, w, row, smaller(kStripRows, rows - row), wanted.queries);
   }
   if (wanted.keys) add_key_gradient(s, head, tile, block, w);
 }
 
+/** The tile that starts at `position`, which may be the end of the segment: an empty tile. */
 Tile tile_at(const Shapes& s, const Segment& segment, int64_t position) {
   return {position, smaller(s.positions_per_tile(segment), segment.queries - position)};
 }
 
-Block block_at(const Segment& segment, int64_t key) { return {key, smaller(kBlockKeys, segment.keys - key)}; }
+int64_t strips_of(const Shapes& s, const Tile& tile) { return ceil_div(tile.positions * s.group, kStripRows); }
+
+/** The block that starts at `key`, in place `index` of the workspace. */
+Block block_at(const Shapes& s, const Segment& segment, const Workspace& w, int64_t key, int64_t index) {
+  return {key, smaller(kBlockKeys, segment.keys - key), w.block(index, s.width)};
+}
 
 // ---- tasks ----------------------------------------------------------------------------------------------------------
 
-/** dk and dv of one block over all queries; with wanted.queries also adds to `dq` [queries * group][width]. */
+/** dk and dv of one block over all queries. */
 template <typename T>
-void key_block(const Tensors& t, const Shapes& s, const Head& head, const Block& block, const Workspace& w,
-               Wanted wanted) {
-  load_block<T>(t, s, head, block, w);
-  __builtin_memset(w.dk, 0, static_cast<size_t>(block.keys * s.width) * sizeof(float));
-  __builtin_memset(w.dv, 0, static_cast<size_t>(block.keys * s.width) * sizeof(float));
+void key_block(const Tensors& t, const Shapes& s, const Head& head, int64_t key, const Workspace& w) {
+  const Block block = block_at(s, head.segment, w, key, 0);
+  load_block<T>(t, s, head, block, true);
   const int64_t step = s.positions_per_tile(head.segment);
   for (int64_t position = 0; position < head.segment.queries; position += step) {
     const Tile tile = tile_at(s, head.segment, position);
     if (apart_from(s, head.segment, tile, block)) continue;
     load_tile<T>(t, s, head, tile, w);
-    visit(s, head, tile, block, w, wanted, w.dq + position * s.group * s.width);
+    const Tile next = tile_at(s, head.segment, position + tile.positions);
+    TileAhead<T> ahead(t, s, head, {position, 0}, next, strips_of(s, tile));
+    visit(s, head, tile, block, w, {false, true}, ahead);
   }
-  store_block<T>(t, s, head, block, w);
+  store_block<T>(t, s, head, block);
+}
+
+/** dq of one tile; with wanted.keys also adds to dk and dv of its blocks, all of which are in the workspace. */
+template <typename T>
+void query_tile(const Tensors& t, const Shapes& s, const Head& head, const Tile& tile, const Workspace& w,
+                Wanted wanted) {
+  const Segment& segment = head.segment;
+  load_tile<T>(t, s, head, tile, w);
+  __builtin_memset(w.dq, 0, static_cast<size_t>(tile.positions * s.group * s.width) * sizeof(float));
+  const int64_t blocks = ceil_div(segment.end_key(tile.position + tile.positions - 1), kBlockKeys);
+  TileAhead<T> ahead(t, s, head, tile, tile_at(s, segment, tile.position + tile.positions),
+                     larger(1, blocks * strips_of(s, tile)));
+  for (int64_t key = 0; key < segment.keys; key += kBlockKeys) {
+    const Block block = block_at(s, segment, w, key, wanted.keys ? key / kBlockKeys : 0);
+    if (apart_from(s, segment, tile, block)) continue;
+    if (!wanted.keys) load_block<T>(t, s, head, block, false);
+    visit(s, head, tile, block, w, wanted, ahead);
+  }
+  store_queries<T>(t, s, head, tile, w.dq);
 }
 
 template <typename T>
 void whole_head(const Tensors& t, const Shapes& s, const Head& head, const Workspace& w) {
   const Segment& segment = head.segment;
-  __builtin_memset(w.dq, 0, static_cast<size_t>(segment.queries * s.group * s.width) * sizeof(float));
   for (int64_t key = 0; key < segment.keys; key += kBlockKeys) {
-    key_block<T>(t, s, head, block_at(segment, key), w, {true, true});
+    const Block block = block_at(s, segment, w, key, key / kBlockKeys);
+    const Block next = block_at(s, segment, w, key + block.keys, 0);
+    for (const View* x : {&t.k, &t.v}) prefetch_rows(block_rows<T>(*x, s, head, next), 0, next.keys);
+    load_block<T>(t, s, head, block, true);
   }
-  store_queries<T>(t, s, head, {0, segment.queries}, w.dq);
-}
-
-template <typename T>
-void query_tile(const Tensors& t, const Shapes& s, const Head& head, const Tile& tile, const Workspace& w) {
-  const Segment& segment = head.segment;
-  load_tile<T>(t, s, head, tile, w);
-  __builtin_memset(w.dq, 0, static_cast<size_t>(tile.positions * s.group * s.width) * sizeof(float));
+  const int64_t step = s.positions_per_tile(segment);
+  for (int64_t position = 0; position < segment.queries; position += step) {
+    query_tile<T>(t, s, head, tile_at(s, segment, position), w, {true, true});
+  }
   for (int64_t key = 0; key < segment.keys; key += kBlockKeys) {
-    const Block block = block_at(segment, key);
-    if (apart_from(s, segment, tile, block)) continue;
-    load_block<T>(t, s, head, block, w);
-    visit(s, head, tile, block, w, {true, false}, w.dq);
+    store_block<T>(t, s, head, block_at(s, segment, w, key, key / kBlockKeys));
   }
-  store_queries<T>(t, s, head, tile, w.dq);
 }
 
 // ---- schedules ------------------------------------------------------------------------------------------------------
@@ -317,13 +400,13 @@ bool apart_is_faster(const Tensors& t, const Shapes& s, int threads, double* loa
 }
 
 template <typename T>
-void run_together(const Args& a, const Tensors& t, const Shapes& s, int64_t rows, int64_t dq_rows) {
+void run_together(const Args& a, const Tensors& t, const Shapes& s, int64_t rows, int64_t blocks) {
   ThreadPool& pool = pool_of(a);
-  const int64_t floats = Workspace::layout(rows, s.width, dq_rows, nullptr, nullptr);
+  const int64_t floats = Workspace::layout(rows, s.width, blocks, nullptr, nullptr);
   Scratch memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
   parallel_for(pool, t.segments.shape[0] * s.K, [&](int64_t task, int worker) {
     Workspace w;
-    Workspace::layout(rows, s.width, dq_rows, memory.as<float>() + floats * worker, &w);
+    Workspace::layout(rows, s.width, blocks, memory.as<float>() + floats * worker, &w);
     whole_head<T>(t, s, {segment_at(t.segments, task / s.K), task % s.K}, w);
   });
 }
@@ -341,11 +424,11 @@ void run_pass(const Args& a, const Tensors& t, const Shapes& s, int64_t rows, bo
     const Segment segment = segment_at(t.segments, i);
     task_ends[i] = tasks += ceil_div(keys ? segment.keys : segment.queries, step_of(segment)) * s.K;
   }
-  const int64_t floats = Workspace::layout(rows, s.width, rows, nullptr, nullptr);
+  const int64_t floats = Workspace::layout(rows, s.width, 1, nullptr, nullptr);
   Scratch memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
   parallel_for(pool, tasks, [&](int64_t task, int worker) {
     Workspace w;
-    Workspace::layout(rows, s.width, rows, memory.as<float>() + floats * worker, &w);
+    Workspace::layout(rows, s.width, 1, memory.as<float>() + floats * worker, &w);
     const int64_t index = segment_of_task(task_ends, count, task);
     const Segment segment = segment_at(t.segments, index);
     const int64_t begin = index == 0 ? 0 : task_ends[index - 1];
@@ -354,9 +437,9 @@ void run_pass(const Args& a, const Tensors& t, const Shapes& s, int64_t rows, bo
     const Head head = {segment, local % s.K};
     const int64_t at = local / s.K * step_of(segment);
     if (keys) {
-      key_block<T>(t, s, head, block_at(segment, at), w, {false, true});
+      key_block<T>(t, s, head, at, w);
     } else {
-      query_tile<T>(t, s, head, tile_at(s, segment, at), w);
+      query_tile<T>(t, s, head, tile_at(s, segment, at), w, {true, false});
     }
   });
 }
@@ -403,16 +486,16 @@ void attention_backward(const Args& a) {
   if (H == 0) return;
   ThreadPool& pool = pool_of(a);
   compute_delta<T>(t, s, pool);
-  int64_t rows = 0, dq_rows = 0;
+  int64_t rows = 0, blocks = 0;
   for (int64_t i = 0; i < t.segments.shape[0]; i++) {
     const Segment segment = segment_at(t.segments, i);
     rows = larger(rows, s.positions_per_tile(segment) * s.group);
-    dq_rows = larger(dq_rows, segment.queries * s.group);
+    blocks = larger(blocks, ceil_div(segment.keys, kBlockKeys));
   }
   Scratch loads_memory(a.device, static_cast<size_t>(pool.threads()) * sizeof(double));
-  const bool fits = dq_rows * s.width * 4 * pool.threads() <= kTogetherBytes;
+  const bool fits = blocks * Workspace::block_floats(s.width) * 4 * pool.threads() <= kTogetherBytes;
   if (fits && !apart_is_faster(t, s, pool.threads(), loads_memory.as<double>())) {
-    run_together<T>(a, t, s, rows, dq_rows);
+    run_together<T>(a, t, s, rows, blocks);
   } else {
     run_pass<T>(a, t, s, rows, true);
     run_pass<T>(a, t, s, rows, false);

@@ -14,7 +14,6 @@ namespace caravan::CARAVAN_ISA {
 namespace attention_detail {
 
 inline constexpr int64_t kBlockKeys = 64;   // keys per step of the online softmax, counted from the segment's first key
-inline constexpr int64_t kTileTarget = 96;  // query rows (positions x heads of a group) that share a packed block
 
 // Rows of the register tile; with two vectors of columns this fills 16 (AVX2) or 32 (AVX-512) registers.
 inline constexpr int kStripRows = F32::kLanes == 16 ? 12 : (CARAVAN_ISA_LEVEL == 2 ? 6 : 4);
@@ -83,10 +82,13 @@ static inline void for_gaps(const View& segments, int column, int64_t count, con
   if (count > end) body(end, count);
 }
 
-/** Positions of a segment that make one tile: about kTileTarget rows, in tiles of nearly equal size. */
-static inline int64_t tile_positions(int64_t queries, int64_t group) {
-  const int64_t most = larger(1, kTileTarget / group);
-  return queries == 0 ? 1 : ceil_div(queries, ceil_div(queries, most));
+/** Positions of a segment that make one tile: about `rows` rows, in tiles of nearly equal size and of whole strips. */
+static inline int64_t tile_positions(int64_t queries, int64_t group, int64_t rows) {
+  const int64_t most = larger(1, rows / group);
+  const int64_t equal = queries == 0 ? 1 : ceil_div(queries, ceil_div(queries, most));
+  int64_t step = 1;  // positions whose rows are whole strips
+  while (step * group % kStripRows != 0) step++;
+  return step > most ? equal : smaller(round_up(equal, step), most / step * step);
 }
 
 /** The segment of a task when task_ends[s] tasks belong to the segments up to and including s. */
@@ -113,6 +115,17 @@ struct Columns {
 static inline Columns columns_of(const Segment& segment, int64_t window, int64_t position, int64_t block,
                                  int64_t keys) {
   return {larger(0, segment.first_key(position, window) - block), smaller(keys, segment.end_key(position) - block)};
+}
+
+/** Elements of row[begin..end) that are not in `valid` become `outside`; begin and end are multiples of kLanes. */
+static inline void mask_columns(float* row, int64_t begin, int64_t end, Columns valid, F32 outside) {
+  alignas(64) static constexpr float kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const F32 first = set1(static_cast<float>(valid.first)), past = set1(static_cast<float>(valid.end));
+  for (int64_t j = begin; j < end; j += F32::kLanes) {
+    const F32 column = load(kLaneNumbers) + set1(static_cast<float>(j));
+    const F32 inside = select_greater(past, column, load(row + j), outside);
+    store(row + j, select_greater(first, column, outside, inside));
+  }
 }
 
 // ---- copies between tensors and tiles -------------------------------------------------------------------------------
@@ -176,15 +189,35 @@ static inline void transpose_block(const T* from, int64_t row_stride, int64_t ke
   }
 }
 
-/** Asks for `keys` rows of C elements ahead of their use. Rows of one head lie K * C elements apart, a pattern that the
- *  hardware does not follow; a decode step is nothing but this traffic. */
-template <typename T>
-static inline void prefetch_block(const T* from, int64_t row_stride, int64_t keys, int64_t C) {
-  for (int64_t j = 0; j < keys; j++) {
-    const char* row = reinterpret_cast<const char*>(from + j * row_stride);
-    for (int64_t byte = 0; byte < C * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(row + byte);
+/** Rows of one head in a tensor: `count` runs of `bytes`, `stride` bytes apart. */
+struct MemoryRows {
+  const void* data = nullptr;
+  int64_t stride = 0, bytes = 0, count = 0;
+};
+
+/** Asks for rows [begin, end) ahead of their use. Rows of one head lie apart, a pattern that the hardware does not
+ *  follow; a decode step is nothing but this traffic. */
+static inline void prefetch_rows(const MemoryRows& rows, int64_t begin, int64_t end) {
+  for (int64_t j = begin; j < end; j++) {
+    const char* row = static_cast<const char*>(rows.data) + j * rows.stride;
+    for (int64_t byte = 0; byte < rows.bytes; byte += 64) __builtin_prefetch(row + byte);
   }
 }
+
+/** Asks for rows in equal parts beside other work: a burst would wait for itself. */
+class Ahead {
+ public:
+  Ahead(const MemoryRows& rows, int64_t parts) : rows_(rows), step_(rows.count / parts + 1) {}
+  void next_part() {
+    const int64_t begin = row_;
+    row_ = smaller(rows_.count, row_ + step_);
+    if (begin < row_) prefetch_rows(rows_, begin, row_);
+  }
+
+ private:
+  MemoryRows rows_;
+  int64_t step_, row_ = 0;
+};
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
