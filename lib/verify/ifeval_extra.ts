@@ -6,7 +6,7 @@ import type { InstructionArguments, InstructionCheck } from './instruction_argum
 import { countMatches } from './pattern_search.js'
 import { countOf, splitWords, strip } from './python_text.js'
 import { splitSentences } from './sentence_split.js'
-import { tokenizeWords } from './word_tokenize.js'
+import { everyToken, tokenizeWords } from './word_tokenize.js'
 
 const DIVIDER = '***'
 const RESPONSES_DIVIDER = '******'
@@ -66,7 +66,7 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'count:counting_composition': hasComposition,
   'count:count_unique': (response, args) => {
     const seen = new Set<string>()
-    return tokenizeWords(response, args.memo).every((word) => !seen.has(word) && seen.add(word) !== undefined)
+    return everyToken(response, (word) => !seen.has(word) && seen.add(word) !== undefined, args.memo)
   },
   'count:count_increment_word': (response, args) =>
     countMatches(response, args.words('keyword1')) === 1 && countMatches(response, args.words('keyword2')) === 2,

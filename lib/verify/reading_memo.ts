@@ -4,8 +4,6 @@
 export class ReadingMemo {
   /** Whether a stop, with the word before it and the one after it, ends a sentence. */
   readonly breaks = new Map<string, boolean>()
-  /** The tokens of a sentence. */
-  readonly tokens = new Map<string, readonly string[]>()
   /** The language of the beginning of a text. */
   readonly languages = new Map<string, string | undefined>()
 }
