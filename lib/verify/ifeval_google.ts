@@ -4,6 +4,7 @@
 import type { InstructionCheck } from './instruction_arguments.js'
 import { detectLanguage } from './language_detect.js'
 import { countMatches, hasMatch, hasWholeMatch } from './pattern_search.js'
+import { countSentences } from './punkt_sentences.js'
 import {
   countOf,
   countWords,
@@ -16,7 +17,6 @@ import {
   stripOf,
 } from './python_text.js'
 import type { ReadingMemo } from './reading_memo.js'
-import { countSentences } from './sentence_split.js'
 import { everyToken } from './word_tokenize.js'
 
 const DIVIDER = '***'

@@ -155,9 +155,10 @@ export class SentenceMarks {
     return beginsWord && (end >= this.length || this.isCut(end) || !isWordAt(this.text, end))
   }
 
-  /** Whether `holds` is true for each token between blanks and white space, up to the first for which it is not. */
-  everyToken(holds: (token: string) => boolean): boolean {
+  /** What lies between blanks and white space. */
+  tokens(): string[] {
     const { codes, length } = this
+    const tokens: string[] = []
     for (let at = 0; at < length; ) {
       if (isSpaceCode(codes[at]!)) {
         at++
@@ -165,9 +166,9 @@ export class SentenceMarks {
       }
       const begin = at++
       while (at < length && !this.isCut(at) && !isSpaceCode(codes[at]!)) at++
-      if (!holds(this.#token(begin, at))) return false
+      tokens.push(this.#token(begin, at))
     }
-    return true
+    return tokens
   }
 
   #token(begin: number, end: number): string {

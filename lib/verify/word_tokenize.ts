@@ -2,11 +2,11 @@
 // tokens. There each rule is a pattern that puts blanks into a sentence; here each is a scan that marks their places,
 // as patterns would write a long sentence anew twenty times.
 
+import { punktSentences } from './punkt_sentences.js'
 import { isDigitAt, isSpaceCode, wordWidth } from './python_text.js'
 import type { ReadingMemo } from './reading_memo.js'
 import * as trait from './sentence_marks.js'
 import { SentenceMarks } from './sentence_marks.js'
-import { punktSentences } from './sentence_split.js'
 
 const [NEWLINE, QUOTE, APOSTROPHE, COMMA, DASH, FULL_STOP, COLON, BACKTICK] = [
   ...[0x0a, 0x22, 0x27, 0x2c],
@@ -24,10 +24,15 @@ export function tokenizeWords(text: string, memo?: ReadingMemo): string[] {
 export function everyToken(text: string, holds: (token: string) => boolean, memo?: ReadingMemo): boolean {
   const marks = new SentenceMarks()
   return punktSentences(text, memo).every((sentence) => {
-    marks.reset(sentence)
-    markTokens(marks)
-    return marks.everyToken(holds)
+    sentence.tokens ??= sentenceTokens(marks, sentence.text)
+    return sentence.tokens.every(holds)
   })
+}
+
+function sentenceTokens(marks: SentenceMarks, sentence: string): string[] {
+  marks.reset(sentence)
+  markTokens(marks)
+  return marks.tokens()
 }
 
 /** The rules, in the order of NLTK. */

@@ -1,0 +1,320 @@
+// Sentences as Punkt finds them (Kiss & Strunk 2006), which IFEval's older instructions count: a full stop ends a
+// sentence unless its word is a known abbreviation or an initial, or the next word shows that the sentence goes on.
+// Punkt learned its words from newspapers; here they are three short lists.
+
+import { isSpaceAt } from './python_text.js'
+import { ReadingMemo } from './reading_memo.js'
+
+/** Words that Punkt's English model knows as abbreviations: those in everyday use, by kind. "e.g" is none to it. */
+const ABBREVIATIONS = new Set(
+  [
+    'mr mrs ms messrs dr prof st sr jr gen col lt maj adm rep reps sen', // persons
+    'inc ltd corp co cos bros cie', // firms
+    'jan feb aug sept sep oct nov dec tues wed fri', // days and months
+    'ala ariz calif colo conn fla ga ill kan ky mich minn nev okla ore pa tenn va vt wash wis w.va ct', // states
+    'u.s u.k u.n u.s.a u.s.s.r n.y n.j n.c n.d n.h n.m s.c d.c r.i l.a', // places
+    'a.m p.m a.d ph.d m.b.a b.v n.v s.a s.p.a', // hours, degrees, forms of firms
+    'ave ft yr vs mg ok sw chg', // units and the like
+    'c d e f g h k l m n p r s t v w', // initials; the other letters are judged by what follows
+    'a.a a.c a.g a.h a.s a.t b.f c.v d.h d.w e.f e.h e.l e.m f.g f.j g.d g.f g.k h.c h.f h.m j.b j.c j.j j.k j.p j.r',
+    'l.f l.p m.j r.a r.h r.j r.k r.t s.g s.s t.j w.c w.r w.w',
+  ].flatMap((words) => words.split(' ')),
+)
+
+/** Words that begin sentences so often that they end the one before, even after an abbreviation. */
+const SENTENCE_STARTERS = new Set(
+  (
+    'according although among and are as at because before but by can did do does during each few finally first ' +
+    'for from had has have he her here his how however i if in indeed instead is it its let many meanwhile more ' +
+    'moreover most my nevertheless no now of on once one or our over several she should since so some such that the ' +
+    'their then there therefore these they this those though through thus to under until was we were what when where ' +
+    'whether which while who why will with would yet you your'
+  ).split(' '),
+)
+
+const NON_WORD = codesOf(')";}]*:@\'({[?!')
+const NOT_AT_START = codesOf('("`{[:;&#*@)}]-,')
+const CLOSERS = codesOf('"\')]}')
+const [DASH_CODE, DOT_CODE, COMMA_CODE] = [0x2d, 0x2e, 0x2c]
+
+/** A table of ASCII: 1 at the codes of `characters`. */
+function codesOf(characters: string): Uint8Array {
+  const table = new Uint8Array(128)
+  for (const character of characters) table[character.charCodeAt(0)] = 1
+  return table
+}
+
+/** A sentence where it stands in the text that it was found in. */
+export class Sentence {
+  /** Its tokens, once they have been asked for (word_tokenize.ts). */
+  tokens: readonly string[] | undefined
+
+  constructor(
+    private readonly source: string,
+    readonly begin: number,
+    readonly end: number,
+  ) {}
+
+  get text(): string {
+    return this.source.slice(this.begin, this.end)
+  }
+}
+
+/** What is known of a text. */
+export interface PunktText {
+  text: string
+  breaks: readonly Break[]
+  sentences: readonly Sentence[]
+}
+
+/** Number of sentences by Punkt's decisions with English parameters. Linear time. */
+export function countSentences(text: string, memo?: ReadingMemo): number {
+  return punktSentences(text, memo).length
+}
+
+/** The sentences that `countSentences` counts. */
+export function punktSentences(text: string, memo = new ReadingMemo()): readonly Sentence[] {
+  const known = knownPart(memo.punktTexts, text)
+  if (known !== undefined) return partSentences(text, known)
+  const breaks = sentenceBreaks(text)
+  const sentences = sentencesBetween(text, breaks, (begin, end) => new Sentence(text, begin, end))
+  memo.punktTexts.push({ text, breaks, sentences })
+  return sentences
+}
+
+/** Where a text is a part of one that is known: whole lines of it, without white space around them. */
+interface KnownPart {
+  whole: PunktText
+  offset: number
+}
+
+function knownPart(texts: readonly PunktText[], text: string): KnownPart | undefined {
+  if (isAsciiSpace(text.charCodeAt(0))) return undefined // Punkt overlooks white space that is first in a text.
+  for (const whole of texts) {
+    const line = whole.text.indexOf('\n') + 1
+    for (const offset of [0, line, spaceEnd(whole.text, 0), spaceEnd(whole.text, line)]) {
+      if (offset > 0 && (offset === 1 || !isAsciiSpace(whole.text.charCodeAt(offset - 1)))) continue
+      const end = offset + text.length
+      if (end < whole.text.length && !isSpaceAt(whole.text, end)) continue
+      if (whole.text.startsWith(text, offset)) return { whole, offset }
+    }
+  }
+  return undefined
+}
+
+function spaceEnd(text: string, from: number): number {
+  let at = from
+  while (isSpaceAt(text, at)) at++
+  return at
+}
+
+/**
+ * The sentences of a part of a known text. What ends a sentence is judged by the word that it ends and by the next one,
+ * so that only the last word of the part, which has no next one, is looked at anew.
+ */
+function partSentences(text: string, { whole, offset }: KnownPart): Sentence[] {
+  let lastWord = text.length
+  while (lastWord > 0 && isSpaceAt(text, lastWord - 1)) lastWord--
+  while (lastWord > 0 && !isAsciiSpace(text.charCodeAt(lastWord - 1))) lastWord--
+  const breaks: Break[] = []
+  for (const { end, next } of whole.breaks) {
+    if (end > offset + lastWord) break
+    if (end > offset) breaks.push({ end: end - offset, next: next - offset })
+  }
+  for (const { end, next } of sentenceBreaks(text.slice(lastWord))) {
+    breaks.push({ end: end + lastWord, next: next + lastWord })
+  }
+  let at = 0
+  return sentencesBetween(text, breaks, (begin, end) => {
+    while (at < whole.sentences.length && whole.sentences[at]!.begin < begin + offset) at++
+    const same = whole.sentences[at]
+    const isSame = same?.begin === begin + offset && same.end === end + offset
+    return isSame ? same : new Sentence(text, begin, end)
+  })
+}
+
+/** The sentences between breaks; closing quotes and brackets after a stop go with the sentence that it ends. */
+function sentencesBetween(
+  text: string,
+  breaks: readonly Break[],
+  sentenceOf: (begin: number, end: number) => Sentence,
+): Sentence[] {
+  const sentences: Sentence[] = []
+  let begin = 0
+  for (const { end, next } of breaks) {
+    const closed = closersEnd(text, next)
+    if (closed > next) sentences.push(sentenceOf(begin, closed))
+    else if (begin < end) sentences.push(sentenceOf(begin, end))
+    begin = closed
+    while (closed > next && isSpaceAt(text, begin)) begin++
+  }
+  let end = text.length
+  while (end > 0 && isSpaceAt(text, end - 1)) end--
+  if (begin < end) sentences.push(sentenceOf(begin, end))
+  return sentences
+}
+
+/** The end of closing quotes and brackets at `begin` that stand alone, or `begin`. */
+function closersEnd(text: string, begin: number): number {
+  let at = begin
+  while (CLOSERS[text.charCodeAt(at)]) at++
+  return at >= text.length || isSpaceAt(text, at) || text.startsWith('--', at) ? at : begin
+}
+
+interface Break {
+  /** After the stop. */
+  end: number
+  /** Where the next sentence begins. */
+  next: number
+}
+
+/** A stop that may end a sentence, with the word before it and what comes after. */
+interface Candidate {
+  at: number
+  wordBegin: number
+  nextBegin: number
+  nextEnd: number
+  /** Whether white space lies between. */
+  isApart: boolean
+}
+
+function sentenceBreaks(text: string): Break[] {
+  const breaks: Break[] = []
+  const known = new Map<string, boolean>()
+  let previous: Candidate | undefined
+  const decide = ({ at, wordBegin, nextBegin, nextEnd, isApart }: Candidate) => {
+    let isBreak: boolean | undefined = true // A question or exclamation mark is a token, and ends the sentence.
+    if (text.charCodeAt(at) === DOT_CODE) {
+      const context = text.slice(wordBegin, isApart ? nextEnd : at + 2)
+      isBreak = known.get(context)
+      if (isBreak === undefined) {
+        isBreak = hasBreak(tokensOf(context))
+        known.set(context, isBreak)
+      }
+    }
+    if (isBreak) breaks.push({ end: at + 1, next: isApart ? nextBegin : at + 1 })
+  }
+  for (let at = 0; at < text.length; at++) {
+    if (!isStop(text.charCodeAt(at))) continue
+    const candidate = candidateAt(text, at, previous)
+    if (candidate === undefined) continue
+    if (previous !== undefined && previous.at <= candidate.wordBegin) decide(previous)
+    previous = candidate
+  }
+  if (previous !== undefined) decide(previous)
+  return breaks
+}
+
+function isStop(code: number): boolean {
+  return code === DOT_CODE || code === 0x3f || code === 0x21
+}
+
+function candidateAt(text: string, at: number, previous: Candidate | undefined): Candidate | undefined {
+  let nextBegin = at + 1
+  const isApart = isSpaceAt(text, nextBegin)
+  if (!isApart && !NON_WORD[text.charCodeAt(nextBegin)]) return undefined
+  while (isApart && isSpaceAt(text, nextBegin)) nextBegin++
+  if (nextBegin >= text.length) return undefined
+  let nextEnd = nextBegin + 1
+  while (isApart && nextEnd < text.length && !isSpaceAt(text, nextEnd)) nextEnd++
+  const floor = previous?.at ?? 0
+  let wordBegin = at
+  while (wordBegin > floor && !isAsciiSpace(text.charCodeAt(wordBegin - 1))) wordBegin--
+  // No white space since the last candidate: its word goes on.
+  if (wordBegin - 1 <= floor) wordBegin = previous?.wordBegin ?? 0
+  return { at, wordBegin, nextBegin, nextEnd, isApart }
+}
+
+function isAsciiSpace(code: number): boolean {
+  return code === 32 || (code >= 9 && code <= 13)
+}
+
+/** Punkt's tokens, one at a time: words without the punctuation around them, but with a final full stop. */
+function* tokensOf(context: string): Generator<string> {
+  for (let at = 0; at < context.length; ) {
+    if (isSpaceAt(context, at)) {
+      at++
+      continue
+    }
+    const run = multiCharacterEnd(context, at)
+    const end = run > at ? run : NOT_AT_START[context.charCodeAt(at)] ? at + 1 : wordEnd(context, at)
+    yield context.slice(at, end)
+    at = end
+  }
+}
+
+function wordEnd(context: string, begin: number): number {
+  let at = begin + 1
+  while (at < context.length && !endsWord(context, at)) at++
+  return at
+}
+
+function endsWord(context: string, at: number): boolean {
+  const code = context.charCodeAt(at)
+  if (isSpaceAt(context, at) || NON_WORD[code] || multiCharacterEnd(context, at) > at) return true
+  if (code !== COMMA_CODE) return false
+  const next = at + 1
+  if (next >= context.length || isSpaceAt(context, next) || NON_WORD[context.charCodeAt(next)]) return true
+  return multiCharacterEnd(context, next) > next
+}
+
+/** The end of `--`, `...` or `. . .` at a place, or the place itself. */
+function multiCharacterEnd(context: string, at: number): number {
+  const code = context.charCodeAt(at)
+  if (code !== DASH_CODE && code !== DOT_CODE) return at
+  if (context.charCodeAt(at + 1) === code) {
+    let end = at + 2
+    while (context.charCodeAt(end) === code) end++
+    return end
+  }
+  let end = at
+  while (code === DOT_CODE && context.charCodeAt(end) === DOT_CODE && isSpaceAt(context, end + 1)) end += 2
+  return end - at >= 4 && context.charCodeAt(end) === DOT_CODE ? end + 1 : at
+}
+
+type Ending = 'break' | 'abbreviation' | 'ellipsis' | 'none'
+
+const NUMBER = /^-?[.,]?\p{Nd}[\p{Nd},.-]*$/u
+const INITIAL = /^[\p{L}_]\.$/u
+
+function endingOf(token: string): Ending {
+  if (token === '.' || token === '?' || token === '!') return 'break'
+  if (/^\.\.+$/.test(token)) return 'ellipsis'
+  if (!token.endsWith('.') || token.endsWith('..')) return 'none'
+  const word = token.slice(0, -1).toLowerCase()
+  const lastPart = word.slice(word.lastIndexOf('-') + 1)
+  return ABBREVIATIONS.has(word) || ABBREVIATIONS.has(lastPart) ? 'abbreviation' : 'break'
+}
+
+/** Whether any token but the last ends a sentence. */
+function hasBreak(tokens: Iterable<string>): boolean {
+  let previous: string | undefined
+  for (const token of tokens) {
+    if (previous !== undefined && breaksBefore(previous, token)) return true
+    previous = token
+  }
+  return false
+}
+
+function breaksBefore(token: string, next: string): boolean {
+  if (!token.endsWith('.')) return token === '?' || token === '!'
+  const ending = endingOf(token)
+  const isInitial = INITIAL.test(token)
+  if (isInitial || NUMBER.test(token)) {
+    const starts = startsSentence(next)
+    const isName = isInitial && starts === undefined && isCapitalized(next)
+    return ending === 'break' && starts !== false && !isName
+  }
+  return ending === 'break' || (ending !== 'none' && startsSentence(next) === true)
+}
+
+/** Whether a word is the first of a sentence: yes, no, or undefined where its form does not tell. */
+function startsSentence(word: string): boolean | undefined {
+  if (';:,.!?'.includes(word)) return false
+  if (isCapitalized(word) && SENTENCE_STARTERS.has(word.toLowerCase())) return true
+  return /^\p{Lowercase}/u.test(word) ? false : undefined
+}
+
+function isCapitalized(word: string): boolean {
+  return /^\p{Uppercase}/u.test(word)
+}
