@@ -51,20 +51,13 @@ export class Sentence {
 
   constructor(
     private readonly source: string,
-    readonly begin: number,
-    readonly end: number,
+    private readonly begin: number,
+    private readonly end: number,
   ) {}
 
   get text(): string {
     return this.source.slice(this.begin, this.end)
   }
-}
-
-/** What is known of a text. */
-export interface PunktText {
-  text: string
-  breaks: readonly Break[]
-  sentences: readonly Sentence[]
 }
 
 /** Number of sentences by Punkt's decisions with English parameters. Linear time. */
@@ -74,29 +67,87 @@ export function countSentences(text: string, memo?: ReadingMemo): number {
 
 /** The sentences that `countSentences` counts. */
 export function punktSentences(text: string, memo = new ReadingMemo()): readonly Sentence[] {
-  const known = knownPart(memo.punktTexts, text)
-  if (known !== undefined) return partSentences(text, known)
-  const breaks = sentenceBreaks(text)
-  const sentences = sentencesBetween(text, breaks, (begin, end) => new Sentence(text, begin, end))
-  memo.punktTexts.push({ text, breaks, sentences })
-  return sentences
+  const part = knownPart(memo.punktTexts, text)
+  if (part !== undefined) return partSentences(part)
+  const found = new PunktText(text)
+  eachBreak(text, (end, next) => found.breakAt(end, next))
+  memo.punktTexts.push(found)
+  return [...found.sentences, ...found.rest()]
 }
 
-/** Where a text is a part of one that is known: whole lines of it, without white space around them. */
+/** What is known of a text, or of a part of it that ends before white space. */
+export class PunktText {
+  /** Those that end at a break. */
+  readonly sentences: Sentence[] = []
+  /** Of each break: the place behind its stop, the next one that is no white space, where the next sentence begins
+   * (behind what closes this one), and the number of sentences by then. */
+  readonly ends: number[] = []
+  readonly nexts: number[] = []
+  readonly begins: number[] = []
+  readonly counts: number[] = []
+
+  constructor(
+    readonly text: string,
+    private begin = 0,
+    private readonly length = text.length,
+  ) {}
+
+  /** Ends a sentence; closing quotes and brackets after the stop go with it. */
+  breakAt(end: number, next: number): void {
+    const { text, begin } = this
+    const closed = closersEnd(text, next, this.length)
+    if (closed > next) this.sentences.push(new Sentence(text, begin, closed))
+    else if (begin < end) this.sentences.push(new Sentence(text, begin, end))
+    this.begin = closed
+    while (closed > next && this.begin < this.length && isSpaceAt(text, this.begin)) this.begin++
+    this.ends.push(end)
+    this.nexts.push(next)
+    this.begins.push(this.begin)
+    this.counts.push(this.sentences.length)
+  }
+
+  /** The sentence behind the last break, if there is something. */
+  rest(): Sentence[] {
+    let end = this.length
+    while (end > 0 && isSpaceAt(this.text, end - 1)) end--
+    return this.begin < end ? [new Sentence(this.text, this.begin, end)] : []
+  }
+
+  /** How many breaks there are up to a place. */
+  breaksUpTo(place: number): number {
+    let [low, high] = [0, this.ends.length]
+    while (low < high) {
+      const middle = (low + high) >> 1
+      if (this.ends[middle]! <= place) low = middle + 1
+      else high = middle
+    }
+    return low
+  }
+}
+
+/** The end of closing quotes and brackets at `begin` that stand alone, or `begin`. */
+function closersEnd(text: string, begin: number, length: number): number {
+  let at = begin
+  while (at < length && CLOSERS[text.charCodeAt(at)]) at++
+  return at >= length || isSpaceAt(text, at) || text.startsWith('--', at) ? at : begin
+}
+
+/** Whole lines of a known text, without white space around them. */
 interface KnownPart {
   whole: PunktText
-  offset: number
+  begin: number
+  end: number
 }
 
 function knownPart(texts: readonly PunktText[], text: string): KnownPart | undefined {
   if (isAsciiSpace(text.charCodeAt(0))) return undefined // Punkt overlooks white space that is first in a text.
   for (const whole of texts) {
     const line = whole.text.indexOf('\n') + 1
-    for (const offset of [0, line, spaceEnd(whole.text, 0), spaceEnd(whole.text, line)]) {
-      if (offset > 0 && (offset === 1 || !isAsciiSpace(whole.text.charCodeAt(offset - 1)))) continue
-      const end = offset + text.length
+    for (const begin of [0, line, spaceEnd(whole.text, 0), spaceEnd(whole.text, line)]) {
+      if (begin > 0 && (begin === 1 || !isAsciiSpace(whole.text.charCodeAt(begin - 1)))) continue
+      const end = begin + text.length
       if (end < whole.text.length && !isSpaceAt(whole.text, end)) continue
-      if (whole.text.startsWith(text, offset)) return { whole, offset }
+      if (whole.text.startsWith(text, begin)) return { whole, begin, end }
     }
   }
   return undefined
@@ -112,74 +163,21 @@ function spaceEnd(text: string, from: number): number {
  * The sentences of a part of a known text. What ends a sentence is judged by the word that it ends and by the next one,
  * so that only the last word of the part, which has no next one, is looked at anew.
  */
-function partSentences(text: string, { whole, offset }: KnownPart): Sentence[] {
-  let lastWord = text.length
-  while (lastWord > 0 && isSpaceAt(text, lastWord - 1)) lastWord--
-  while (lastWord > 0 && !isAsciiSpace(text.charCodeAt(lastWord - 1))) lastWord--
-  const breaks: Break[] = []
-  for (const { end, next } of whole.breaks) {
-    if (end > offset + lastWord) break
-    if (end > offset) breaks.push({ end: end - offset, next: next - offset })
-  }
-  for (const { end, next } of sentenceBreaks(text.slice(lastWord))) {
-    breaks.push({ end: end + lastWord, next: next + lastWord })
-  }
-  let at = 0
-  return sentencesBetween(text, breaks, (begin, end) => {
-    while (at < whole.sentences.length && whole.sentences[at]!.begin < begin + offset) at++
-    const same = whole.sentences[at]
-    const isSame = same?.begin === begin + offset && same.end === end + offset
-    return isSame ? same : new Sentence(text, begin, end)
-  })
+function partSentences({ whole, begin, end }: KnownPart): Sentence[] {
+  const { text } = whole
+  let lastWord = end
+  while (lastWord > begin && isSpaceAt(text, lastWord - 1)) lastWord--
+  while (lastWord > begin && !isAsciiSpace(text.charCodeAt(lastWord - 1))) lastWord--
+  const [first, behind] = [whole.breaksUpTo(begin), whole.breaksUpTo(lastWord)]
+  const opening = new PunktText(text, begin, end)
+  if (first < behind) opening.breakAt(whole.ends[first]!, whole.nexts[first]!)
+  const same = first < behind ? whole.sentences.slice(whole.counts[first], whole.counts[behind - 1]) : []
+  const closing = new PunktText(text, first < behind ? whole.begins[behind - 1] : begin, end)
+  eachBreak(text.slice(lastWord, end), (at, next) => closing.breakAt(at + lastWord, next + lastWord))
+  return [...opening.sentences, ...same, ...closing.sentences, ...closing.rest()]
 }
 
-/** The sentences between breaks; closing quotes and brackets after a stop go with the sentence that it ends. */
-function sentencesBetween(
-  text: string,
-  breaks: readonly Break[],
-  sentenceOf: (begin: number, end: number) => Sentence,
-): Sentence[] {
-  const sentences: Sentence[] = []
-  let begin = 0
-  for (const { end, next } of breaks) {
-    const closed = closersEnd(text, next)
-    if (closed > next) sentences.push(sentenceOf(begin, closed))
-    else if (begin < end) sentences.push(sentenceOf(begin, end))
-    begin = closed
-    while (closed > next && isSpaceAt(text, begin)) begin++
-  }
-  let end = text.length
-  while (end > 0 && isSpaceAt(text, end - 1)) end--
-  if (begin < end) sentences.push(sentenceOf(begin, end))
-  return sentences
-}
-
-/** The end of closing quotes and brackets at `begin` that stand alone, or `begin`. */
-function closersEnd(text: string, begin: number): number {
-  let at = begin
-  while (CLOSERS[text.charCodeAt(at)]) at++
-  return at >= text.length || isSpaceAt(text, at) || text.startsWith('--', at) ? at : begin
-}
-
-interface Break {
-  /** After the stop. */
-  end: number
-  /** Where the next sentence begins. */
-  next: number
-}
-
-/** A stop that may end a sentence, with the word before it and what comes after. */
-interface Candidate {
-  at: number
-  wordBegin: number
-  nextBegin: number
-  nextEnd: number
-  /** Whether white space lies between. */
-  isApart: boolean
-}
-
-function sentenceBreaks(text: string): Break[] {
-  const breaks: Break[] = []
+function eachBreak(text: string, found: (end: number, next: number) => void): void {
   const known = new Map<string, boolean>()
   let previous: Candidate | undefined
   const decide = ({ at, wordBegin, nextBegin, nextEnd, isApart }: Candidate) => {
@@ -192,7 +190,7 @@ function sentenceBreaks(text: string): Break[] {
         known.set(context, isBreak)
       }
     }
-    if (isBreak) breaks.push({ end: at + 1, next: isApart ? nextBegin : at + 1 })
+    if (isBreak) found(at + 1, isApart ? nextBegin : at + 1)
   }
   for (let at = 0; at < text.length; at++) {
     if (!isStop(text.charCodeAt(at))) continue
@@ -202,7 +200,16 @@ function sentenceBreaks(text: string): Break[] {
     previous = candidate
   }
   if (previous !== undefined) decide(previous)
-  return breaks
+}
+
+/** A stop that may end a sentence, with the word before it and what comes after. */
+interface Candidate {
+  at: number
+  wordBegin: number
+  nextBegin: number
+  nextEnd: number
+  /** Whether white space lies between. */
+  isApart: boolean
 }
 
 function isStop(code: number): boolean {

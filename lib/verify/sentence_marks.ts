@@ -63,6 +63,7 @@ export class SentenceMarks {
   codes = new Uint16Array(256)
   #marks = new Uint8Array(257)
   #traits = 0
+  readonly #tokens: string[] = []
 
   /** Begins another sentence. */
   reset(text: string): void {
@@ -158,7 +159,8 @@ export class SentenceMarks {
   /** What lies between blanks and white space. */
   tokens(): string[] {
     const { codes, length } = this
-    const tokens: string[] = []
+    const tokens = this.#tokens
+    tokens.length = 0
     for (let at = 0; at < length; ) {
       if (isSpaceCode(codes[at]!)) {
         at++
@@ -168,7 +170,7 @@ export class SentenceMarks {
       while (at < length && !this.isCut(at) && !isSpaceCode(codes[at]!)) at++
       tokens.push(this.#token(begin, at))
     }
-    return tokens
+    return tokens.slice() // Of the length that they need, as there may be very many short lists.
   }
 
   #token(begin: number, end: number): string {

@@ -20,24 +20,24 @@ const STARTER = new RegExp(` ${STARTERS}`, 'y')
 const TITLES = ['Mr', 'St', 'Mrs', 'Ms', 'Dr']
 const DOMAINS = ['com', 'net', 'org', 'io', 'gov', 'edu', 'me']
 const SUFFIXES = ['Inc', 'Ltd', 'Jr', 'Sr', 'Co']
+const TITLE_ENDS = codesOf('rts')
+const DOMAIN_STARTS = codesOf('cnoigem')
+const SUFFIX_ENDS = codesOf('cdro')
+const RULES = [
+  ...[protectWords, protectNumbers, endRuns, protectDegrees, protectInitialsApart, endAcronyms],
+  ...[protectTriples, protectPairs, endSuffixes, protectInitials],
+]
 const [BLANK, FULL_STOP] = [0x20, 0x2e]
 
 /** The sentences of a text by the rules of IFEvalG, without white space around them. An empty last one is dropped. */
 export function splitSentences(text: string): string[] {
   const stops = new MarkedStops(` ${text}  `.replaceAll('\n', ' '))
-  if (stops.places.length > 0) {
-    protectWords(stops)
-    protectNumbers(stops)
-    endRuns(stops)
-    protectDegrees(stops)
-    protectInitialsApart(stops)
-    endAcronyms(stops)
-    protectAcronyms(stops, 3)
-    protectAcronyms(stops, 2)
-    endSuffixes(stops)
-    protectInitials(stops)
+  for (const rule of RULES) {
+    if (stops.places.length === 0) break
+    rule(stops)
+    stops.places = stops.places.filter((at) => stops.isOpen(at))
   }
-  for (const pair of ['.\u201d', '."', '!"', '?"']) stops.swap(pair)
+  for (const pair of ['.\u201d', '."', '!"', '?"']) if (stops.text.includes(pair[1]!)) stops.swap(pair)
   const sentences = stops.sentences()
   if (sentences.at(-1) === '') sentences.pop()
   return sentences
@@ -46,17 +46,18 @@ export function splitSentences(text: string): string[] {
 /** A text and what its full stops are. */
 class MarkedStops {
   readonly codes: Uint16Array
-  /** Of its full stops. */
-  readonly places: number[] = []
+  /** Of the full stops that were open before the rule that looks at them. */
+  places: number[] = []
   readonly #marks: Uint8Array
   #isChanged = false
 
   constructor(readonly text: string) {
-    this.codes = new Uint16Array(text.length)
+    const codes = new Uint16Array(text.length)
+    this.codes = codes
     this.#marks = new Uint8Array(text.length)
     for (let at = 0; at < text.length; at++) {
-      this.codes[at] = text.charCodeAt(at)
-      if (this.codes[at] === FULL_STOP) this.places.push(at)
+      codes[at] = text.charCodeAt(at)
+      if (codes[at] === FULL_STOP) this.places.push(at)
     }
   }
 
@@ -134,10 +135,10 @@ function isStopCode(code: number): boolean {
 
 /** `(Mr|St|Mrs|Ms|Dr)\.` and `\.(com|net|org|io|gov|edu|me)`. */
 function protectWords(stops: MarkedStops): void {
-  const { text } = stops
+  const { codes, text } = stops
   for (const at of stops.places) {
-    const isTitle = stops.isLetter(at - 1) && TITLES.some((title) => text.endsWith(title, at))
-    if (isTitle || (stops.isLetter(at + 1) && DOMAINS.some((domain) => text.startsWith(domain, at + 1)))) {
+    const isTitle = TITLE_ENDS[codes[at - 1]!] === 1 && endsWithAny(text, TITLES, at) !== undefined
+    if (isTitle || (DOMAIN_STARTS[codes[at + 1]!] === 1 && DOMAINS.some((domain) => text.startsWith(domain, at + 1)))) {
       stops.mark(at, PROTECTED)
     }
   }
@@ -193,6 +194,14 @@ function endAcronyms(stops: MarkedStops): void {
   }
 }
 
+function protectTriples(stops: MarkedStops): void {
+  protectAcronyms(stops, 3)
+}
+
+function protectPairs(stops: MarkedStops): void {
+  protectAcronyms(stops, 2)
+}
+
 /** `([A-Za-z])\.` several times in a row. */
 function protectAcronyms(stops: MarkedStops, letters: number): void {
   let end = 0
@@ -210,8 +219,7 @@ function protectAcronyms(stops: MarkedStops, letters: number): void {
 function endSuffixes(stops: MarkedStops): void {
   let end = 0
   for (const at of stops.places) {
-    if (!stops.isLetter(at - 1) || !stops.isOpen(at)) continue
-    const suffix = SUFFIXES.find((one) => stops.text.endsWith(one, at))
+    const suffix = SUFFIX_ENDS[stops.codes[at - 1]!] === 1 ? endsWithAny(stops.text, SUFFIXES, at) : undefined
     if (suffix === undefined) continue
     const begin = at - suffix.length - 1
     if (stops.codes[begin] !== BLANK) continue
@@ -226,6 +234,17 @@ function protectInitials(stops: MarkedStops): void {
   for (const at of stops.places) {
     if (stops.isOpen(at) && stops.isLetter(at - 1) && stops.codes[at - 2] === BLANK) stops.mark(at, PROTECTED)
   }
+}
+
+function endsWithAny(text: string, words: readonly string[], end: number): string | undefined {
+  return words.find((word) => text.endsWith(word, end))
+}
+
+/** A table of ASCII: 1 at the codes of `characters`. */
+function codesOf(characters: string): Uint8Array {
+  const table = new Uint8Array(128)
+  for (const character of characters) table[character.charCodeAt(0)] = 1
+  return table
 }
 
 /** The end of a word that begins a sentence, with the blank before it, or 0. */
