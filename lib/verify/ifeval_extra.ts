@@ -23,8 +23,8 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
     const copies = response.split(RESPONSES_DIVIDER)
     return copies.length === args.integer('N') && copies.every((copy) => isSame(copy, args.text('prompt_to_repeat')))
   },
-  'detectable_format:sentence_hyphens': (response) => {
-    const wanted = splitSentences(response.replaceAll('-', ' '))
+  'detectable_format:sentence_hyphens': (response, args) => {
+    const wanted = splitSentences(response.replaceAll('-', ' '), args.memo)
     const parts = response.split('-', wanted.length)
     return parts.every((part, i) => strip(part) === part && part === wanted[i])
   },
@@ -44,7 +44,7 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'keywords:exclude_word_harder': (response, args) => !response.includes(` ${args.words('keyword')} `),
   'keywords:palindrome': (response) => splitWords(response).some(isPalindrome),
   'keywords:keyword_specific_position': (response, args) => {
-    const sentence = splitSentences(response)[args.integer('n') - 1]
+    const sentence = splitSentences(response, args.memo)[args.integer('n') - 1]
     return sentence !== undefined && tokenizeWords(sentence, args.memo)[args.integer('m') - 1] === args.words('keyword')
   },
   'keywords:start_end': (response, args) => {
@@ -54,10 +54,10 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'paragraphs:paragraphs': (response) => paragraphCount(response.split(DIVIDER)) === 2,
   'paragraphs:paragraphs2': (response) => paragraphCount(response.split('\n\n')) === 2,
   'first_word:first_word_sent': (response, args) =>
-    splitSentences(response).every((sentence) => isSame(firstWordOf(sentence), args.words('first_word'))),
+    splitSentences(response, args.memo).every((sentence) => isSame(firstWordOf(sentence), args.words('first_word'))),
   'first_word:first_word_answer': (response, args) => isSame(firstWordOf(response), args.words('first_word')),
   'last_word:last_word_sent': (response, args) =>
-    splitSentences(response).every((sentence) => isSame(lastWordOf(sentence), args.words('last_word'))),
+    splitSentences(response, args.memo).every((sentence) => isSame(lastWordOf(sentence), args.words('last_word'))),
   'last_word:last_word_answer': (response, args) => isSame(lastWordOf(response), args.words('last_word')),
   'punctuation:punctuation_dot': (response) => !response.includes('.'),
   'punctuation:punctuation_exclamation': (response) => !response.includes('!'),

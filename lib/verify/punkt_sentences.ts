@@ -3,7 +3,7 @@
 // Punkt learned its words from newspapers; here they are three short lists.
 
 import { isSpaceAt } from './python_text.js'
-import { ReadingMemo } from './reading_memo.js'
+import { countUpTo, type KnownPart, knownPart, ReadingMemo } from './reading_memo.js'
 
 /** Words that Punkt's English model knows as abbreviations: those in everyday use, by kind. "e.g" is none to it. */
 const ABBREVIATIONS = new Set(
@@ -68,7 +68,8 @@ export function countSentences(text: string, memo?: ReadingMemo): number {
 /** The sentences that `countSentences` counts. */
 export function punktSentences(text: string, memo = new ReadingMemo()): readonly Sentence[] {
   const part = knownPart(memo.punktTexts, text)
-  if (part !== undefined) return partSentences(part)
+  // Punkt overlooks white space that is first in a text.
+  if (part !== undefined && part.begin !== 1 && !isSpaceAt(text, 0)) return partSentences(part)
   const found = new PunktText(text)
   eachBreak(text, (end, next) => found.breakAt(end, next))
   memo.punktTexts.push(found)
@@ -112,17 +113,6 @@ export class PunktText {
     while (end > 0 && isSpaceAt(this.text, end - 1)) end--
     return this.begin < end ? [new Sentence(this.text, this.begin, end)] : []
   }
-
-  /** How many breaks there are up to a place. */
-  breaksUpTo(place: number): number {
-    let [low, high] = [0, this.ends.length]
-    while (low < high) {
-      const middle = (low + high) >> 1
-      if (this.ends[middle]! <= place) low = middle + 1
-      else high = middle
-    }
-    return low
-  }
 }
 
 /** The end of closing quotes and brackets at `begin` that stand alone, or `begin`. */
@@ -132,43 +122,16 @@ function closersEnd(text: string, begin: number, length: number): number {
   return at >= length || isSpaceAt(text, at) || text.startsWith('--', at) ? at : begin
 }
 
-/** Whole lines of a known text, without white space around them. */
-interface KnownPart {
-  whole: PunktText
-  begin: number
-  end: number
-}
-
-function knownPart(texts: readonly PunktText[], text: string): KnownPart | undefined {
-  if (isAsciiSpace(text.charCodeAt(0))) return undefined // Punkt overlooks white space that is first in a text.
-  for (const whole of texts) {
-    const line = whole.text.indexOf('\n') + 1
-    for (const begin of [0, line, spaceEnd(whole.text, 0), spaceEnd(whole.text, line)]) {
-      if (begin > 0 && (begin === 1 || !isAsciiSpace(whole.text.charCodeAt(begin - 1)))) continue
-      const end = begin + text.length
-      if (end < whole.text.length && !isSpaceAt(whole.text, end)) continue
-      if (whole.text.startsWith(text, begin)) return { whole, begin, end }
-    }
-  }
-  return undefined
-}
-
-function spaceEnd(text: string, from: number): number {
-  let at = from
-  while (isSpaceAt(text, at)) at++
-  return at
-}
-
 /**
  * The sentences of a part of a known text. What ends a sentence is judged by the word that it ends and by the next one,
  * so that only the last word of the part, which has no next one, is looked at anew.
  */
-function partSentences({ whole, begin, end }: KnownPart): Sentence[] {
+function partSentences({ whole, begin, end }: KnownPart<PunktText>): Sentence[] {
   const { text } = whole
   let lastWord = end
   while (lastWord > begin && isSpaceAt(text, lastWord - 1)) lastWord--
   while (lastWord > begin && !isAsciiSpace(text.charCodeAt(lastWord - 1))) lastWord--
-  const [first, behind] = [whole.breaksUpTo(begin), whole.breaksUpTo(lastWord)]
+  const [first, behind] = [countUpTo(whole.ends, begin), countUpTo(whole.ends, lastWord)]
   const opening = new PunktText(text, begin, end)
   if (first < behind) opening.breakAt(whole.ends[first]!, whole.nexts[first]!)
   const same = first < behind ? whole.sentences.slice(whole.counts[first], whole.counts[behind - 1]) : []

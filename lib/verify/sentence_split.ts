@@ -2,7 +2,8 @@
 // nothing, and ends where nothing else does. Here each rule looks at the full stops alone and marks them, as patterns
 // would write a long text anew twenty times. For the older ones see punkt_sentences.ts.
 
-import { isSpaceCode, SPACE_CLASS } from './python_text.js'
+import { isSpaceCode, SPACE_CLASS, strip } from './python_text.js'
+import { countUpTo, type KnownPart, knownPart, ReadingMemo } from './reading_memo.js'
 
 // What a full stop is, where it does not end a sentence like `?` and `!` do.
 const PROTECTED = 1
@@ -27,27 +28,59 @@ const RULES = [
   ...[protectWords, protectNumbers, endRuns, protectDegrees, protectInitialsApart, endAcronyms],
   ...[protectTriples, protectPairs, endSuffixes, protectInitials],
 ]
+/** Blanks around a text: as patterns look for them there, and so that no rule looks beyond. */
+const BORDER = ' '.repeat(6)
 const [BLANK, FULL_STOP] = [0x20, 0x2e]
 
 /** The sentences of a text by the rules of IFEvalG, without white space around them. An empty last one is dropped. */
-export function splitSentences(text: string): string[] {
-  const stops = new MarkedStops(` ${text}  `.replaceAll('\n', ' '))
+export function splitSentences(text: string, memo = new ReadingMemo()): string[] {
+  const part = knownPart(memo.splitTexts, text)
+  const sentences = part && !part.whole.dropsStops ? partSentences(part) : wholeSentences(text, memo)
+  if (sentences.at(-1) === '') sentences.pop()
+  return sentences
+}
+
+/** What is known of a text. */
+export interface SplitText {
+  text: string
+  /** With blanks for line breaks and around it, and what was swapped. */
+  marked: string
+  /** With an empty one behind the last end. */
+  sentences: readonly string[]
+  /** Where they end in `marked`. */
+  ends: readonly number[]
+  /** Whether a full stop was dropped at a word that belongs to the match: the next one may be another one in a part. */
+  dropsStops: boolean
+}
+
+function wholeSentences(text: string, memo: ReadingMemo): string[] {
+  const stops = new MarkedStops(`${BORDER}${text.replaceAll('\n', ' ')}${BORDER}`)
   for (const rule of RULES) {
     if (stops.places.length === 0) break
     rule(stops)
-    stops.places = stops.places.filter((at) => stops.isOpen(at))
+    stops.leaveOpenOnes()
   }
   for (const pair of ['.\u201d', '."', '!"', '?"']) if (stops.text.includes(pair[1]!)) stops.swap(pair)
-  const sentences = stops.sentences()
-  if (sentences.at(-1) === '') sentences.pop()
-  return sentences
+  const found = stops.sentences(text)
+  memo.splitTexts.push(found)
+  return [...found.sentences]
+}
+
+/** The sentences of a part of a known text: no rule looks beyond white space but for what is dropped. */
+function partSentences({ whole: { marked, sentences, ends }, begin, end }: KnownPart<SplitText>): string[] {
+  const first = countUpTo(ends, begin + BORDER.length)
+  const last = countUpTo(ends, end + BORDER.length - 1)
+  const between = (from: number, to: number) => strip(marked.slice(from, to))
+  if (first >= last) return [between(begin + BORDER.length, end + BORDER.length)]
+  const opening = between(begin + BORDER.length, ends[first]!)
+  return [opening, ...sentences.slice(first + 1, last), between(ends[last - 1]!, end + BORDER.length)]
 }
 
 /** A text and what its full stops are. */
 class MarkedStops {
   readonly codes: Uint16Array
   /** Of the full stops that were open before the rule that looks at them. */
-  places: number[] = []
+  readonly places: number[] = []
   readonly #marks: Uint8Array
   #isChanged = false
 
@@ -68,6 +101,12 @@ class MarkedStops {
   /** Whether there is a full stop that no rule has protected so far. */
   isOpen(at: number): boolean {
     return this.codes[at] === FULL_STOP && (this.#marks[at]! & (PROTECTED | GONE)) === 0
+  }
+
+  leaveOpenOnes(): void {
+    let count = 0
+    for (const at of this.places) if (this.isOpen(at)) this.places[count++] = at
+    this.places.length = count
   }
 
   /** Makes the white space at a place a blank. */
@@ -103,29 +142,32 @@ class MarkedStops {
   }
 
   /** What lies between ends, without white space around it. */
-  sentences(): string[] {
+  sentences(of: string): SplitText {
     const { codes } = this
-    const text = this.#isChanged ? Buffer.from(codes.buffer).toString('utf16le') : this.text
-    const sentences: string[] = []
+    const marked = this.#isChanged ? Buffer.from(codes.buffer).toString('utf16le') : this.text
+    const found = { text: of, marked, sentences: [] as string[], ends: [] as number[], dropsStops: false }
     let begin = 0
     const add = (end: number) => {
       let last = end
       while (begin < last && isSpaceCode(codes[begin]!)) begin++
       while (begin < last && isSpaceCode(codes[last - 1]!)) last--
-      sentences.push(text.slice(begin, last))
+      found.sentences.push(marked.slice(begin, last))
+      found.ends.push(end)
       begin = end
     }
     for (let at = 0; at < codes.length; at++) {
       if (!isStopCode(codes[at]!)) continue
-      const mark = this.#marks[at]!
-      if (codes[at] !== FULL_STOP || this.isOpen(at)) add(at + 1)
+      const mark = codes[at] === FULL_STOP ? this.#marks[at]! : 0
+      if (mark === GONE) {
+        add(at)
+        begin = at + 1
+        found.dropsStops = true
+      }
+      if ((mark & (PROTECTED | GONE)) === 0) add(at + 1)
       if (mark & ENDS) add(at + 1)
-      if ((mark & GONE) === 0) continue
-      add(at)
-      begin = at + 1
     }
     add(codes.length)
-    return sentences
+    return found
   }
 }
 
