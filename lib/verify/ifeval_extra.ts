@@ -66,7 +66,8 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'count:counting_composition': hasComposition,
   'count:count_unique': (response, args) => {
     const seen = new Set<string>()
-    return everyToken(response, (word) => !seen.has(word) && seen.add(word) !== undefined, args.memo)
+    const isNew = (word: string) => !seen.has(word) && seen.add(word) !== undefined
+    return everyToken(response, (text, begin, end) => isNew(text.slice(begin, end)), args.memo)
   },
   'count:count_increment_word': (response, args) =>
     countMatches(response, args.words('keyword1')) === 1 && countMatches(response, args.words('keyword2')) === 2,

@@ -90,8 +90,8 @@ export const GOOGLE_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
 
 function capitalWordCount(response: string, memo: ReadingMemo): number {
   let count = 0
-  const add = (token: string) => {
-    if (isUpper(token)) count++
+  const add = (text: string, begin: number, end: number) => {
+    if (isUpper(text, begin, end)) count++
     return true
   }
   everyToken(response, add, memo)

@@ -55,6 +55,10 @@ export class Sentence {
     private readonly end: number,
   ) {}
 
+  get length(): number {
+    return this.end - this.begin
+  }
+
   get text(): string {
     return this.source.slice(this.begin, this.end)
   }

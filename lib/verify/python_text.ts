@@ -127,13 +127,13 @@ function isWord(character: string): boolean {
   return code < 0x80 ? isAsciiWord(code) : WORD.test(character)
 }
 
-/** `str.isupper()`: some character has a case, and every one that has is upper. */
-export function isUpper(text: string): boolean {
+/** `str.isupper()` of what lies between two places: some character has a case, and every one that has is upper. */
+export function isUpper(text: string, begin = 0, end = text.length): boolean {
   let isCased = false
-  for (let at = 0; at < text.length; at++) {
+  for (let at = begin; at < end; at++) {
     const code = text.charCodeAt(at)
     if (code >= 97 && code <= 122) return false
-    if (code > 127) return isUpperByProperties(text)
+    if (code > 127) return isUpperByProperties(text.slice(begin, end))
     if (code >= 65 && code <= 90) isCased = true
   }
   return isCased

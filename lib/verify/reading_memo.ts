@@ -9,6 +9,8 @@ export class ReadingMemo {
   /** Texts of which the sentences are known, by either way of finding them. */
   readonly punktTexts: PunktText[] = []
   readonly splitTexts: SplitText[] = []
+  /** The tokens of short sentences. */
+  readonly tokens = new Map<string, readonly string[]>()
   /** The language of the beginning of a text. */
   readonly languages = new Map<string, string | undefined>()
 }

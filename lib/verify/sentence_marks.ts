@@ -63,7 +63,6 @@ export class SentenceMarks {
   codes = new Uint16Array(256)
   #marks = new Uint8Array(257)
   #traits = 0
-  readonly #tokens: string[] = []
 
   /** Begins another sentence. */
   reset(text: string): void {
@@ -158,23 +157,28 @@ export class SentenceMarks {
 
   /** What lies between blanks and white space. */
   tokens(): string[] {
-    const { codes, length } = this
-    const tokens = this.#tokens
-    tokens.length = 0
+    const tokens: string[] = []
+    this.everyToken((text, begin, end) => tokens.push(text.slice(begin, end)) > 0)
+    return tokens.slice() // Of the length that they need, as there may be very many short lists.
+  }
+
+  /** Whether `holds` is true for each token, up to the first for which it is not. */
+  everyToken(holds: (text: string, begin: number, end: number) => boolean): boolean {
+    const { codes, length, text } = this
+    const marks = this.#marks
     for (let at = 0; at < length; ) {
       if (isSpaceCode(codes[at]!)) {
         at++
         continue
       }
       const begin = at++
-      while (at < length && !this.isCut(at) && !isSpaceCode(codes[at]!)) at++
-      tokens.push(this.#token(begin, at))
+      while (at < length && (marks[at]! & CUT) === 0 && !isSpaceCode(codes[at]!)) at++
+      let isGoingOn: boolean
+      if (marks[begin]! & OPENING) isGoingOn = holds('``', 0, 2)
+      else if (codes[begin] === QUOTE) isGoingOn = holds("''", 0, 2)
+      else isGoingOn = holds(text, begin, at)
+      if (!isGoingOn) return false
     }
-    return tokens.slice() // Of the length that they need, as there may be very many short lists.
-  }
-
-  #token(begin: number, end: number): string {
-    if (this.isOpening(begin)) return '``'
-    return this.codes[begin] === QUOTE ? "''" : this.text.slice(begin, end)
+    return true
   }
 }

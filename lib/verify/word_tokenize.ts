@@ -4,7 +4,7 @@
 
 import { punktSentences } from './punkt_sentences.js'
 import { isDigitAt, isSpaceCode, wordWidth } from './python_text.js'
-import type { ReadingMemo } from './reading_memo.js'
+import { ReadingMemo } from './reading_memo.js'
 import * as trait from './sentence_marks.js'
 import { SentenceMarks } from './sentence_marks.js'
 
@@ -13,26 +13,46 @@ const [NEWLINE, QUOTE, APOSTROPHE, COMMA, DASH, FULL_STOP, COLON, BACKTICK] = [
   ...[0x2d, 0x2e, 0x3a, 0x60],
 ] as [number, number, number, number, number, number, number, number]
 
+/** A token: what lies between two places of a text, which is not always the one that was asked about. */
+export type TokenVisitor = (text: string, begin: number, end: number) => boolean
+
+/** Longest sentence of which the tokens are kept. */
+const SHORT_SENTENCE = 256
+
 /** The tokens of a text. Linear time. */
 export function tokenizeWords(text: string, memo?: ReadingMemo): string[] {
   const all: string[] = []
-  everyToken(text, (token) => all.push(token) > 0, memo)
+  everyToken(text, (source, begin, end) => all.push(source.slice(begin, end)) > 0, memo)
   return all
 }
 
 /** Whether `holds` is true for each token of a text, in order, up to the first for which it is not. Linear time. */
-export function everyToken(text: string, holds: (token: string) => boolean, memo?: ReadingMemo): boolean {
+export function everyToken(text: string, holds: TokenVisitor, memo = new ReadingMemo()): boolean {
   const marks = new SentenceMarks()
-  return punktSentences(text, memo).every((sentence) => {
-    sentence.tokens ??= sentenceTokens(marks, sentence.text)
-    return sentence.tokens.every(holds)
-  })
+  for (const sentence of punktSentences(text, memo)) {
+    if (sentence.length > SHORT_SENTENCE) {
+      if (!markedTokens(marks, sentence.text).everyToken(holds)) return false
+      continue
+    }
+    sentence.tokens ??= shortTokens(marks, sentence.text, memo)
+    for (const token of sentence.tokens) if (!holds(token, 0, token.length)) return false
+  }
+  return true
 }
 
-function sentenceTokens(marks: SentenceMarks, sentence: string): string[] {
+function shortTokens(marks: SentenceMarks, sentence: string, memo: ReadingMemo): readonly string[] {
+  let tokens = memo.tokens.get(sentence)
+  if (tokens === undefined) {
+    tokens = markedTokens(marks, sentence).tokens()
+    memo.tokens.set(sentence, tokens)
+  }
+  return tokens
+}
+
+function markedTokens(marks: SentenceMarks, sentence: string): SentenceMarks {
   marks.reset(sentence)
   markTokens(marks)
-  return marks.tokens()
+  return marks
 }
 
 /** The rules, in the order of NLTK. */
@@ -80,16 +100,19 @@ function markOpeningQuotes(marks: SentenceMarks): void {
 }
 
 /** Letters that stay with an apostrophe before them: of "'s", "'m" and the like; the last one folds to an s. */
-const KEPT_LETTERS = 'mMtTsSdDnN\u017f'
+const KEPT_LETTERS = new Set([...'mMtTsSdDnN\u017f'].map((one) => one.charCodeAt(0)))
+
+/** No character of a word has a lower code. */
+const FIRST_OF_WORDS = 0x30
 
 /** A blank between an apostrophe and the only letter of a word. */
 function markAfterApostrophes(marks: SentenceMarks): void {
-  const { text } = marks
+  const { codes, text } = marks
   for (let at = 0; at < marks.length; at++) {
-    if (marks.codes[at] !== APOSTROPHE) continue
+    if (codes[at] !== APOSTROPHE || codes[at + 1]! < FIRST_OF_WORDS) continue
     const width = wordWidth(text, at + 1)
-    if (width === 0 || wordWidth(text, at + 1 + width) > 0 || KEPT_LETTERS.includes(text[at + 1]!)) continue
-    marks.cut(at + 1)
+    const isOnlyOne = width > 0 && (codes[at + 1 + width] === APOSTROPHE || wordWidth(text, at + 1 + width) === 0)
+    if (isOnlyOne && !KEPT_LETTERS.has(codes[at + 1]!)) marks.cut(at + 1)
   }
 }
 
@@ -160,7 +183,10 @@ const LONG_CLITICS = ['ll', 'LL', 're', 'RE', 've', 'VE']
 function markClitics(marks: SentenceMarks): void {
   const { codes, text } = marks
   const places: number[] = []
-  for (let at = 0; at < marks.length; at++) if (codes[at] === APOSTROPHE) places.push(at)
+  for (let at = 0; at < marks.length; at++) {
+    // One before another one is part of no rule.
+    if (codes[at] === APOSTROPHE && (codes[at + 1] !== APOSTROPHE || at + 1 === marks.length)) places.push(at)
+  }
   const endsWord = (at: number) => at > 0 && !marks.isBehindBlank(at) && codes[at - 1] !== APOSTROPHE
   for (const at of places) {
     if (!endsWord(at)) continue
@@ -169,14 +195,20 @@ function markClitics(marks: SentenceMarks): void {
   }
   for (const at of places) {
     if (marks.isCut(at) || marks.isCut(at + 1)) continue
-    const isNegation = ["n't", "N'T"].includes(text.slice(at - 1, at + 2)) && marks.isBlankAt(at + 2)
-    if (isNegation && endsWord(at - 1)) marks.cut(at - 1)
+    if (isNegation(codes, at) && marks.isBlankAt(at + 2) && endsWord(at - 1)) marks.cut(at - 1)
     if (at + 2 >= marks.length || marks.isCut(at + 2) || !marks.isBlankAt(at + 3)) continue
     if (endsWord(at) && LONG_CLITICS.includes(text.slice(at + 1, at + 3))) marks.cut(at)
   }
   markPhrase(marks, places, ['d', 'ye'])
   markPhrase(marks, places, ['more', 'n'])
   markTis(marks, places)
+}
+
+/** "n't" or "N'T". */
+function isNegation(codes: Uint16Array, apostrophe: number): boolean {
+  if (apostrophe === 0) return false
+  const [before, after] = [codes[apostrophe - 1]!, codes[apostrophe + 1]!]
+  return (before === 0x6e && after === 0x74) || (before === 0x4e && after === 0x54)
 }
 
 /** Two words that an apostrophe joins, as parts of which the second begins with it. */
