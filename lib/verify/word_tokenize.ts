@@ -76,6 +76,7 @@ function markTokens(marks: SentenceMarks): void {
   marks.setApart(trait.DOUBLE_QUOTE)
   if (marks.has(trait.APOSTROPHE)) markClitics(marks)
   if (marks.has(trait.DOUBLED)) markContractions(marks)
+  if (marks.has(trait.APOSTROPHE)) markTis(marks)
 }
 
 /** `([\u00ab\u201c\u2018\u201e]|`+)`, and of a run of backticks each two. */
@@ -201,7 +202,6 @@ function markClitics(marks: SentenceMarks): void {
   }
   markPhrase(marks, places, ['d', 'ye'])
   markPhrase(marks, places, ['more', 'n'])
-  markTis(marks, places)
 }
 
 /** "n't" or "N'T". */
@@ -222,12 +222,12 @@ function markPhrase(marks: SentenceMarks, places: readonly number[], [before, af
 }
 
 /** "'tis" and "'twas" behind a blank. From the end on: the blank behind one is none for the next. */
-function markTis(marks: SentenceMarks, places: readonly number[]): void {
-  for (let i = places.length - 1; i >= 0; i--) {
-    const at = places[i]!
+function markTis(marks: SentenceMarks): void {
+  for (let at = marks.length - 3; at >= 0; at--) {
+    if (marks.codes[at] !== APOSTROPHE || !marks.hasLetters(at + 1, 't')) continue
     if (!marks.isBehindBlank(at) || marks.isCut(at + 1) || marks.isCut(at + 2)) continue
     const verb = ['is', 'was'].find((word) => marks.hasLetters(at + 2, word))
-    if (verb === undefined || !marks.hasLetters(at + 1, 't') || !marks.isWhole(at + 1, at + 2 + verb.length)) continue
+    if (verb === undefined || !marks.isWhole(at + 1, at + 2 + verb.length)) continue
     for (const place of [at, at + 2, at + 2 + verb.length]) marks.cut(place)
   }
 }
