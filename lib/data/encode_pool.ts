@@ -1,6 +1,6 @@
 // The threads that tokenise. A pool of our own: it keeps order elsewhere, needs no queue library, and must pass typed
 // errors on and stop at once when asked to.
-import { Worker } from 'node:worker_threads'
+import type { Worker } from 'node:worker_threads'
 import { CaravanError } from '../base/errors.js'
 import { workerUrl } from '../base/worker.js'
 import type { EncodeReply, EncodeRequest, EncodeWorkerData } from './encode_worker.js'
@@ -45,6 +45,7 @@ export class EncodePool implements ChunkEncoder {
 
   constructor(encoder: EncoderModule, count: number) {
     this.concurrency = 2 * count // one in work and one waiting, for each thread
+    const { Worker } = process.getBuiltinModule('node:worker_threads') // Loaded when it is needed: it takes long.
     const workerData: EncodeWorkerData = { module: encoder.module.href, options: encoder.options }
     for (let i = 0; i < count; i++) {
       const worker = new Worker(workerUrl(import.meta.url, './encode_worker.js'), { workerData })
