@@ -1,6 +1,6 @@
-// Joins what `import 'caravan-train'` and the command line load into few files, over those of tsc: to find, read, link
-// and compile a module of its own takes Node about a millisecond, and there are 250, which makes it four times as long.
-// The rest of dist/ stays as tsc wrote it: the entry files of workers and child processes, which load little, and
+// Joins what `import 'caravan-train'`, the command line and the process of verifiers load into few files, over those of
+// tsc: to find, read, link and compile a module of its own takes Node about a millisecond, and there are 250, which
+// makes it four times as long. The rest of dist/ stays as tsc wrote it: the entry files of workers and child processes, which load little, and
 // what tests and scripts import. With the files of tsc alone everything works as well, and starts later.
 import { readFileSync, rmSync } from 'node:fs'
 import { join, relative } from 'node:path'
@@ -9,6 +9,8 @@ import { build } from 'rolldown'
 /** The files that are replaced: what the package exports, and the command line, whose help needs little of it. */
 const LIBRARY = 'index'
 const COMMAND_LINE = 'cli/main'
+/** And the process that verifies: it has all verifiers, and starts anew whenever one of them hangs. */
+const VERIFIERS = 'verify/verifier_worker'
 /** The folder of everything else that is written. */
 const JOINED = 'joined'
 
@@ -22,11 +24,12 @@ const LATE_IMPORT = new RegExp(`^import \\{ ([\\w, ]+) \\} from '(node:(?:${LATE
 
 /** Joins the files that tsc wrote to the folder `from` and writes them, with source maps, to the folder `to`. */
 export async function bundle(from, to = from) {
-  const input = Object.fromEntries([LIBRARY, COMMAND_LINE].map((name) => [name, join(from, `${name}.js`)]))
+  const input = Object.fromEntries([LIBRARY, COMMAND_LINE, VERIFIERS].map((name) => [name, join(from, `${name}.js`)]))
   const entries = Object.values(input)
   rmSync(join(to, JOINED), { recursive: true, force: true })
   const library = new Set()
   const start = new Set()
+  const verifiers = new Set()
   const group = (name, isMember) => ({ name, test: (id) => isMember(id) && !entries.includes(id) })
   await build({
     input,
@@ -40,6 +43,7 @@ export async function bundle(from, to = from) {
         buildEnd() {
           addReached(this, input[LIBRARY], library)
           addReached(this, input[COMMAND_LINE], start)
+          addReached(this, input[VERIFIERS], verifiers)
         },
       },
     ],
@@ -58,6 +62,7 @@ export async function bundle(from, to = from) {
         groups: [
           group('base', (id) => library.has(id) && start.has(id)),
           group('start', (id) => start.has(id)),
+          group('verifiers', (id) => verifiers.has(id)),
           group('library', (id) => library.has(id)),
         ],
       },
