@@ -1,7 +1,8 @@
-// Joins what `import 'caravan-train'`, the command line and the process of verifiers load into few files, over those of
-// tsc: to find, read, link and compile a module of its own takes Node about a millisecond, and there are 250, which
-// makes it four times as long. The rest of dist/ stays as tsc wrote it: the entry files of workers and child processes, which load little, and
-// what tests and scripts import. With the files of tsc alone everything works as well, and starts later.
+// Joins what `import 'caravan-train'`, the command line and the process of verifiers load into few files, over those
+// of tsc: to find, read, link and compile a module of its own takes Node about a millisecond, and there are 250, which
+// makes it four times as long. The rest of dist/ stays as tsc wrote it: the entry files of workers and child
+// processes, which load little, and what tests and scripts import. With the files of tsc alone everything works as
+// well, and starts later.
 import { readFileSync, rmSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { build } from 'rolldown'
