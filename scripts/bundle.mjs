@@ -1,7 +1,8 @@
-// Joins what `import 'caravan-train'` and the command line load into few files, over those of tsc: to find, read, link
-// and compile a module of its own takes Node about a millisecond, and there are 250, which makes it four times as long.
-// The rest of dist/ stays as tsc wrote it: the entry files of workers and child processes, which load little, and
-// what tests and scripts import. With the files of tsc alone everything works as well, and starts later.
+// Joins what `import 'caravan-train'`, the command line and the process of verifiers load into few files, over those
+// of tsc: to find, read, link and compile a module of its own takes Node about a millisecond, and there are 250, which
+// makes it four times as long. The rest of dist/ stays as tsc wrote it: the entry files of workers and child
+// processes, which load little, and what tests and scripts import. With the files of tsc alone everything works as
+// well, and starts later.
 import { readFileSync, rmSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { build } from 'rolldown'
@@ -9,6 +10,8 @@ import { build } from 'rolldown'
 /** The files that are replaced: what the package exports, and the command line, whose help needs little of it. */
 const LIBRARY = 'index'
 const COMMAND_LINE = 'cli/main'
+/** And the process that verifies: it has all verifiers, and starts anew whenever one of them hangs. */
+const VERIFIERS = 'verify/verifier_worker'
 /** The folder of everything else that is written. */
 const JOINED = 'joined'
 
@@ -16,13 +19,18 @@ const manifest = JSON.parse(readFileSync(new URL('../package.json', import.meta.
 /** Loaded from where they are installed. */
 const packages = Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies })
 
+/** Parts of Node that take milliseconds to load and are needed late: their functions find them when they are called. */
+const LATE = ['child_process', 'crypto', 'v8', 'vm', 'zlib']
+const LATE_IMPORT = new RegExp(`^import \\{ ([\\w, ]+) \\} from '(node:(?:${LATE.join('|')}))';$`, 'gm')
+
 /** Joins the files that tsc wrote to the folder `from` and writes them, with source maps, to the folder `to`. */
 export async function bundle(from, to = from) {
-  const input = Object.fromEntries([LIBRARY, COMMAND_LINE].map((name) => [name, join(from, `${name}.js`)]))
+  const input = Object.fromEntries([LIBRARY, COMMAND_LINE, VERIFIERS].map((name) => [name, join(from, `${name}.js`)]))
   const entries = Object.values(input)
   rmSync(join(to, JOINED), { recursive: true, force: true })
   const library = new Set()
   const start = new Set()
+  const verifiers = new Set()
   const group = (name, isMember) => ({ name, test: (id) => isMember(id) && !entries.includes(id) })
   await build({
     input,
@@ -36,6 +44,7 @@ export async function bundle(from, to = from) {
         buildEnd() {
           addReached(this, input[LIBRARY], library)
           addReached(this, input[COMMAND_LINE], start)
+          addReached(this, input[VERIFIERS], verifiers)
         },
       },
     ],
@@ -44,6 +53,9 @@ export async function bundle(from, to = from) {
       dir: to,
       format: 'esm',
       sourcemap: true,
+      // As it was written, but for comments; and of one byte a character, which halves the memory of the text.
+      comments: false,
+      minify: { mangle: false, compress: false, codegen: { removeWhitespace: false, asciiOnly: true } },
       entryFileNames: '[name].js',
       chunkFileNames: `${JOINED}/[name].js`,
       // A module goes to the first of them that wants it; those that both entries load may bring no more with them.
@@ -51,6 +63,7 @@ export async function bundle(from, to = from) {
         groups: [
           group('base', (id) => library.has(id) && start.has(id)),
           group('start', (id) => start.has(id)),
+          group('verifiers', (id) => verifiers.has(id)),
           group('library', (id) => library.has(id)),
         ],
       },
@@ -74,8 +87,9 @@ function modulesOfTsc(entries, joined) {
       const code = readFileSync(id, 'utf8').replace(/\n\/\/# sourceMappingURL=.*\s*$/, '\n')
       if (entries.includes(id)) return { code, map }
       const address = JSON.stringify(relative(joined, id).replaceAll('\\', '/'))
-      // On one line, as before: only columns behind it move.
-      return { code: code.replaceAll('import.meta.url', `new URL(${address}, import.meta.url).href`), map }
+      // On the same lines as before: only columns move.
+      const placed = code.replaceAll('import.meta.url', `new URL(${address}, import.meta.url).href`)
+      return { code: placed.replace(LATE_IMPORT, (_, names, builtin) => lateFunctions(names, builtin)), map }
     },
     generateBundle(_, files) {
       for (const { type, fileName, moduleIds } of Object.values(files)) {
@@ -85,4 +99,11 @@ function modulesOfTsc(entries, joined) {
       }
     },
   }
+}
+
+function lateFunctions(names, builtin) {
+  const functions = names.split(', ').map((name) => {
+    return `const ${name} = (...values) => process.getBuiltinModule('${builtin}').${name}(...values);`
+  })
+  return functions.join(' ')
 }

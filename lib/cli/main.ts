@@ -2,6 +2,7 @@
 // The command line. Everything it can do is a call into the library; what is here is reading options, showing events
 // and choosing the exit code.
 import { realpathSync } from 'node:fs'
+import module from 'node:module'
 import { fileURLToPath } from 'node:url'
 import { CommanderError } from 'commander'
 import { CaravanError } from '../base/errors.js'
@@ -69,4 +70,13 @@ function survivePipe(stream: NodeJS.WriteStream): void {
   })
 }
 
-if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) await main()
+/** Has Node keep what it compiles of a command's code (from 22.1 on), which saves a later start some 40 ms. */
+function keepCompiled(): void {
+  const { enableCompileCache } = module as { enableCompileCache?: () => unknown }
+  enableCompileCache?.()
+}
+
+if (process.argv[1] !== undefined && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  keepCompiled()
+  await main()
+}

@@ -4,7 +4,6 @@
 import { createHash } from 'node:crypto'
 import * as nodeFileSystem from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
-import { threadId } from 'node:worker_threads'
 import { CaravanError } from '../base/errors.js'
 
 /** The part of node:fs/promises that writing needs; tests put a failing one in its place. */
@@ -104,6 +103,7 @@ export async function syncDirectory(directory: string, options: AtomicWriteOptio
 type Handle = nodeFileSystem.FileHandle
 
 async function openTemporary(path: string, fileSystem: FileSystem): Promise<{ handle: Handle; temporary: string }> {
+  const { threadId } = process.getBuiltinModule('node:worker_threads') // Loaded when it is needed: it takes long.
   const stem = `.${basename(path)}.tmp-${process.pid}-${threadId}`
   for (let attemptNumber = 0; ; attemptNumber++) {
     const temporary = join(dirname(path), `${stem}-${attemptNumber}`)

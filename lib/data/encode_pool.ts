@@ -1,6 +1,6 @@
 // The threads that tokenise. A pool of our own: it keeps order elsewhere, needs no queue library, and must pass typed
 // errors on and stop at once when asked to.
-import { Worker } from 'node:worker_threads'
+import type { Worker } from 'node:worker_threads'
 import { CaravanError } from '../base/errors.js'
 import { workerUrl } from '../base/worker.js'
 import type { EncodeReply, EncodeRequest, EncodeWorkerData } from './encode_worker.js'
@@ -74,6 +74,7 @@ export class EncodePool implements ChunkEncoder {
   }
 
   #start(): Member {
+    const { Worker } = process.getBuiltinModule('node:worker_threads') // Loaded when it is needed: it takes long.
     const worker = new Worker(workerUrl(import.meta.url, './encode_worker.js'), { workerData: this.#workerData })
     const pending = new Map<number, Pending>()
     worker.on('message', (reply: EncodeReply) => settle(pending, reply))

@@ -4,9 +4,9 @@
 import { letterCount, paragraphCount } from './ifeval_google.js'
 import type { InstructionArguments, InstructionCheck } from './instruction_arguments.js'
 import { countMatches } from './pattern_search.js'
-import { countOf, splitWords, strip } from './python_text.js'
+import { countOf, isSpaceAt, splitWords, strip, wordWidth } from './python_text.js'
 import { splitSentences } from './sentence_split.js'
-import { tokenizeWords } from './word_tokenize.js'
+import { everyToken, tokenizeWords } from './word_tokenize.js'
 
 const DIVIDER = '***'
 const RESPONSES_DIVIDER = '******'
@@ -23,8 +23,8 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
     const copies = response.split(RESPONSES_DIVIDER)
     return copies.length === args.integer('N') && copies.every((copy) => isSame(copy, args.text('prompt_to_repeat')))
   },
-  'detectable_format:sentence_hyphens': (response) => {
-    const wanted = splitSentences(response.replaceAll('-', ' '))
+  'detectable_format:sentence_hyphens': (response, args) => {
+    const wanted = splitSentences(response.replaceAll('-', ' '), args.memo)
     const parts = response.split('-', wanted.length)
     return parts.every((part, i) => strip(part) === part && part === wanted[i])
   },
@@ -44,7 +44,7 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'keywords:exclude_word_harder': (response, args) => !response.includes(` ${args.words('keyword')} `),
   'keywords:palindrome': (response) => splitWords(response).some(isPalindrome),
   'keywords:keyword_specific_position': (response, args) => {
-    const sentence = splitSentences(response)[args.integer('n') - 1]
+    const sentence = splitSentences(response, args.memo)[args.integer('n') - 1]
     return sentence !== undefined && tokenizeWords(sentence, args.memo)[args.integer('m') - 1] === args.words('keyword')
   },
   'keywords:start_end': (response, args) => {
@@ -54,10 +54,10 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'paragraphs:paragraphs': (response) => paragraphCount(response.split(DIVIDER)) === 2,
   'paragraphs:paragraphs2': (response) => paragraphCount(response.split('\n\n')) === 2,
   'first_word:first_word_sent': (response, args) =>
-    splitSentences(response).every((sentence) => isSame(splitWords(sentence)[0] ?? '', args.words('first_word'))),
-  'first_word:first_word_answer': (response, args) => isSame(splitWords(response)[0] ?? '', args.words('first_word')),
+    splitSentences(response, args.memo).every((sentence) => isSame(firstWordOf(sentence), args.words('first_word'))),
+  'first_word:first_word_answer': (response, args) => isSame(firstWordOf(response), args.words('first_word')),
   'last_word:last_word_sent': (response, args) =>
-    splitSentences(response).every((sentence) => isSame(lastWordOf(sentence), args.words('last_word'))),
+    splitSentences(response, args.memo).every((sentence) => isSame(lastWordOf(sentence), args.words('last_word'))),
   'last_word:last_word_answer': (response, args) => isSame(lastWordOf(response), args.words('last_word')),
   'punctuation:punctuation_dot': (response) => !response.includes('.'),
   'punctuation:punctuation_exclamation': (response) => !response.includes('!'),
@@ -66,7 +66,8 @@ export const EXTRA_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
   'count:counting_composition': hasComposition,
   'count:count_unique': (response, args) => {
     const seen = new Set<string>()
-    return tokenizeWords(response, args.memo).every((word) => !seen.has(word) && seen.add(word) !== undefined)
+    const isNew = (word: string) => !seen.has(word) && seen.add(word) !== undefined
+    return everyToken(response, (text, begin, end) => isNew(text.slice(begin, end)), args.memo)
   },
   'count:count_increment_word': (response, args) =>
     countMatches(response, args.words('keyword1')) === 1 && countMatches(response, args.words('keyword2')) === 2,
@@ -89,12 +90,32 @@ function copiesPrompt(response: string, args: InstructionArguments): boolean {
 }
 
 function isSame(a: string, b: string): boolean {
-  return strip(a).toLowerCase() === strip(b).toLowerCase()
+  return a === b || strip(a).toLowerCase() === strip(b).toLowerCase()
 }
 
-/** The last word without punctuation. */
+function firstWordOf(text: string): string {
+  let begin = 0
+  while (isSpaceAt(text, begin)) begin++
+  let end = begin
+  while (end < text.length && !isSpaceAt(text, end)) end++
+  return text.slice(begin, end)
+}
+
+/** The last word without punctuation: without `[^\p{L}\p{N}_\s]`. */
 function lastWordOf(text: string): string {
-  return (splitWords(text).at(-1) ?? '').replace(/[^\p{L}\p{N}_\s]/gu, '')
+  let end = text.length
+  while (end > 0 && isSpaceAt(text, end - 1)) end--
+  let begin = end
+  while (begin > 0 && !isSpaceAt(text, begin - 1)) begin--
+  const parts: string[] = []
+  for (let at = begin; at < end; ) {
+    const from = at
+    // This mark is white space to `\s`, though none to Python's `split`.
+    for (let width = 1; width > 0; at += width) width = text[at] === '\ufeff' ? 1 : wordWidth(text, at)
+    if (at > from) parts.push(text.slice(from, at))
+    else at++
+  }
+  return parts.join('')
 }
 
 /** No two words in a row begin with letters that follow each other in the alphabet. */

@@ -4,6 +4,7 @@
 import type { InstructionCheck } from './instruction_arguments.js'
 import { detectLanguage } from './language_detect.js'
 import { countMatches, hasMatch, hasWholeMatch } from './pattern_search.js'
+import { countSentences } from './punkt_sentences.js'
 import {
   countOf,
   countWords,
@@ -16,8 +17,7 @@ import {
   stripOf,
 } from './python_text.js'
 import type { ReadingMemo } from './reading_memo.js'
-import { countSentences } from './sentence_split.js'
-import { tokenizeWords } from './word_tokenize.js'
+import { everyToken } from './word_tokenize.js'
 
 const DIVIDER = '***'
 const RESPONSES_DIVIDER = '******'
@@ -82,10 +82,20 @@ export const GOOGLE_INSTRUCTIONS: Readonly<Record<string, InstructionCheck>> = {
     return text.length > 1 && text.startsWith('"') && text.endsWith('"')
   },
   'change_case:capital_word_frequency': (response, args) =>
-    args.holds(tokenizeWords(response, args.memo).filter(isUpper).length, 'capital_relation', 'capital_frequency'),
+    args.holds(capitalWordCount(response, args.memo), 'capital_relation', 'capital_frequency'),
   'change_case:english_capital': (response, args) => isUpper(response) && mayBeEnglish(response, args.memo),
   'change_case:english_lowercase': (response, args) => isLower(response) && mayBeEnglish(response, args.memo),
   'punctuation:no_comma': (response) => !response.includes(','),
+}
+
+function capitalWordCount(response: string, memo: ReadingMemo): number {
+  let count = 0
+  const add = (text: string, begin: number, end: number) => {
+    if (isUpper(text, begin, end)) count++
+    return true
+  }
+  everyToken(response, add, memo)
+  return count
 }
 
 /** Occurrences of a character, in any case. */

@@ -31,6 +31,9 @@ export interface ScoredPair {
 
 type Json = Record<string, unknown>
 
+/** More characters than a token has, what a tokenizer drops around it included. */
+const UNITS_PER_TOKEN = 1024
+
 const INPUTS = ['input_ids', 'attention_mask', 'token_type_ids', 'position_ids'] as const
 type InputName = (typeof INPUTS)[number]
 
@@ -118,8 +121,8 @@ export class OnnxClassifier {
   async #rows(pairs: readonly ScoredPair[], signal: AbortSignal | undefined): Promise<TokenRow[]> {
     const { tokenizer, maxTokens } = this.#setup
     const options = { offsets: false, signal }
-    // What the tokenizer does not take could not be part of the row in any case.
-    const longest = tokenizer.maximumTextUnits
+    // What lies further from where the texts meet could not be part of the row in any case.
+    const longest = Math.min(tokenizer.maximumTextUnits, maxTokens * UNITS_PER_TOKEN)
     const answers = await tokenizer.encodeBatch(
       pairs.map(({ completion }) => completion.slice(0, longest)),
       options,

@@ -16,8 +16,8 @@ export function isSpaceAt(text: string, at: number): boolean {
   return isSpaceCode(text.charCodeAt(at))
 }
 
-/** NaN, which stands for no character, is no white space. */
-function isSpaceCode(code: number): boolean {
+/** `str.isspace` of a UTF-16 unit. NaN, which stands for no character, is no white space. */
+export function isSpaceCode(code: number): boolean {
   if (code < 0x80) return code === 32 || (code >= 9 && code <= 13) || (code >= 28 && code <= 31)
   if (code < 0x2000) return code === 0x85 || code === 0xa0 || code === 0x1680
   return code <= 0x200a || code === 0x2028 || code === 0x2029 || code === 0x202f || code === 0x205f || code === 0x3000
@@ -113,9 +113,8 @@ function isAsciiWord(code: number): boolean {
 /** Whether `\w` matches the character that ends at `at` (before) or begins there. */
 export function isWordBefore(text: string, at: number): boolean {
   if (at <= 0) return false
-  const unit = text.charCodeAt(at - 1)
-  const isLow = unit >= 0xdc00 && unit <= 0xdfff
-  return isWord(isLow ? text.slice(Math.max(0, at - 2), at) : text[at - 1]!)
+  const pair = String.fromCodePoint(text.codePointAt(Math.max(0, at - 2))!)
+  return isWord(at > 1 && pair.length === 2 ? pair : text[at - 1]!)
 }
 
 export function isWordAt(text: string, at: number): boolean {
@@ -128,10 +127,19 @@ function isWord(character: string): boolean {
   return code < 0x80 ? isAsciiWord(code) : WORD.test(character)
 }
 
-/** `str.isupper()`: some character has a case, and every one that has is upper. */
-export function isUpper(text: string): boolean {
-  const first = text.charCodeAt(0)
-  if (first >= 97 && first <= 122) return false // most words
+/** `str.isupper()` of what lies between two places: some character has a case, and every one that has is upper. */
+export function isUpper(text: string, begin = 0, end = text.length): boolean {
+  let isCased = false
+  for (let at = begin; at < end; at++) {
+    const code = text.charCodeAt(at)
+    if (code >= 97 && code <= 122) return false
+    if (code > 127) return isUpperByProperties(text.slice(begin, end))
+    if (code >= 65 && code <= 90) isCased = true
+  }
+  return isCased
+}
+
+function isUpperByProperties(text: string): boolean {
   return /\p{Uppercase}/u.test(text) && !/[\p{Lowercase}\p{Lt}]/u.test(text)
 }
 

@@ -46,18 +46,26 @@ describe('the import of the package', () => {
     expect(loadedBy(join(root, 'dist/data/parquet_process.js')).join()).toContain('node_modules/hyparquet/')
   })
 
+  it.skipIf(!isJoined)('leaves what runs recipes, and slow parts of Node, for later', () => {
+    const late = ['child_process', 'crypto', 'worker_threads', 'zlib'].map((name) => `node:${name}`)
+    expect(loaded.filter((one) => late.includes(one) || /joined\/(run|plan)\.js/.test(one))).toEqual([])
+  })
+
   it('loads no package and no native code', () => {
     expect(loaded.filter((one) => !one.startsWith('node:') && !isOfThePackage(one))).toEqual([])
   })
 
   it.skipIf(!isJoined)('loads few files, as `npm run build -- --ts` joins them', () => {
-    expect(loaded.filter(isOfThePackage).length).toBeLessThanOrEqual(3)
+    expect(loaded.filter(isOfThePackage).length).toBeLessThanOrEqual(4)
     const help = loadedBy(join(root, 'dist/cli/main.js')).filter(isOfThePackage)
     expect(help.map((one) => one.slice(one.indexOf('/dist/'))).sort()).toEqual([
       '/dist/cli/main.js',
       '/dist/joined/base.js',
       '/dist/joined/start.js',
     ])
+    const verifiers = readFileSync(join(root, 'dist/verify/verifier_worker.js'), 'utf8')
+    expect(verifiers).not.toContain('../joined/library.js')
+    expect(verifiers).toContain('../joined/verifiers.js')
   })
 })
 

@@ -1,9 +1,14 @@
 // Sentences and words: expected values are those of NLTK 3.8 and of the published rule list, run once on these texts.
 import { describe, expect, it } from 'vitest'
+import { Random } from '../../lib/base/random.js'
+import { looseReadings } from '../../lib/verify/ifeval.js'
 import { detectLanguage, knownLanguages } from '../../lib/verify/language_detect.js'
+import { countSentences, punktSentences } from '../../lib/verify/punkt_sentences.js'
 import { parsePythonLiteral } from '../../lib/verify/python_literal.js'
-import { countSentences, punktSentences, splitSentences } from '../../lib/verify/sentence_split.js'
+import { ReadingMemo } from '../../lib/verify/reading_memo.js'
+import { splitSentences } from '../../lib/verify/sentence_split.js'
 import { tokenizeWords } from '../../lib/verify/word_tokenize.js'
+import { listedSentences, treebankTokens } from './published_rules.js'
 
 const LISTED: [text: string, sentences: string[]][] = [
   ['Hi there. How are you? Fine!', ['Hi there.', 'How are you?', 'Fine!']],
@@ -66,13 +71,93 @@ const WORDS: [text: string, words: string[]][] = [
 describe('sentences', () => {
   it.each(LISTED)('by the published rules: %j', (text, sentences) => expect(splitSentences(text)).toEqual(sentences))
   it.each(PUNKT)('by Punkt: %j', (text, sentences) => {
-    expect(punktSentences(text)).toEqual(sentences)
+    expect(punktSentences(text).map((sentence) => sentence.text)).toEqual(sentences)
     expect(countSentences(text)).toBe(sentences.length)
   })
 })
 
 describe('words', () => {
   it.each(WORDS)('of %j', (text, words) => expect(tokenizeWords(text)).toEqual(words))
+})
+
+/** What some rule looks for, and what keeps it from matching. */
+const PIECES = [
+  ...'\'"`.,:;-?!()[]{}<>*  \n\t1asStdDnNmM&_',
+  ...["''", '``', '--', '...', "n't", "N'T", "'ll", "'RE", "'s", "d'ye", "more'n", "'tis", " 'Twas", 'cannot', 'Gimme'],
+  ...['wanna', 'gonna', 'lemme', 'gotta', 'word', 'Word', 'A.', 'U.S.', 'Mr.', 'Mrs.', 'He ', 'Mr ', ' Inc. ', 'Co.'],
+  ...[
+    '3.5',
+    '.com',
+    'a.b.',
+    'Ph.D.',
+    ' J. ',
+    '\tx. ',
+    '."',
+    '.\u201d',
+    '!"',
+    '.)',
+    '. ',
+    '.\n',
+    'p.m.',
+    'The ',
+    ' he ',
+  ],
+  ...['\u201c', '\u201d', '\u2018', '\u2019', '\u00ab', '\u00bb', '\u017f', '\u00a0', '\u{1d400}', '\u00e9', '\u0661'],
+]
+
+function* randomTexts(count: number): Generator<string> {
+  const random = new Random(20)
+  for (let i = 0; i < count; i++) {
+    const some = i % 3 === 0 ? PIECES : Array.from({ length: 4 }, () => random.choice(PIECES))
+    yield Array.from({ length: random.integer(1, 16) }, () => random.choice(some)).join('')
+  }
+}
+
+/** The first of many texts for which two lists differ, with both; a call of `expect` for each would take seconds. */
+function firstDifference(texts: Iterable<string>, lists: (text: string) => [found: unknown[], wanted: unknown[]]) {
+  for (const text of texts) {
+    const [found, wanted] = lists(text)
+    if (JSON.stringify(found) !== JSON.stringify(wanted)) return { text, found, wanted }
+  }
+  return undefined
+}
+
+describe('scans in place of patterns', () => {
+  it('find the words that the published patterns find', () => {
+    const wantedOf = (text: string) => punktSentences(text).flatMap((sentence) => treebankTokens(sentence.text))
+    const lists = (text: string): [unknown[], unknown[]] => [tokenizeWords(text), wantedOf(text)]
+    expect(firstDifference(randomTexts(8000), lists)).toBeUndefined()
+  })
+
+  it('find the sentences that the published patterns find', () => {
+    const lists = (text: string): [unknown[], unknown[]] => [splitSentences(text), listedSentences(text)]
+    expect(firstDifference(randomTexts(8000), lists)).toBeUndefined()
+  })
+
+  it('find in a reading what they find without the readings before', () => {
+    let partCount = 0
+    const lists = (text: string): [unknown[], unknown[]] => {
+      const [memo, readings] = [new ReadingMemo(), looseReadings(text)]
+      const found = readings.map((one) => [
+        splitSentences(one, memo),
+        countSentences(one, memo),
+        tokenizeWords(one, memo),
+      ])
+      partCount += readings.length - memo.splitTexts.length
+      return [found, readings.map((one) => [splitSentences(one), countSentences(one), tokenizeWords(one)])]
+    }
+    // Where a text begins matters to Punkt, and to the other one what came before it.
+    const odd = [
+      "\n?)word''. . .",
+      '\n?). x',
+      'x Co.\nHe Inc. It is',
+      'x\nA.B.\nHe is',
+      'x\na.b.A.B.\nHe',
+      'x.\n) y. z\n',
+    ]
+    expect(firstDifference([...odd, ...randomTexts(3000)], lists)).toBeUndefined()
+    expect(partCount).toBeGreaterThan(500)
+  })
 })
 
 describe('the language of a text', () => {
