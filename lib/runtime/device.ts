@@ -59,6 +59,8 @@ export class Device {
   readonly #statistics = new Float64Array(6)
   readonly #pending = new Map<number, Pending>()
   readonly #freeIds: number[] = []
+  /** Whether a profiler watches. */
+  readonly #namesRanges: boolean
   readonly #synchronous = process.env.CARAVAN_SYNC === '1'
   /** Ids that recorded commands speak of: they are not given to other tensors. */
   readonly #reservedIds = new Set<number>()
@@ -78,6 +80,7 @@ export class Device {
         ? openCuda(this.#addon, options, this.#finished.bind(this))
         : openCpu(this.#addon, options, this.#finished.bind(this))
     this.#index = opened.index
+    this.#namesRanges = this.#addon.namesRanges(opened.index)
     this.#opIndex = new Map(opened.ops.map((name, i) => [name, i]))
     this.name = opened.name
     this.isa = opened.isa
@@ -192,6 +195,19 @@ export class Device {
     }
     this.#length = n
     this.#end()
+  }
+
+  /** Runs `body` with what it submits under `name` in the timeline of a profiler; where none watches, just runs it. */
+  named<R>(name: string, body: () => R): R {
+    if (!this.#namesRanges) return body()
+    this.flush()
+    this.#addon.beginRange(this.#index, name)
+    try {
+      return body()
+    } finally {
+      this.flush()
+      this.#addon.endRange(this.#index)
+    }
   }
 
   /** Copies `array` into tensor `id`. */

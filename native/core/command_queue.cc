@@ -41,7 +41,10 @@ const int32_t* read_shape(const int32_t* word, int64_t* shape, int* rank) {
 }  // namespace
 
 CommandQueue::CommandQueue(std::unique_ptr<Device> device, std::vector<std::string> ops)
-    : device_(std::move(device)), ops_(std::move(ops)), held_scratch_(device_->allocator()) {
+    : device_(std::move(device)),
+      watched_(device_->names_ranges() ? device_.get() : nullptr),
+      ops_(std::move(ops)),
+      held_scratch_(device_->allocator()) {
   for (const std::string& op : ops_) kernels_.push_back(device_->find_kernel(op));
   thread_ = std::thread([this] { serve(); });
 }
@@ -91,6 +94,7 @@ void CommandQueue::submit(const int32_t* words, size_t count) {
 
 void CommandQueue::upload(int32_t id, std::vector<uint8_t> bytes) {
   push([this, id, data = std::move(bytes)] {
+    const NamedRange range(watched_, "upload");
     guarded("upload", [&] {
       Tensor& tensor = slot(id);
       if (tensor.storage == nullptr) return;
@@ -102,6 +106,7 @@ void CommandQueue::upload(int32_t id, std::vector<uint8_t> bytes) {
 
 void CommandQueue::load_file(int32_t id, std::string path, int64_t offset, DType source) {
   push([this, id, path = std::move(path), offset, source] {
+    const NamedRange range(watched_, "load_file");
     guarded("load_file", [&] {
       Tensor& tensor = slot(id);
       if (tensor.storage != nullptr) load_elements(*device_, tensor.view, path, offset, source);
@@ -111,6 +116,7 @@ void CommandQueue::load_file(int32_t id, std::string path, int64_t offset, DType
 
 void CommandQueue::read(int32_t id, void* target, size_t bytes, Completion done) {
   push([this, id, target, bytes, done = std::move(done)] {
+    const NamedRange range(watched_, "read");
     guarded("read", [&] {
       Tensor& tensor = slot(id);
       if (tensor.storage == nullptr) return;
@@ -123,6 +129,7 @@ void CommandQueue::read(int32_t id, void* target, size_t bytes, Completion done)
 
 void CommandQueue::fence(Completion done) {
   push([this, done = std::move(done)] {
+    const NamedRange range(watched_, "wait");
     guarded("fence", [&] { device_->synchronize(); });
     complete(done);
   });
@@ -134,6 +141,14 @@ void CommandQueue::set_profiling(bool on) {
     profiling_ = on;
     if (on) op_times_.assign(ops_.size(), OpTime{});
   });
+}
+
+void CommandQueue::begin_range(std::string name) {
+  push([this, name = std::move(name)] { device_->begin_range(name.c_str()); });
+}
+
+void CommandQueue::end_range() {
+  push([this] { device_->end_range(); });
 }
 
 void CommandQueue::fail_allocation(uint64_t n) {
@@ -233,6 +248,7 @@ const int32_t* CommandQueue::resolve(const int32_t* word, Call& call, bool& read
 
 void CommandQueue::run(const Call& call) {
   const char* name = ops_[static_cast<size_t>(call.op)].c_str();
+  const NamedRange range(watched_, name);
   auto started = std::chrono::steady_clock::now();
   guarded(name, [&] {
     const KernelRow* kernel = kernels_[static_cast<size_t>(call.op)];
@@ -278,6 +294,7 @@ void CommandQueue::forget_plan(int32_t plan) {
 
 void CommandQueue::replay(int32_t plan) {
   push([this, plan] {
+    const NamedRange range(watched_, watched_ != nullptr ? ("plan " + std::to_string(plan)).c_str() : "");
     auto found = replays_.find(plan);
     if (found == replays_.end()) return record("ERR_INTERNAL", "a plan is replayed that was never kept", "replay");
     if (device_->captures() && !profiling_ && !error_) {

@@ -62,6 +62,11 @@ class CommandQueue {
   /** Completes when everything before it has run. Called on the queue's thread. */
   void fence(Completion done);
 
+  /** Names what is submitted until end_range(), for a profiler. Ranges nest. */
+  void begin_range(std::string name);
+  void end_range();
+  bool names_ranges() const { return watched_ != nullptr; }
+
   /** For tests: the n-th allocation after what has been submitted fails, once; 0 calls it off. */
   void fail_allocation(uint64_t n);
 
@@ -132,6 +137,7 @@ class CommandQueue {
   std::string out_of_memory(size_t wanted, const char* origin);
 
   std::unique_ptr<Device> device_;
+  Device* watched_;  // the device when its work is to be named, else null
   std::vector<std::string> ops_;
   std::vector<const KernelRow*> kernels_;
   std::vector<Tensor> tensors_;

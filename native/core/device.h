@@ -62,12 +62,34 @@ class Device {
   /** Records the work that `body` starts, without running it. */
   virtual std::unique_ptr<DeviceGraph> capture(const std::function<void()>&) { return nullptr; }
 
+  /** Whether somebody watches who wants to know which work is which; only then are ranges begun. */
+  virtual bool names_ranges() const { return false; }
+  /** Names the work that the calling thread starts until end_range(). Ranges nest. */
+  virtual void begin_range(const char*) {}
+  virtual void end_range() {}
+
   /** While set, workspaces of kernels come from here. */
   void hold_scratch(HeldScratch* held) { held_scratch_ = held; }
   HeldScratch* held_scratch() const { return held_scratch_; }
 
  private:
   HeldScratch* held_scratch_ = nullptr;
+};
+
+/** Names work from here to the end of the block; nothing on null. */
+class NamedRange {
+ public:
+  NamedRange(Device* device, const char* name) : device_(device) {
+    if (device_ != nullptr) device_->begin_range(name);
+  }
+  ~NamedRange() {
+    if (device_ != nullptr) device_->end_range();
+  }
+  NamedRange(const NamedRange&) = delete;
+  NamedRange& operator=(const NamedRange&) = delete;
+
+ private:
+  Device* device_;
 };
 
 }  // namespace caravan

@@ -10,6 +10,7 @@
 #include "core/device.h"
 #include "cuda/fault.h"
 #include "cuda/launch.h"
+#include "cuda/ranges.h"
 
 namespace caravan::cuda {
 
@@ -50,6 +51,14 @@ class CudaDevice final : public Device {
   bool captures() const override { return true; }
   std::unique_ptr<DeviceGraph> capture(const std::function<void()>& body) override;
 
+  bool names_ranges() const override { return ranges_ != nullptr; }
+  void begin_range(const char* name) override {
+    if (ranges_ != nullptr) ranges_->begin(name);
+  }
+  void end_range() override {
+    if (ranges_ != nullptr) ranges_->end();
+  }
+
   cudaStream_t stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
   Fault* fault() const { return fault_; }
@@ -69,6 +78,7 @@ class CudaDevice final : public Device {
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<CachingAllocator> allocator_;
   std::unique_ptr<CublasLt> cublas_lt_;
+  std::unique_ptr<Ranges> ranges_ = Ranges::wanted();
   std::unordered_map<std::string, const KernelRow*> kernels_;
 };
 

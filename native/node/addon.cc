@@ -187,7 +187,7 @@ const Backend& backend_at(const std::string& path) {
   return *backend;
 }
 
-/** backend(path) -> {kind, unavailable, devices: [[name, bytes, capability]], findings: [[name, text]], kernels}. */
+/** backend(path) -> {kind, unavailable, devices: [[name, bytes, capability]], kernels}. */
 Napi::Value backend_facts(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     const Backend& backend = backend_at(info[0].As<Napi::String>().Utf8Value());
@@ -203,16 +203,22 @@ Napi::Value backend_facts(const Napi::CallbackInfo& info) {
       devices.Set(devices.Length(), row);
     }
     facts.Set("devices", devices);
+    facts.Set("kernels", kernel_rows(env, backend.kind, backend.kernels, Napi::Array::New(env)));
+    return facts;
+  });
+}
+
+/** findings(path) -> [[name, text], ...]: what the module looks for on this machine. Libraries are loaded to see. */
+Napi::Value backend_findings(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
     Napi::Array findings = Napi::Array::New(env);
-    for (const Finding& finding : backend.findings()) {
+    for (const Finding& finding : backend_at(info[0].As<Napi::String>().Utf8Value()).findings()) {
       Napi::Array row = Napi::Array::New(env);
       row.Set(0u, finding.name);
       row.Set(1u, finding.text);
       findings.Set(findings.Length(), row);
     }
-    facts.Set("findings", findings);
-    facts.Set("kernels", kernel_rows(env, backend.kind, backend.kernels, Napi::Array::New(env)));
-    return facts;
+    return findings;
   });
 }
 
@@ -261,6 +267,28 @@ Napi::Value replay(const Napi::CallbackInfo& info) {
 Napi::Value forget_plan(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     device_at(info).queue->forget_plan(tensor_at(info, 1));
+    return env.Undefined();
+  });
+}
+
+/** namesRanges(device) -> whether a profiler watches; beginRange(device, name) and endRange(device) name for it what is
+ *  submitted between them. */
+Napi::Value names_ranges(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    return Napi::Boolean::New(env, device_at(info).queue->names_ranges());
+  });
+}
+
+Napi::Value begin_range(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    device_at(info).queue->begin_range(info[1].As<Napi::String>().Utf8Value());
+    return env.Undefined();
+  });
+}
+
+Napi::Value end_range(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    device_at(info).queue->end_range();
     return env.Undefined();
   });
 }
@@ -439,11 +467,15 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("kernels", Napi::Function::New(env, kernel_table));
   exports.Set("openCpu", Napi::Function::New(env, open_cpu));
   exports.Set("backend", Napi::Function::New(env, backend_facts));
+  exports.Set("findings", Napi::Function::New(env, backend_findings));
   exports.Set("openBackend", Napi::Function::New(env, open_backend));
   exports.Set("submit", Napi::Function::New(env, submit));
   exports.Set("keepPlan", Napi::Function::New(env, keep_plan));
   exports.Set("replay", Napi::Function::New(env, replay));
   exports.Set("forgetPlan", Napi::Function::New(env, forget_plan));
+  exports.Set("namesRanges", Napi::Function::New(env, names_ranges));
+  exports.Set("beginRange", Napi::Function::New(env, begin_range));
+  exports.Set("endRange", Napi::Function::New(env, end_range));
   exports.Set("upload", Napi::Function::New(env, upload));
   exports.Set("loadFile", Napi::Function::New(env, load_file));
   exports.Set("fence", Napi::Function::New(env, fence));
