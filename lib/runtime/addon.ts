@@ -36,7 +36,7 @@ export interface Addon {
   upload(device: number, tensor: number, array: ArrayBufferView): void
   loadFile(device: number, tensor: number, path: string, byteOffset: number, dtype: number): void
   fence(device: number, ticket: number): void
-  read(device: number, tensor: number, ticket: number, array: ArrayBufferView): void
+  read(device: number, ticket: number, tensors: Int32Array, arrays: ArrayBufferView[]): void
   stats(device: number, out: Float64Array): void
   profile(device: number, on: boolean): void
   opTimes(device: number): [op: number, calls: number, seconds: number][]

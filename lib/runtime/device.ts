@@ -223,9 +223,10 @@ export class Device {
     this.#addon.loadFile(this.#index, id, source.path, source.byteOffset, dtypeCode[source.dtype])
   }
 
-  /** Copies tensor `id` into `array`, which must not be touched until the promise settles. */
-  read(id: number, array: ArrayBufferView): Promise<void> {
-    return this.#wait((ticket) => this.#addon.read(this.#index, id, ticket, array))
+  /** Copies tensors into arrays, one for each, which must not be touched until the promise settles. What is written
+   *  behind it goes on meanwhile. */
+  read(ids: readonly number[], arrays: readonly ArrayBufferView[]): Promise<void> {
+    return this.#wait((ticket) => this.#addon.read(this.#index, ticket, Int32Array.from(ids), [...arrays]))
   }
 
   /** Settles when everything written so far has run; rejects with the first failure since the last wait. */

@@ -75,16 +75,34 @@ void CommandQueue::push(Item item) {
 void CommandQueue::serve() {
   become_compute_thread();
   guarded("open", [&] { device_->attach(); });
+  for (Item item; next(item);) item();
+}
+
+/** The next item, or false at the end. Reads are finished as they get ready, first of all while there is nothing else
+ *  to do: awake at first, since a decoding step ends soon and a thread takes long to wake, then in naps. */
+bool CommandQueue::next(Item& item) {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto kAwake = std::chrono::milliseconds(10);
+  constexpr auto kNap = std::chrono::microseconds(100);
+  const auto begun = reads_.empty() ? Clock::time_point() : Clock::now();
   for (;;) {
-    Item item;
+    while (!reads_.empty() && reads_.front().read->ready()) finish_read();
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      arrived_.wait(lock, [&] { return stop_ || !items_.empty(); });
-      if (stop_) return;
-      item = std::move(items_.front());
-      items_.pop_front();
+      const auto is_wanted = [&] { return stop_ || !items_.empty(); };
+      if (reads_.empty()) {
+        arrived_.wait(lock, is_wanted);
+      } else if (Clock::now() - begun >= kAwake) {
+        arrived_.wait_for(lock, kNap, is_wanted);
+      }
+      if (stop_) return false;
+      if (!items_.empty()) {
+        item = std::move(items_.front());
+        items_.pop_front();
+        return true;
+      }
     }
-    item();
+    std::this_thread::yield();
   }
 }
 
@@ -114,29 +132,50 @@ void CommandQueue::load_file(int32_t id, std::string path, int64_t offset, DType
   });
 }
 
-void CommandQueue::read(int32_t id, void* target, size_t bytes, Completion done) {
-  push([this, id, target, bytes, done = std::move(done)] {
-    const NamedRange range(watched_, "read");
-    guarded("read", [&] {
-      Tensor& tensor = slot(id);
-      if (tensor.storage == nullptr) return;
-      check_size("read", tensor.view, bytes);
-      device_->copy_out(target, tensor.view.data, bytes);
+void CommandQueue::read(std::vector<Reading> readings, Completion done) {
+  push([this, readings = std::move(readings), done = std::move(done)] {
+    const NamedRange range(watched_, readings.empty() ? "wait" : "read");
+    std::unique_ptr<DeviceRead> started;
+    guarded(readings.empty() ? "fence" : "read", [&] {
+      const std::vector<ReadPart> parts = parts_of(readings);
+      started = device_->start_read(parts);
+      if (started != nullptr) return;
+      for (const ReadPart& part : parts) device_->copy_out(part.to, part.from, part.bytes);
+      if (parts.empty()) device_->synchronize();
     });
-    complete(done);
+    if (started != nullptr) return reads_.push_back({std::move(started), take_error(), done});
+    while (!reads_.empty()) finish_read();  // they began before this one, and end before it
+    done(take_error());
   });
 }
 
-void CommandQueue::fence(Completion done) {
-  push([this, done = std::move(done)] {
-    const NamedRange range(watched_, "wait");
-    guarded("fence", [&] { device_->synchronize(); });
-    complete(done);
-  });
+/** Those of the tensors that are there: a missing one is the trace of an earlier failure. */
+std::vector<ReadPart> CommandQueue::parts_of(const std::vector<Reading>& readings) {
+  std::vector<ReadPart> parts;
+  for (const Reading& reading : readings) {
+    const Tensor& tensor = slot(reading.id);
+    if (tensor.storage == nullptr) continue;
+    check_size("read", tensor.view, reading.bytes);
+    parts.push_back({reading.target, tensor.view.data, reading.bytes});
+  }
+  return parts;
+}
+
+/** Completes the oldest read with the error that it found; one from before it counts more. */
+void CommandQueue::finish_read() {
+  Pending pending = std::move(reads_.front());
+  reads_.pop_front();
+  std::optional<QueueError> later = take_error();
+  if (pending.error) error_ = std::move(pending.error);
+  guarded("read", [&] { pending.read->finish(); });
+  pending.read.reset();
+  pending.done(take_error());
+  error_ = std::move(later);
 }
 
 void CommandQueue::set_profiling(bool on) {
   push([this, on] {
+    while (!reads_.empty()) finish_read();
     guarded("profile", [&] { device_->synchronize(); });
     profiling_ = on;
     if (on) op_times_.assign(ops_.size(), OpTime{});
@@ -155,10 +194,10 @@ void CommandQueue::fail_allocation(uint64_t n) {
   push([this, n] { device_->allocator().fail_allocation(n); });
 }
 
-void CommandQueue::complete(const Completion& done) {
+std::optional<QueueError> CommandQueue::take_error() {
   std::optional<QueueError> error = std::move(error_);
   error_.reset();
-  done(error);
+  return error;
 }
 
 void CommandQueue::record(const std::string& code, const std::string& message, const std::string& op) {

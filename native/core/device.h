@@ -19,6 +19,23 @@ class DeviceGraph {
   virtual void launch() = 0;
 };
 
+/** A copy from the device to the host. */
+struct ReadPart {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
+/** Copies to the host that are under way while the device and its thread go on. */
+class DeviceRead {
+ public:
+  virtual ~DeviceRead() = default;
+  /** Whether finish() would not wait. */
+  virtual bool ready() = 0;
+  /** Waits, and puts what was read where it was wanted; throws what went wrong in the work before it. Called once. */
+  virtual void finish() = 0;
+};
+
 /** Workspaces of recorded work: they must stay where they are while it may be started again. Records run one after
  *  another, as the kernels in them do, so all share these blocks, and what a kernel gives back the next one takes. */
 class HeldScratch {
@@ -49,6 +66,9 @@ class Device {
   virtual CachingAllocator& allocator() = 0;
   virtual void copy_in(void* device_memory, const void* host_memory, size_t bytes) = 0;
   virtual void copy_out(void* host_memory, const void* device_memory, size_t bytes) = 0;
+  /** Begins to read, behind all work given so far; without parts it is only waited for. Null where this device would
+   * have to wait at once: then copy_out and synchronize do it. */
+  virtual std::unique_ptr<DeviceRead> start_read(const std::vector<ReadPart>&) { return nullptr; }
   /** The kernel of `op`, or null. */
   virtual const KernelRow* find_kernel(const std::string& op) const = 0;
   /** Returns when all work given so far has finished; throws what went wrong in it. */

@@ -94,8 +94,9 @@ double whole_at(const Napi::CallbackInfo& info, size_t i, double least, double m
   return value;
 }
 
+constexpr int32_t kMostTensors = 1 << 30;
+
 int32_t tensor_at(const Napi::CallbackInfo& info, size_t i) {
-  constexpr double kMostTensors = 1 << 30;
   return static_cast<int32_t>(whole_at(info, i, 1, kMostTensors));
 }
 
@@ -355,15 +356,31 @@ Napi::Value fence(const Napi::CallbackInfo& info) {
   });
 }
 
-/** read(device, tensor id, ticket, typed array): the array is written by the time the ticket is reported. */
+/** read(device, ticket, tensor ids, typed arrays): the arrays, one for each tensor, are written by the time the ticket
+ * is reported; until then the list must stay as it is. */
 Napi::Value read(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     OpenDevice& device = device_at(info);
-    int32_t tensor = tensor_at(info, 1);
-    uint32_t ticket = number_at(info, 2);
-    Napi::TypedArray array = array_at(info, 3);
-    device.held.emplace_back(ticket, Napi::Persistent(array.As<Napi::Object>()));
-    device.queue->read(tensor, bytes_of(array), array.ByteLength(), completion(env, device, ticket));
+    const uint32_t ticket = number_at(info, 1);
+    Napi::TypedArray ids = array_at(info, 2);
+    if (ids.TypedArrayType() != napi_int32_array || !info[3].IsArray()) {
+      throw Napi::TypeError::New(env, "Int32Array of tensors and a list of typed arrays expected");
+    }
+    Napi::Array arrays = info[3].As<Napi::Array>();
+    if (arrays.Length() != ids.ElementLength()) throw Napi::RangeError::New(env, "one array for each tensor expected");
+    const int32_t* first = reinterpret_cast<const int32_t*>(bytes_of(ids));
+    const std::vector<int32_t> wanted(first, first + ids.ElementLength());  // the list may run code when it is asked
+    std::vector<CommandQueue::Reading> readings;
+    for (uint32_t i = 0; i < wanted.size(); i++) {
+      const int32_t id = wanted[i];
+      if (id < 1 || id > kMostTensors) throw Napi::RangeError::New(env, "no such tensor");
+      Napi::Value array = arrays.Get(i);
+      if (!array.IsTypedArray()) throw Napi::TypeError::New(env, "typed array expected");
+      Napi::TypedArray target = array.As<Napi::TypedArray>();
+      readings.push_back({id, bytes_of(target), target.ByteLength()});
+    }
+    device.held.emplace_back(ticket, Napi::Persistent(arrays.As<Napi::Object>()));
+    device.queue->read(std::move(readings), completion(env, device, ticket));
     return env.Undefined();
   });
 }
