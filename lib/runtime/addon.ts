@@ -31,11 +31,9 @@ export interface Addon {
   replay(device: number, plan: number): void
   forgetPlan(device: number, plan: number): void
   namesRanges(device: number): boolean
-  beginRange(device: number, name: string): void
-  endRange(device: number): void
+  range(device: number, name?: string): void
   upload(device: number, tensor: number, array: ArrayBufferView): void
   loadFile(device: number, tensor: number, path: string, byteOffset: number, dtype: number): void
-  fence(device: number, ticket: number): void
   read(device: number, ticket: number, tensors: Int32Array, arrays: ArrayBufferView[]): void
   stats(device: number, out: Float64Array): void
   profile(device: number, on: boolean): void

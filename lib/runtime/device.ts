@@ -201,12 +201,12 @@ export class Device {
   named<R>(name: string, body: () => R): R {
     if (!this.#namesRanges) return body()
     this.flush()
-    this.#addon.beginRange(this.#index, name)
+    this.#addon.range(this.#index, name)
     try {
       return body()
     } finally {
       this.flush()
-      this.#addon.endRange(this.#index)
+      this.#addon.range(this.#index)
     }
   }
 
@@ -231,7 +231,7 @@ export class Device {
 
   /** Settles when everything written so far has run; rejects with the first failure since the last wait. */
   idle(): Promise<void> {
-    return this.#wait((ticket) => this.#addon.fence(this.#index, ticket))
+    return this.read([], [])
   }
 
   /** Hands the buffered commands to the native thread. */

@@ -272,24 +272,21 @@ Napi::Value forget_plan(const Napi::CallbackInfo& info) {
   });
 }
 
-/** namesRanges(device) -> whether a profiler watches; beginRange(device, name) and endRange(device) name for it what is
- *  submitted between them. */
+/** namesRanges(device) -> whether a profiler watches; for it, range(device, name) names what is submitted up to the
+ *  matching range(device). */
 Napi::Value names_ranges(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     return Napi::Boolean::New(env, device_at(info).queue->names_ranges());
   });
 }
 
-Napi::Value begin_range(const Napi::CallbackInfo& info) {
+Napi::Value range(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
-    device_at(info).queue->begin_range(info[1].As<Napi::String>().Utf8Value());
-    return env.Undefined();
-  });
-}
-
-Napi::Value end_range(const Napi::CallbackInfo& info) {
-  return entry(info, [&](Napi::Env env) -> Napi::Value {
-    device_at(info).queue->end_range();
+    OpenDevice& device = device_at(info);
+    if (info[1].IsString())
+      device.queue->begin_range(info[1].As<Napi::String>().Utf8Value());
+    else
+      device.queue->end_range();
     return env.Undefined();
   });
 }
@@ -345,15 +342,6 @@ CommandQueue::Completion completion(Napi::Env env, OpenDevice& device, uint32_t 
       if (target->queue) deliver(e, f, target, finished);
     });
   };
-}
-
-/** fence(device, ticket). */
-Napi::Value fence(const Napi::CallbackInfo& info) {
-  return entry(info, [&](Napi::Env env) -> Napi::Value {
-    OpenDevice& device = device_at(info);
-    device.queue->fence(completion(env, device, number_at(info, 1)));
-    return env.Undefined();
-  });
 }
 
 /** read(device, ticket, tensor ids, typed arrays): the arrays, one for each tensor, are written by the time the ticket
@@ -491,11 +479,9 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("replay", Napi::Function::New(env, replay));
   exports.Set("forgetPlan", Napi::Function::New(env, forget_plan));
   exports.Set("namesRanges", Napi::Function::New(env, names_ranges));
-  exports.Set("beginRange", Napi::Function::New(env, begin_range));
-  exports.Set("endRange", Napi::Function::New(env, end_range));
+  exports.Set("range", Napi::Function::New(env, range));
   exports.Set("upload", Napi::Function::New(env, upload));
   exports.Set("loadFile", Napi::Function::New(env, load_file));
-  exports.Set("fence", Napi::Function::New(env, fence));
   exports.Set("read", Napi::Function::New(env, read));
   exports.Set("stats", Napi::Function::New(env, stats));
   exports.Set("profile", Napi::Function::New(env, profile));

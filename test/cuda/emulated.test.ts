@@ -16,7 +16,7 @@ const module = join(root, isSanitized ? 'build/simt-address' : 'build/simt', 'Re
 const kernels = ['test/ops.test', 'test/ops/in_place', 'test/ops/gradients', 'test/ops/embedding', 'test/ops/sampling']
 const models = [
   ...['test/tensor/plan', 'test/losses', 'test/models/golden', 'test/train/golden_runs'],
-  ...['test/generate/decode_plan', 'test/runtime/cuda_machine', 'test/runtime/reads'],
+  ...['test/generate/ahead', 'test/generate/decode_plan', 'test/runtime/cuda_machine', 'test/runtime/reads'],
 ]
 /** Which tests, with the threads of a block in which order; mixed: one of both for each launch. */
 const passes: [order: string, files: readonly string[]][] = isFull
