@@ -28,6 +28,9 @@ export interface DeviceStats {
   reservedBytes: number
   budgetBytes: number
   commandsRun: number
+  /** Times that the thread of a GPU stood still until all work given before was done; 0 on the CPU, whose thread does
+   *  the work itself. */
+  waits: number
 }
 
 const COMMAND = { op: 1, free: 2, view: 3, alloc: 4 }
@@ -56,7 +59,7 @@ export class Device {
   readonly #words = new Int32Array(BUFFER_WORDS)
   readonly #doubles = new Float64Array(1)
   readonly #doubleWords = new Int32Array(this.#doubles.buffer)
-  readonly #statistics = new Float64Array(6)
+  readonly #statistics = new Float64Array(7)
   readonly #pending = new Map<number, Pending>()
   readonly #freeIds: number[] = []
   /** Whether a profiler watches. */
@@ -246,7 +249,7 @@ export class Device {
   stats(): DeviceStats {
     this.flush()
     this.#addon.stats(this.#index, this.#statistics)
-    const [liveTensors, liveBytes, peakBytes, reservedBytes, budgetBytes, commandsRun] = this.#statistics
+    const [liveTensors, liveBytes, peakBytes, reservedBytes, budgetBytes, commandsRun, waits] = this.#statistics
     return {
       liveTensors: liveTensors!,
       liveBytes: liveBytes!,
@@ -254,6 +257,7 @@ export class Device {
       reservedBytes: reservedBytes!,
       budgetBytes: budgetBytes!,
       commandsRun: commandsRun!,
+      waits: waits!,
     }
   }
 

@@ -132,8 +132,8 @@ async function settled(
   scale: number,
 ): Promise<[StepResult, [number, ...number[]]]> {
   try {
-    const result = await update
-    const values = await Promise.all(sums.map((sum) => sum.read()))
+    // All reads are asked for at once: the device need not wait for an answer between them.
+    const [result, ...values] = await Promise.all([update, ...sums.map((sum) => sum.read())])
     return [result, values.flatMap((read) => Array.from(read, (value) => value * scale)) as [number, ...number[]]]
   } finally {
     for (const sum of sums) sum.dispose()

@@ -1,7 +1,9 @@
 // What a device must offer. Kernels are not virtual methods but rows of the kernel table, so that a new op never edits
 // this interface.
 #pragma once
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -88,12 +90,19 @@ class Device {
   virtual void begin_range(const char*) {}
   virtual void end_range() {}
 
+  /** How often the thread of the device has stood still until all work given before was done. */
+  int64_t waits() const { return waits_.load(std::memory_order_relaxed); }
+
   /** While set, workspaces of kernels come from here. */
   void hold_scratch(HeldScratch* held) { held_scratch_ = held; }
   HeldScratch* held_scratch() const { return held_scratch_; }
 
+ protected:
+  void note_wait() { waits_.fetch_add(1, std::memory_order_relaxed); }
+
  private:
   HeldScratch* held_scratch_ = nullptr;
+  std::atomic<int64_t> waits_{0};
 };
 
 /** Names work from here to the end of the block; nothing on null. */

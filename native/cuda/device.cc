@@ -238,6 +238,7 @@ void CudaDevice::copy_in(void* device_memory, const void* host_memory, size_t by
 void CudaDevice::copy_out(void* host_memory, const void* device_memory, size_t bytes) {
   refuse_while_capturing();
   if (bytes == 0) return synchronize();
+  note_wait();
   staging_->copy_out(host_memory, device_memory, bytes);
   report_fault();
 }
@@ -269,6 +270,7 @@ void CudaDevice::refuse_while_capturing() const {
 
 void CudaDevice::synchronize() {
   refuse_while_capturing();
+  note_wait();
   check(cudaEventRecord(idle_, stream_), "wait");
   wait_for(idle_, "wait");
   report_fault();
@@ -322,6 +324,9 @@ void CudaDevice::report_fault() {
     }
     fail("ERR_DATA", "%s: %s[%lld] = (%s) must be %s", found.op, found.rule.subject, found.position, given.c_str(),
          found.rule.text);
+  }
+  if (static_cast<FaultKind>(found.kind) == FaultKind::kCount) {
+    fail("ERR_DATA", "%s: %lld rows have a target, not %lld, as the call says", found.op, found.value, found.limit);
   }
   fail("ERR_RANGE", "%s: entry %lld is %lld; allowed are 0 to %lld", found.op, found.position, found.value,
        found.limit - 1);

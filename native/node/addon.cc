@@ -282,11 +282,8 @@ Napi::Value names_ranges(const Napi::CallbackInfo& info) {
 
 Napi::Value range(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
-    OpenDevice& device = device_at(info);
-    if (info[1].IsString())
-      device.queue->begin_range(info[1].As<Napi::String>().Utf8Value());
-    else
-      device.queue->end_range();
+    CommandQueue& queue = *device_at(info).queue;
+    info[1].IsString() ? queue.begin_range(info[1].As<Napi::String>().Utf8Value()) : queue.end_range();
     return env.Undefined();
   });
 }
@@ -373,19 +370,20 @@ Napi::Value read(const Napi::CallbackInfo& info) {
   });
 }
 
-/** stats(device, Float64Array(6)): live tensors, live, peak, reserved and budget bytes, commands run. */
+/** stats(device, Float64Array(7)): live tensors, live, peak, reserved and budget bytes, commands run, waits. */
 Napi::Value stats(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     OpenDevice& device = device_at(info);
     Napi::TypedArray array = array_at(info, 1);
-    if (array.TypedArrayType() != napi_float64_array || array.ElementLength() < 6) {
-      throw Napi::TypeError::New(env, "Float64Array(6) expected");
+    if (array.TypedArrayType() != napi_float64_array || array.ElementLength() < 7) {
+      throw Napi::TypeError::New(env, "Float64Array(7) expected");
     }
     CachingAllocator& memory = device.queue->device().allocator();
-    double values[6] = {
-        static_cast<double>(device.queue->live_tensors()), static_cast<double>(memory.live_bytes()),
-        static_cast<double>(memory.peak_bytes()),          static_cast<double>(memory.reserved_bytes()),
-        static_cast<double>(memory.budget_bytes()),        static_cast<double>(device.queue->executed())};
+    double values[7] = {
+        static_cast<double>(device.queue->live_tensors()),  static_cast<double>(memory.live_bytes()),
+        static_cast<double>(memory.peak_bytes()),           static_cast<double>(memory.reserved_bytes()),
+        static_cast<double>(memory.budget_bytes()),         static_cast<double>(device.queue->executed()),
+        static_cast<double>(device.queue->device().waits())};
     std::memcpy(bytes_of(array), values, sizeof(values));
     return env.Undefined();
   });
