@@ -1,6 +1,6 @@
 // Generation: the scheduler says which rows go next, the model runs them against the cache, one small read a step
-// brings the drawn tokens back. Rows are computed by the very kernels of training and on its own weights, so
-// log-probabilities are those of training, bit for bit.
+// brings the drawn tokens back, while the step behind it runs. Rows are computed by the very kernels of training and on
+// its own weights, so log-probabilities are those of training, bit for bit.
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import type { CausalLm } from '../models/index.js'
 import { embedding, PAGE_KEYS, sample } from '../ops/index.js'
