@@ -138,14 +138,14 @@ void CommandQueue::read(std::vector<Reading> readings, Completion done) {
   });
 }
 
-/** Those of the tensors that are there: a missing one is the trace of an earlier failure. */
+/** Those of the tensors that are there and hold something: a missing one is the trace of an earlier failure. */
 std::vector<ReadPart> CommandQueue::parts_of(const std::vector<Reading>& readings) {
   std::vector<ReadPart> parts;
   for (const Reading& reading : readings) {
     const Tensor& tensor = slot(reading.id);
     if (tensor.storage == nullptr) continue;
     check_size("read", tensor.view, reading.bytes);
-    parts.push_back({reading.target, tensor.view.data, reading.bytes});
+    if (reading.bytes > 0) parts.push_back({reading.target, tensor.view.data, reading.bytes});
   }
   return parts;
 }
