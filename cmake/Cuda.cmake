@@ -24,6 +24,12 @@ if(CARAVAN_SIMT)
   include_directories(test/native/simt)
   add_library(harness OBJECT test/native/simt/simt.cc test/native/simt/simt_runtime.cc test/native/simt/simt_tensor.cc)
   set_source_files_properties(${CARAVAN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
+  # Names for profilers need nothing of a GPU. Behind all other folders: the toolkit has a cuda_runtime.h, too.
+  find_path(CARAVAN_NVTX_INCLUDE nvtx3/nvToolsExt.h HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda
+    PATH_SUFFIXES include)
+  if(CARAVAN_NVTX_INCLUDE)
+    set_source_files_properties(native/cuda/ranges.cc PROPERTIES COMPILE_OPTIONS "-idirafter${CARAVAN_NVTX_INCLUDE}")
+  endif()
   caravan_cuda_module(caravan_simt $<TARGET_OBJECTS:harness>)
   target_compile_definitions(caravan_simt PRIVATE CARAVAN_SIMT)
   add_executable(harness_test test/native/simt/harness_test.cc $<TARGET_OBJECTS:harness>)

@@ -105,7 +105,7 @@ function cudaFindings(): CudaFindings {
     const { path, facts, unavailable } = cudaBackend()
     const module = facts ? path : undefined
     const devices = (facts?.devices ?? []).map(([name, totalBytes, capability]) => ({ name, totalBytes, capability }))
-    const findings = (facts?.findings ?? []).map(([name, text]) => ({ name, text }))
+    const findings = (facts ? loadAddon().findings(path) : []).map(([name, text]) => ({ name, text }))
     return { available: unavailable === '', reason: unavailable, module, devices, findings }
   } catch (error) {
     if (!(error instanceof CaravanError)) throw error

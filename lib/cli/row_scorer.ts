@@ -1,7 +1,7 @@
 // What `caravan score` says of a row: the log-probability of every token, or the score of a reward model.
 import { CaravanError } from '../base/errors.js'
 import { type CausalLm, loadModel, loadRewardModel, type PackedRows, type RewardModel } from '../models/index.js'
-import { linearLogprob, selfSegments } from '../ops/index.js'
+import { linearLogprob, selfSegments, targetsOn } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { scope, Tensor } from '../tensor/index.js'
 import type { ScoreRow } from './score_rows.js'
@@ -68,7 +68,7 @@ async function tokenLogprobs(model: CausalLm, batch: readonly ScoreRow[]): Promi
   for (const [i, { ids: own }] of batch.entries()) target.set(own.subarray(1), starts[i]!)
   using logp = scope(() => {
     const hidden = model.hidden(rowsOn(model.device, { ids, positions, starts }))
-    return linearLogprob(hidden, model.head, Tensor.from(model.device, target, [N])).logp
+    return linearLogprob(hidden, model.head, targetsOn(model.device, target)).logp
   })
   const values = (await logp.read()) as Float32Array
   return batch.map(({ ids: own }, i) => values.slice(starts[i]!, starts[i]! + Math.max(0, own.length - 1)))

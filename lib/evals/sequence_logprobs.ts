@@ -4,7 +4,7 @@
 import { throwIfAborted } from '../base/errors.js'
 import { NO_TARGET } from '../data/pack.js'
 import type { CausalLm, PackedRows } from '../models/index.js'
-import { linearLogprob } from '../ops/index.js'
+import { linearLogprob, targetsOn } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { scope, Tensor, withoutTape } from '../tensor/index.js'
 
@@ -39,7 +39,7 @@ export async function sequenceLogprobs(
     using logp = withoutTape(() =>
       scope(() => {
         const hidden = model.hidden(layout.rows(model.device))
-        return linearLogprob(hidden, model.head, layout.targets(model.device)).logp
+        return linearLogprob(hidden, model.head, targetsOn(model.device, layout.labels)).logp
       }),
     )
     const values = await logp.read()
@@ -98,8 +98,8 @@ class SharedLayout {
     }
   }
 
-  targets(device: Device): Tensor {
-    return vector(device, this.#labels)
+  get labels(): Int32Array {
+    return Int32Array.from(this.#labels)
   }
 }
 

@@ -1,10 +1,12 @@
-// Steps in which every sequence feeds one token, which is nearly all of them, as plans: one upload, one native call. A
+// Steps in which every sequence feeds one token, which is nearly all of them, as plans: one upload, one native call.
+// The tokens stay on the device from step to step, so that a step can be given before those of the last one are read. A
 // plan is for a number of sequences and a length of the page table, rounded up; the table's unused end is never read.
 // On a GPU a plan is a graph, dear to make, and rows cost little beside the weights: there the number of sequences is
 // rounded up too, by repeating the last one, which writes what that one writes.
 import type { CausalLm } from '../models/index.js'
-import { keyRow, sampleOp, settingsRow } from '../ops/index.js'
-import { keep, Plan, Tensor } from '../tensor/index.js'
+import { embedding, keyRow, sampleOp, scatterRows, settingsRow } from '../ops/index.js'
+import type { Device } from '../runtime/index.js'
+import { keep, Plan, reshape, Tensor } from '../tensor/index.js'
 import type { KeyValueCache } from './kv_cache.js'
 import type { Step } from './scheduler.js'
 
@@ -26,11 +28,16 @@ const LEAST_TABLE_STEP = 32
 
 export class DecodePlans {
   readonly #plans = new Map<string, DecodePlan>()
+  readonly #tokens: TokenStore
 
+  /** For at most `slots` sequences at a time. */
   constructor(
     private readonly model: CausalLm,
     private readonly cache: KeyValueCache,
-  ) {}
+    slots: number,
+  ) {
+    this.#tokens = new TokenStore(model.device, rowsFor(model, slots))
+  }
 
   /** Runs `step`, or returns undefined where it is none for a plan. The tensors are those of the plan, with the rows of
    *  `step` first: read them before the next step, and leave them alive. */
@@ -38,10 +45,11 @@ export class DecodePlans {
     const count = step.ids.length
     const decodes = step.segments.length === 4 * count && step.lastRows.length === count
     if (!decodes || step.draws.some(({ previous }) => previous)) return undefined
-    const N = this.model.device.kind === 'cuda' ? planRows(count) : count
+    const N = rowsFor(this.model, count)
     const entries = tableEntries(step.pages.length)
     const key = `${N} ${entries}`
-    const plan = this.#plans.get(key) ?? new DecodePlan(this.model, this.cache, { N, entries })
+    const plan =
+      this.#plans.get(key) ?? new DecodePlan(this.model, { cache: this.cache, tokens: this.#tokens, N, entries })
     // Maps keep the order of insertion: the first one is the least recently used.
     this.#plans.delete(key)
     this.#plans.set(key, plan)
@@ -56,6 +64,41 @@ export class DecodePlans {
   dispose(): void {
     for (const plan of this.#plans.values()) plan.dispose()
     this.#plans.clear()
+    this.#tokens.dispose()
+  }
+}
+
+/** Rows of a plan for `count` sequences. */
+const rowsFor = ({ device }: CausalLm, count: number) => (device.kind === 'cuda' ? planRows(count) : count)
+
+/** The tokens that the last plan drew, or those with which the next one begins. */
+class TokenStore {
+  readonly #values: Int32Array
+  /** [most, 1] i32 */
+  readonly tokens: Tensor
+  /** [most] i32: 0, 1, 2, ... */
+  readonly places: Tensor
+
+  constructor(device: Device, most: number) {
+    this.#values = new Int32Array(most)
+    this.tokens = keep(Tensor.from(device, this.#values, [most, 1]))
+    this.places = keep(
+      Tensor.from(
+        device,
+        this.#values.map((_, i) => i),
+        [most],
+      ),
+    )
+  }
+
+  set(ids: Int32Array): void {
+    this.#values.set(ids)
+    this.tokens.device.upload(this.tokens.id, this.#values)
+  }
+
+  dispose(): void {
+    this.tokens.dispose()
+    this.places.dispose()
   }
 }
 
@@ -72,14 +115,17 @@ function tableEntries(pages: number): number {
   return Math.ceil(pages / step) * step
 }
 
-interface PlanSize {
+interface PlanParts {
+  cache: KeyValueCache
+  tokens: TokenStore
   N: number
   /** Entries of the page table. */
   entries: number
 }
 
 class DecodePlan {
-  /** ids, positions, cache rows [N] each; segments, keys [N,4]; pages [entries]: one upload for all of them. */
+  /** Places of the tokens, positions, cache rows [N] each; segments, keys [N,4]; pages [entries]: one upload for all of
+   *  them. */
   readonly #words: Int32Array
   readonly #integers: Tensor
   readonly #settingsValues: Float64Array
@@ -88,11 +134,10 @@ class DecodePlan {
 
   constructor(
     private readonly model: CausalLm,
-    private readonly cache: KeyValueCache,
-    private readonly size: PlanSize,
+    private readonly parts: PlanParts,
   ) {
     const { device } = model
-    const { N, entries } = size
+    const { N, entries } = parts
     this.#words = new Int32Array(11 * N + entries)
     this.#integers = keep(Tensor.empty(device, 'i32', [this.#words.length]))
     this.#settingsValues = new Float64Array(5 * N).fill(Number.NaN)
@@ -104,6 +149,7 @@ class DecodePlan {
     // A plan speaks of weights by number: they may change in place, but not be gone.
     head.assertAlive()
     this.#fill(step)
+    if (!step.ahead) this.parts.tokens.set(step.ids)
     device.upload(this.#integers.id, this.#words)
     const settings = Float64Array.from(this.#padded(step.draws).flatMap((draw) => settingsRow(draw.settings)))
     if (settings.some((value, i) => value !== this.#settingsValues[i])) {
@@ -121,10 +167,10 @@ class DecodePlan {
     this.#settings.dispose()
   }
 
-  #fill({ ids, positions, cacheRows, segments, draws, pages }: Step): void {
-    const { N } = this.size
+  #fill({ ahead, ids, positions, cacheRows, segments, draws, pages }: Step): void {
+    const { N } = this.parts
     const words = this.#words
-    words.set(ids, 0)
+    for (let i = 0; i < ids.length; i++) words[i] = ahead ? ids[i]! : i
     words.set(positions, N)
     words.set(cacheRows, 2 * N)
     words.set(segments, 3 * N)
@@ -135,12 +181,12 @@ class DecodePlan {
 
   /** `rows` with the last one again for the rows of the plan that are too many. */
   #padded<T>(rows: readonly T[]): T[] {
-    return Array.from({ length: this.size.N }, (_, i) => rows[Math.min(i, rows.length - 1)]!)
+    return Array.from({ length: this.parts.N }, (_, i) => rows[Math.min(i, rows.length - 1)]!)
   }
 
   /** Makes the row behind `row` the same; its query is the next one. */
   #repeatRow(row: number): void {
-    const { N } = this.size
+    const { N } = this.parts
     const repeat = (first: number, width: number) => {
       const from = first + row * width
       this.#words.copyWithin(from + width, from, from + width)
@@ -151,11 +197,13 @@ class DecodePlan {
   }
 
   #forward(): DrawnTensors {
-    const { N, entries } = this.size
+    const { cache, tokens, N, entries } = this.parts
     const part = (shape: number[], offset: number) => Tensor.viewOf(this.#integers, shape, offset)
-    this.cache.place({ rows: part([N], 2 * N), pages: part([entries], 11 * N) })
-    const rows = { ids: part([N], 0), positions: part([N], N), segments: part([N, 4], 3 * N) }
-    const hidden = this.model.hidden(rows, { store: this.cache })
+    cache.place({ rows: part([N], 2 * N), pages: part([entries], 11 * N) })
+    // Picking rows of a table by index is what the embedding op does.
+    const ids = reshape(embedding(part([N], 0), tokens.tokens), [N])
+    const rows = { ids, positions: part([N], N), segments: part([N, 4], 3 * N) }
+    const hidden = this.model.hidden(rows, { store: cache })
     const { token, logp, drawn_logp } = sampleOp({
       hidden,
       head: this.model.head,
@@ -163,6 +211,7 @@ class DecodePlan {
       keys: part([N, 4], 7 * N),
       with_probs: 0,
     })
+    scatterRows(tokens.tokens, reshape(token, [N, 1]), Tensor.viewOf(tokens.places, [N]))
     return { token, logp, drawnLogp: drawn_logp }
   }
 }

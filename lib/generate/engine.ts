@@ -1,10 +1,10 @@
 // Generation: the scheduler says which rows go next, the model runs them against the cache, one small read a step
-// brings the drawn tokens back. Rows are computed by the very kernels of training and on its own weights, so
-// log-probabilities are those of training, bit for bit.
+// brings the drawn tokens back, while the step behind it runs. Rows are computed by the very kernels of training and on
+// its own weights, so log-probabilities are those of training, bit for bit.
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import type { CausalLm } from '../models/index.js'
 import { embedding, PAGE_KEYS, sample } from '../ops/index.js'
-import { scope, Tensor, withoutTape } from '../tensor/index.js'
+import { readTogether, scope, Tensor, withoutTape } from '../tensor/index.js'
 import { DecodePlans, type DrawnTensors } from './decode_plan.js'
 import { cacheBytes, KeyValueCache, pagesFor } from './kv_cache.js'
 import { checkOptions, type ResolvedRequest, resolveRequest } from './request.js'
@@ -148,10 +148,18 @@ function grow(
   drawnLogprobs.push(one.drawnLogprob)
 }
 
+/** What a step has drawn. */
 interface Chosen {
   tokens: ArrayLike<number>
   logprobs: ArrayLike<number>
   drawnLogprobs: ArrayLike<number>
+}
+
+/** A step that has been given to the device. */
+interface StepUnderWay {
+  chosen: Promise<Chosen>
+  /** Whether its tokens stay on the device for a step behind it. */
+  chains: boolean
 }
 
 /** One call of `generate`. */
@@ -177,20 +185,26 @@ class Session {
     this.#inbox = new RequestInbox(requests, (request, index) => resolveRequest(request, index, limits))
   }
 
-  /** The events of each step. */
+  /** The events of each step. The step behind it is under way before its tokens are read, where it can be: nothing
+   *  depends on that, and the device need not wait for the host. */
   async *run(): AsyncGenerator<GenerateEvent[], void, undefined> {
     const { signal } = this.options
+    let ahead: StepUnderWay | undefined
     try {
       for (;;) {
         throwIfAborted(signal)
         await this.#takeRequests()
         const aborted = this.#abortRequests()
         if (aborted.length > 0) yield aborted
-        const step = this.#scheduler?.next()
-        if (step) yield await this.#advance(this.#scheduler!, step)
-        else if (this.#inbox.ended && (this.#scheduler?.idle ?? true)) return
+        const underWay: StepUnderWay | undefined = ahead ?? this.#begin(this.#scheduler?.next())
+        ahead = undefined
+        if (underWay) {
+          if (underWay.chains) ahead = this.#begin(this.#scheduler!.ahead())
+          yield await this.#advance(this.#scheduler!, await underWay.chosen)
+        } else if (this.#inbox.ended && (this.#scheduler?.idle ?? true)) return
       }
     } finally {
+      await ahead?.chosen.catch(() => {})
       this.#plans?.dispose()
       this.#cache?.dispose()
       await this.#inbox.close()
@@ -217,7 +231,7 @@ class Session {
     const dtype = model.dtype === 'bf16' ? 'bf16' : 'f32'
     const pages = options.cacheTokens ? pagesFor(options.cacheTokens) : this.#defaultPages(first)
     this.#cache = new KeyValueCache(device, config, { pages, dtype })
-    this.#plans = new DecodePlans(model, this.#cache)
+    this.#plans = new DecodePlans(model, this.#cache, this.#slots)
     const stepRows = Math.max(options.stepRows ?? STEP_ROWS, this.#slots)
     return new Scheduler({ pages, slots: this.#slots, stepRows })
   }
@@ -245,11 +259,11 @@ class Session {
     return events
   }
 
-  async #advance(scheduler: Scheduler, step: Step): Promise<GenerateEvent[]> {
-    const chosen = await this.#runStep(scheduler, step)
+  async #advance(scheduler: Scheduler, chosen: Chosen): Promise<GenerateEvent[]> {
     const drawn: Drawn[] = []
-    for (const [i, accepted] of scheduler.accept(chosen.tokens).entries()) {
-      const [logprob, drawnLogprob] = [chosen.logprobs[i]!, chosen.drawnLogprobs[i]!]
+    for (const accepted of scheduler.accept(chosen.tokens)) {
+      const { place } = accepted
+      const [logprob, drawnLogprob] = [chosen.logprobs[place]!, chosen.drawnLogprobs[place]!]
       if (!Number.isFinite(logprob)) throw notFinite(accepted.sequence)
       const growing = this.#growingOf(accepted.sequence)
       grow(growing, { token: accepted.token, logprob, drawnLogprob })
@@ -300,10 +314,18 @@ class Session {
     return [...events, this.#finished(sequence, reason)]
   }
 
-  async #runStep(scheduler: Scheduler, step: Step): Promise<Chosen> {
-    this.#copyRows(scheduler.takeCopies())
+  /** Gives a step to the device. */
+  #begin(step: Step | undefined): StepUnderWay | undefined {
+    if (!step) return undefined
+    this.#copyRows(this.#scheduler!.takeCopies())
     const planned = this.#plans!.run(step)
-    if (planned) return await chosenOf(planned)
+    const chosen = planned ? chosenOf(planned) : this.#runRows(step)
+    chosen.catch(() => {}) // awaited later
+    return { chosen, chains: planned !== undefined }
+  }
+
+  /** Runs a step that is none for a plan. */
+  async #runRows(step: Step): Promise<Chosen> {
     const made = withoutTape(() =>
       scope(() => {
         const last = this.#lastHidden(step)
@@ -389,8 +411,8 @@ class Session {
 }
 
 async function chosenOf({ token, logp, drawnLogp }: DrawnTensors): Promise<Chosen> {
-  const [tokens, logprobs, drawnLogprobs] = await Promise.all([token.read(), logp.read(), drawnLogp.read()])
-  return { tokens, logprobs, drawnLogprobs }
+  const [tokens, logprobs, drawnLogprobs] = await readTogether([token, logp, drawnLogp])
+  return { tokens: tokens!, logprobs: logprobs!, drawnLogprobs: drawnLogprobs! }
 }
 
 function notFinite({ request, sample }: Sequence): CaravanError {

@@ -11,6 +11,9 @@ import type { Continuation, ResolvedRequest } from './request.js'
 
 /** The rows of one forward pass. */
 export interface Step {
+  /** True when the tokens that it feeds are still to be drawn by the step before: `ids` are then their places there, in
+   *  the order of its lastRows. */
+  ahead: boolean
   ids: Int32Array
   positions: Int32Array
   /** Row of the key/value cache for each row. */
@@ -55,19 +58,36 @@ interface Active extends Sequence {
   /** Length at which it ends. */
   end: number
   pages: Int32Array
-  /** Tokens whose keys and values are in the cache. */
+  /** Tokens whose keys and values are in the cache when the steps under way have run. */
   fed: number
-  /** Rows in the step under way. */
-  feeding: number
+  /** Counts how often the sequence went another way than the steps under way suppose: what they draw for it is void. */
+  turn: number
   /** Further samples, which take over when the prompt is in the cache. */
   forks: Active[]
   /** Distinct tokens so far, where a repetition penalty wants them. */
   seen: Set<number> | undefined
 }
 
+/** A sequence that takes part in a step. */
+interface Taking {
+  sequence: Active
+  /** Rows. */
+  feeding: number
+  /** Place in the step before from which its token comes; undefined when it is known. */
+  place?: number
+}
+
+/** A sequence for which a step under way draws a token. */
+interface Drawing {
+  sequence: Active
+  turn: number
+}
+
 /** A token that `accept` gave to a sequence; one that has ended must be answered by `finish` or `resume`. */
 export interface Accepted {
   sequence: Sequence
+  /** Of the token among those of the step. */
+  place: number
   token: number
   finishReason: 'stop' | 'length' | undefined
 }
@@ -82,7 +102,8 @@ export class Scheduler {
   readonly #pool: PagePool
   readonly #waiting: Waiting[] = []
   #active: Active[] = []
-  #awaiting: Active[] = []
+  /** What the steps under way draw, the older one first. */
+  readonly #underWay: Drawing[][] = []
   #copies: RowCopies = { from: [], to: [] }
 
   constructor(private readonly options: SchedulerOptions) {
@@ -116,21 +137,40 @@ export class Scheduler {
     this.#waiting.push({ request, nextSample: 0 })
   }
 
-  /** The next forward pass, or undefined when nothing is in work. Each must be answered by `accept`. */
+  /** The next forward pass, or undefined when nothing is in work. Not while one is under way: each must be answered by
+   *  `accept`. */
   next(): Step | undefined {
     this.#admit()
     if (this.#active.length === 0) return undefined
     let rows = 0
     // Those with one token to feed go first: they are the ones that somebody watches.
     const order = [...this.#active].sort((a, b) => unfed(a) - unfed(b))
-    const taking: Active[] = []
+    const taking: Taking[] = []
     for (const sequence of order) {
-      sequence.feeding = Math.min(unfed(sequence), this.options.stepRows - rows)
-      if (sequence.feeding <= 0) break
-      rows += sequence.feeding
-      taking.push(sequence)
+      const feeding = Math.min(unfed(sequence), this.options.stepRows - rows)
+      if (feeding <= 0) break
+      rows += feeding
+      taking.push({ sequence, feeding })
     }
     return this.#layOut(taking, rows)
+  }
+
+  /** The pass behind the one under way, before that one's tokens are known: the next token of every sequence whose
+   *  length does not end it. What turns out to have ended otherwise is left out of what `accept` gives. Undefined where
+   *  the coming pass depends on more than tokens: on prompts, requests that could begin, repetition penalties. */
+  ahead(): Step | undefined {
+    const [drawing, ...later] = this.#underWay
+    if (!drawing || later.length > 0 || this.#room() > 0) return undefined
+    const taking: Taking[] = []
+    let going = 0
+    for (const [place, { sequence, turn }] of drawing.entries()) {
+      if (turn !== sequence.turn) continue
+      if (sequence.seen || sequence.forks.length > 0) return undefined
+      going++
+      if (sequence.known.length + 1 < sequence.end) taking.push({ sequence, feeding: 1, place })
+    }
+    if (going < this.#active.length || taking.length === 0) return undefined
+    return this.#layOut(taking, taking.length)
   }
 
   /** Copies that the cache must make before the pass that `next` described last. */
@@ -140,21 +180,19 @@ export class Scheduler {
     return copies
   }
 
-  /** Takes the tokens that were drawn for the step under way. */
+  /** Takes the tokens that were drawn for the older of the steps under way. */
   accept(tokens: ArrayLike<number>): Accepted[] {
-    for (const sequence of this.#active) {
-      sequence.fed += sequence.feeding
-      sequence.feeding = 0
-    }
-    const awaiting = this.#awaiting
-    this.#awaiting = []
-    for (const sequence of awaiting) if (sequence.forks.length > 0) this.#fork(sequence)
-    return awaiting.map((sequence, i) => {
-      const token = tokens[i]!
+    const drawing = this.#underWay.shift() ?? []
+    const alive = drawing.map(({ sequence, turn }) => turn === sequence.turn)
+    for (const [i, { sequence }] of drawing.entries()) if (alive[i] && sequence.forks.length > 0) this.#fork(sequence)
+    return drawing.flatMap(({ sequence }, place): Accepted[] => {
+      if (!alive[place]) return []
+      const token = tokens[place]!
       const { known, stopIds, end, seen } = sequence
       known.push(token)
       seen?.add(token)
-      return { sequence, token, finishReason: stopIds.has(token) ? 'stop' : known.length >= end ? 'length' : undefined }
+      const finishReason = stopIds.has(token) ? 'stop' : known.length >= end ? 'length' : undefined
+      return [{ sequence, place, token, finishReason }]
     })
   }
 
@@ -166,8 +204,11 @@ export class Scheduler {
     const room = request.prompt.length + request.maxTokens
     const begin = known.length - (finishReason === 'stop' ? 1 : 0) + append.length
     if (begin >= room || maxTokens < 1) return false
-    // A stop token has not been fed: nothing of it is in the cache.
     if (finishReason === 'stop') known.pop()
+    active.turn++
+    // A stop token may have been fed ahead of time: what follows is written over it. Where nothing follows, the last
+    // token is fed once more: something must be, to draw from.
+    active.fed = Math.min(active.fed, known.length - (append.length === 0 ? 1 : 0))
     for (const token of append) known.push(token)
     if (active.seen) active.seen = new Set(known)
     active.end = Math.min(room, begin + maxTokens)
@@ -179,16 +220,18 @@ export class Scheduler {
   finish(sequence: Sequence): void {
     const active = this.#active.find((other) => other === sequence)
     if (!active) return
+    active.turn++
     for (const page of active.pages) this.#pool.release(page)
     this.#active = this.#active.filter((other) => other !== active)
   }
 
-  /** Takes all of a request out of work, between two steps, and returns its sequences, those not begun included. */
+  /** Takes all of a request out of work and returns its sequences, those not begun included. */
   cancel(request: ResolvedRequest): Sequence[] {
     const cancelled: Sequence[] = []
     for (const sequence of this.#active.filter((other) => other.request === request)) {
       for (const one of [sequence, ...sequence.forks]) {
         cancelled.push(one)
+        one.turn++
         for (const page of one.pages) this.#pool.release(page)
       }
     }
@@ -204,17 +247,24 @@ export class Scheduler {
   }
 
   #admit(): void {
-    for (let first = this.#waiting[0]; first; first = this.#waiting[0]) {
-      const { request } = first
-      const { each, common } = pagesOf(request)
-      const possible = each === common ? Infinity : Math.floor((this.options.pages - common) / (each - common))
-      const count = Math.min(request.samples - first.nextSample, this.options.slots, possible)
-      const inWork = this.#active.reduce((sum, { forks }) => sum + 1 + forks.length, 0)
-      if (inWork + count > this.options.slots || common + count * (each - common) > this.#pool.freeCount) return
+    for (let count = this.#room(); count > 0; count = this.#room()) {
+      const first = this.#waiting[0]!
       this.#active.push(this.#begin(first, count))
       first.nextSample += count
-      if (first.nextSample === request.samples) this.#waiting.shift()
+      if (first.nextSample === first.request.samples) this.#waiting.shift()
     }
+  }
+
+  /** Samples of the first request that waits that can begin now. */
+  #room(): number {
+    const [first] = this.#waiting
+    if (!first) return 0
+    const { request } = first
+    const { each, common } = pagesOf(request)
+    const possible = each === common ? Infinity : Math.floor((this.options.pages - common) / (each - common))
+    const count = Math.min(request.samples - first.nextSample, this.options.slots, possible)
+    const inWork = this.#active.reduce((sum, { forks }) => sum + 1 + forks.length, 0)
+    return inWork + count > this.options.slots || common + count * (each - common) > this.#pool.freeCount ? 0 : count
   }
 
   /** `count` samples of a request: the first computes the prompt, the others hold pages and wait for it. */
@@ -230,7 +280,7 @@ export class Scheduler {
         i < shared.length ? this.#pool.share(shared[i]!) : this.#pool.take(),
       ),
       fed: 0,
-      feeding: 0,
+      turn: 0,
       forks: [],
       seen: request.settings.repetitionPenalty === 1 ? undefined : new Set(request.prompt),
     })
@@ -257,9 +307,10 @@ export class Scheduler {
     this.#active.push(...forks)
   }
 
-  #layOut(taking: Active[], rows: number): Step {
-    const read = taking.map(({ fed, feeding }) => pagesFor(fed + feeding))
+  #layOut(taking: readonly Taking[], rows: number): Step {
+    const read = taking.map(({ sequence, feeding }) => pagesFor(sequence.fed + feeding))
     const step: Step = {
+      ahead: taking[0]!.place !== undefined,
       ids: new Int32Array(rows),
       positions: new Int32Array(rows),
       cacheRows: new Int32Array(rows),
@@ -269,26 +320,29 @@ export class Scheduler {
       draws: [],
     }
     const lastRows: number[] = []
-    this.#awaiting = []
+    const drawing: Drawing[] = []
     let [row, page] = [0, 0]
-    for (const [s, sequence] of taking.entries()) {
-      const { known, fed, feeding, pages, forks } = sequence
-      step.segments.set([row, row + feeding, page, fed + feeding], s * 4)
+    for (const [s, { sequence, feeding, place }] of taking.entries()) {
+      const { known, fed, pages, forks } = sequence
+      const end = fed + feeding
+      step.segments.set([row, row + feeding, page, end], s * 4)
       step.pages.set(pages.subarray(0, read[s]), page)
       page += read[s]!
-      for (let i = fed; i < fed + feeding; i++, row++) {
-        step.ids[row] = known[i]!
+      for (let i = fed; i < end; i++, row++) {
+        step.ids[row] = place ?? known[i]!
         step.positions[row] = i
         step.cacheRows[row] = pages[Math.floor(i / PAGE_KEYS)]! * PAGE_KEYS + (i % PAGE_KEYS)
       }
-      if (fed + feeding < known.length) continue
-      for (const drawing of [sequence, ...forks]) {
-        this.#awaiting.push(drawing)
+      sequence.fed = end
+      if (end < known.length) continue
+      for (const one of [sequence, ...forks]) {
+        drawing.push({ sequence: one, turn: one.turn })
         lastRows.push(row - 1)
-        step.draws.push(drawOf(drawing))
+        step.draws.push(drawOf(one, end))
       }
     }
     step.lastRows = Int32Array.from(lastRows)
+    this.#underWay.push(drawing)
     return step
   }
 }
@@ -303,7 +357,7 @@ export function pagesOf({ prompt, maxTokens }: ResolvedRequest): { each: number;
   return { each, common }
 }
 
-function drawOf({ request, sample, known, seen }: Active): SampleRow {
-  const key = { seed: request.seed, sample, position: known.length }
+function drawOf({ request, sample, seen }: Active, position: number): SampleRow {
+  const key = { seed: request.seed, sample, position }
   return { settings: request.settings, key, previous: seen && [...seen] }
 }

@@ -11,12 +11,12 @@ export const lossReductions = ['token_mean', 'sequence_mean_of_sums', 'micro_bat
 export type LossReduction = (typeof lossReductions)[number]
 
 /** Cross-entropy summed over the rows of `hidden` [N,D] that have a target, plus zLoss * lse^2 each, as a tensor [1].
- *  For  micro_batch_mean it is divided by `targets`, the number of such rows. */
+ *  `targets` is the number of such rows, by which it is divided for micro_batch_mean. */
 export function sftLoss(
   hidden: Tensor,
   head: Tensor,
   options: { target: Tensor; zLoss: number; reduction: LossReduction; targets: number },
 ): Tensor {
-  const { loss } = crossEntropy(hidden, head, { target: options.target, zLoss: options.zLoss })
+  const { loss } = crossEntropy(hidden, head, options)
   return options.reduction === 'micro_batch_mean' ? affine(loss, 1 / Math.max(1, options.targets), 0) : loss
 }

@@ -4,7 +4,7 @@ import type { GlobalBatch, Loader } from '../data/loader.js'
 import type { PairBatch } from '../data/pairs.js'
 import { type PreferenceLossOptions, preferenceLoss } from '../losses/preference.js'
 import type { CausalLm } from '../models/index.js'
-import { linearLogprob, preferenceMetrics } from '../ops/index.js'
+import { linearLogprob, preferenceMetrics, targetsOn } from '../ops/index.js'
 import { type Checkpointing, Tensor } from '../tensor/index.js'
 import { answerRows } from './answer_rows.js'
 import type { MicroLoss } from './method.js'
@@ -56,5 +56,5 @@ export class Dpo extends OfflineMethod<DpoModels, PairBatch> {
 export function pairLogprobs(policy: CausalLm, micro: PairBatch, checkpoint: Checkpointing = 'none'): Tensor {
   const { device } = policy
   const hidden = policy.hidden(answerRows(device, micro), { checkpoint })
-  return linearLogprob(hidden, policy.head, Tensor.from(device, micro.labels, [micro.labels.length])).logp
+  return linearLogprob(hidden, policy.head, targetsOn(device, micro.labels)).logp
 }

@@ -1,7 +1,7 @@
 // A row of packed examples on its way through a model, and what the model thinks of its targets.
 import type { PackedBatch } from '../data/pack.js'
 import type { CausalLm, PackedRows } from '../models/index.js'
-import { linearLogprob, selfSegments } from '../ops/index.js'
+import { linearLogprob, selfSegments, targetsOn } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { type Checkpointing, Tensor } from '../tensor/index.js'
 
@@ -20,5 +20,5 @@ export function packedRows(device: Device, { inputIds, positions, cuSeqlens }: P
 export function packedLogprobs(policy: CausalLm, micro: PackedBatch, checkpoint: Checkpointing = 'none'): Tensor {
   const { device } = policy
   const hidden = policy.hidden(packedRows(device, micro), { checkpoint })
-  return linearLogprob(hidden, policy.head, Tensor.from(device, micro.labels, [micro.labels.length])).logp
+  return linearLogprob(hidden, policy.head, targetsOn(device, micro.labels)).logp
 }

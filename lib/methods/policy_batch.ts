@@ -5,7 +5,7 @@ import { throwIfAborted } from '../base/errors.js'
 import { AnswerLayout, type AnswerRows } from '../data/answer_layout.js'
 import { planPacking } from '../data/pack.js'
 import type { CausalLm, RewardModel } from '../models/index.js'
-import { affine, linearLogprob } from '../ops/index.js'
+import { affine, linearLogprob, targetsOn } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { type Checkpointing, scope, Tensor } from '../tensor/index.js'
 import { answerRows } from './answer_rows.js'
@@ -96,7 +96,7 @@ export function policyLogprobs(
   const { device } = policy
   const hidden = policy.hidden(answerRows(device, rows), { checkpoint })
   const scaled = temperature === 1 ? hidden : affine(hidden, 1 / temperature, 0)
-  return linearLogprob(scaled, policy.head, Tensor.from(device, rows.labels, [rows.labels.length])).logp
+  return linearLogprob(scaled, policy.head, targetsOn(device, rows.labels)).logp
 }
 
 /** Values of the states before each token of every answer, one answer after the other; with `after`, where it is true,

@@ -29,12 +29,13 @@ function oneHot(ids: Tensor, V: number, dtype: DType): Tensor {
 export const embeddingOp = defineOp({
   name: 'embedding',
   signature: 'ids[N]:i32 w[V,D] -> y[N,D]',
-  dtypes: withF64,
   reference: ({ ids, w }) => {
     const [V, D] = w.shape as [number, number]
     const N = ids.shape[0]!
     return { y: reshape(matmul(reshape(oneHot(ids, V, w.dtype), [1, N, V]), reshape(w, [1, V, D])), [N, D]) }
   },
+  // Rows of integers are picked, too; only numbers with a gradient have a reference.
+  dtypes: [...withF64, 'i32'],
   saved: ['ids', 'w'],
   backward: ({ y: dy }, { ids, w }, flow) => {
     const dw = flow.into('w')

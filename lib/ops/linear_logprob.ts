@@ -1,15 +1,8 @@
 // The only place where the vocabulary meets the tokens. No [N,V] tensor exists: the products run in chunks of rows
 // whose logits fit a byte budget, and rows without a target are dropped before the product.
 import { CaravanError } from '../base/errors.js'
-import {
-  defineOp,
-  recordingTape,
-  reshape,
-  type Sample,
-  type SampleDraw,
-  type Tensor,
-  withoutTape,
-} from '../tensor/index.js'
+import type { Device } from '../runtime/index.js'
+import { defineOp, recordingTape, reshape, type Sample, type SampleDraw, Tensor, withoutTape } from '../tensor/index.js'
 import { add, affine, cast, exp, greater, log, mul, neg, sub } from './elementwise.js'
 import { gpuSamples } from './gpu_samples.js'
 import { matmul } from './matmul.js'
@@ -75,18 +68,27 @@ function backwardReference({ dlogp, dentropy, hidden, head, target, lse }: Backw
 const samples: readonly Sample[] = [
   { N: 7, V: 11, D: 5, with_entropy: 1, chunk_bytes: 1 << 20 },
   { N: 33, V: 65, D: 16, with_entropy: 0, chunk_bytes: 1024 },
+  { N: 33, V: 65, D: 16, with_entropy: 1, chunk_bytes: 1024, targets: 22 },
   { N: 1, V: 1, D: 1, with_entropy: 0, chunk_bytes: 1024 },
   { N: 0, V: 5, D: 3, with_entropy: 0, chunk_bytes: 1024 },
   { N: 6, V: 4101, D: 3, with_entropy: 1, chunk_bytes: 1 << 15 },
   { N: 1030, V: 3, D: 2, with_entropy: 0, chunk_bytes: 1 << 20 },
   { N: 2048, V: 32000, D: 288, with_entropy: 0, chunk_bytes: logitsChunkBytes.cpu, bench: true },
-  ...gpuSamples.heads.map((sample) => ({ ...sample, with_entropy: 0, chunk_bytes: logitsChunkBytes.cuda })),
+  ...gpuSamples.heads.map((sample) => ({
+    ...sample,
+    with_entropy: 0,
+    chunk_bytes: logitsChunkBytes.cuda,
+    targets: sample.N,
+  })),
 ]
 
-/** logp = log softmax(hidden head^T)[target], 0 without target; lse = log-sum-exp of the logits; entropy in nats. */
+/** logp = log softmax(hidden head^T)[target], 0 without target; lse = log-sum-exp of the logits; entropy in nats.
+ *  `targets`, here and below: how many rows have a target, where that is known (ERR_DATA when it is another number),
+ *  else 0; a GPU waits for the number then. */
 export const linearLogprobOp = defineOp({
   name: 'linear_logprob',
-  signature: 'hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy chunk_bytes',
+  signature:
+    'hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy chunk_bytes targets',
   reference: ({ hidden, head, target, with_entropy }) => {
     const { logits, lse } = logitsAndLse(hidden, head)
     const live = hasTarget(target, hidden)
@@ -98,9 +100,9 @@ export const linearLogprobOp = defineOp({
   },
   auxiliary: ['lse'],
   saved: ['hidden', 'head', 'target', 'lse'],
-  backward: ({ logp: dlogp, entropy: dentropy }, { hidden, head, target, lse, chunk_bytes }, flow) => {
+  backward: ({ logp: dlogp, entropy: dentropy }, { hidden, head, target, lse, chunk_bytes, targets }, flow) => {
     const dlogps = dlogp ?? affine(lse, 0, 0)
-    const call = { dlogp: dlogps, dentropy, hidden, head, target, lse, chunk_bytes }
+    const call = { dlogp: dlogps, dentropy, hidden, head, target, lse, chunk_bytes, targets }
     if (!flow.wants('head')) return { hidden: linearLogprobBackwardFrozenOp(call).dhidden }
     const dhead = flow.into('head')
     if (dhead) return { hidden: linearLogprobBackwardAddOp({ ...call, dhead }).dhidden, head: dhead }
@@ -116,7 +118,7 @@ export const linearLogprobOp = defineOp({
 export const linearLogprobBackwardOp = defineOp({
   name: 'linear_logprob_backward',
   signature:
-    'dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] dhead[V,D]:f32 | chunk_bytes',
+    'dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] dhead[V,D]:f32 | chunk_bytes targets',
   reference: backwardReference,
   data: someTargets,
   flops: ({ N, V, D }) => 6 * N! * V! * D!,
@@ -127,7 +129,7 @@ export const linearLogprobBackwardOp = defineOp({
 export const linearLogprobBackwardAddOp = defineOp({
   name: 'linear_logprob_backward_add',
   signature:
-    'dhead[V,D]:f32! dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | chunk_bytes',
+    'dhead[V,D]:f32! dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | chunk_bytes targets',
   data: someTargets,
   samples: [],
 })
@@ -136,7 +138,7 @@ export const linearLogprobBackwardAddOp = defineOp({
 export const linearLogprobBackwardFrozenOp = defineOp({
   name: 'linear_logprob_backward_frozen',
   signature:
-    'dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | chunk_bytes',
+    'dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | chunk_bytes targets',
   reference: (call) => ({ dhidden: backwardReference(call).dhidden }),
   data: someTargets,
   flops: ({ N, V, D }) => 4 * N! * V! * D!,
@@ -148,7 +150,7 @@ export const linearLogprobBackwardFrozenOp = defineOp({
 export const crossEntropyOp = defineOp({
   name: 'cross_entropy',
   signature:
-    'hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] dhead[V,D]:f32 | z_loss chunk_bytes',
+    'hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] dhead[V,D]:f32 | z_loss chunk_bytes targets',
   reference: ({ hidden, head, target, z_loss }) => {
     const { logits, lse } = logitsAndLse(hidden, head)
     const live = reshape(hasTarget(target, hidden), [-1, 1])
@@ -171,13 +173,19 @@ export const crossEntropyOp = defineOp({
   samples: [
     { N: 7, V: 11, D: 5, z_loss: 0, chunk_bytes: 1 << 20 },
     { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024 },
+    { N: 33, V: 65, D: 16, z_loss: 1e-2, chunk_bytes: 1024, targets: 22 },
     { N: 1, V: 1, D: 1, z_loss: 0, chunk_bytes: 1024 },
     { N: 0, V: 5, D: 3, z_loss: 0, chunk_bytes: 1024 },
     { N: 6, V: 4101, D: 3, z_loss: 1e-3, chunk_bytes: 1 << 15 },
     { N: 4096, V: 512, D: 128, z_loss: 0, chunk_bytes: logitsChunkBytes.cpu, bench: true },
     { N: 2048, V: 32000, D: 288, z_loss: 0, chunk_bytes: logitsChunkBytes.cpu, bench: true },
     { N: 512, V: 151936, D: 896, z_loss: 0, chunk_bytes: logitsChunkBytes.cpu, bench: true },
-    ...gpuSamples.heads.map((sample) => ({ ...sample, z_loss: 0, chunk_bytes: logitsChunkBytes.cuda })),
+    ...gpuSamples.heads.map((sample) => ({
+      ...sample,
+      z_loss: 0,
+      chunk_bytes: logitsChunkBytes.cuda,
+      targets: sample.N,
+    })),
   ],
 })
 
@@ -185,7 +193,7 @@ export const crossEntropyOp = defineOp({
 export const crossEntropyAddOp = defineOp({
   name: 'cross_entropy_add',
   signature:
-    'dhead[V,D]:f32! hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes',
+    'dhead[V,D]:f32! hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes targets',
   data: someTargets,
   samples: [],
 })
@@ -193,7 +201,7 @@ export const crossEntropyAddOp = defineOp({
 /** As cross_entropy for a frozen head: a product and [V,D] numbers less. */
 export const crossEntropyFrozenOp = defineOp({
   name: 'cross_entropy_frozen',
-  signature: 'hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes',
+  signature: 'hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes targets',
   reference: (call) => {
     const { loss, nll, dhidden } = crossEntropyOp.definition.reference!(call)
     return { loss, nll, dhidden }
@@ -203,9 +211,24 @@ export const crossEntropyFrozenOp = defineOp({
   samples: [],
 })
 
-/** Per-row log-probability of `target` [N] (-100: none) under softmax(hidden [N,D] head [V,D]^T). Differentiable. */
-export function linearLogprob(hidden: Tensor, head: Tensor, target: Tensor): { logp: Tensor; lse: Tensor } {
-  return linearLogprobOp({ hidden, head, target, with_entropy: 0, chunk_bytes: logitsChunkBytes[hidden.device.kind] })
+/** Targets of rows, negative for none, and how many rows have one. */
+export interface Targets {
+  target: Tensor
+  targets: number
+}
+
+/** `labels` [N], negative for none, on a device, counted here so that nobody has to wait for a count there. */
+export function targetsOn(device: Device, labels: Int32Array): Targets {
+  let targets = 0
+  for (let n = 0; n < labels.length; n++) if (labels[n]! >= 0) targets++
+  return { target: Tensor.from(device, labels, [labels.length]), targets }
+}
+
+/** Per-row log-probability of targets [N] (negative: none) under softmax(hidden [N,D] head [V,D]^T). Differentiable. */
+export function linearLogprob(hidden: Tensor, head: Tensor, of: Tensor | Targets): { logp: Tensor; lse: Tensor } {
+  const { target, targets } = of instanceof Tensor ? { target: of, targets: 0 } : of
+  const chunk_bytes = logitsChunkBytes[hidden.device.kind]
+  return linearLogprobOp({ hidden, head, target, with_entropy: 0, chunk_bytes, targets })
 }
 
 /** Sum over rows with a target of -logp + zLoss * lse^2, as a tensor [1], and -logp per row [N]. Its gradient is made
@@ -214,12 +237,12 @@ export function linearLogprob(hidden: Tensor, head: Tensor, target: Tensor): { l
 export function crossEntropy(
   hidden: Tensor,
   head: Tensor,
-  { target, zLoss = 0 }: { target: Tensor; zLoss?: number },
+  { target, targets = 0, zLoss = 0 }: { target: Tensor; targets?: number; zLoss?: number },
 ): { loss: Tensor; nll: Tensor } {
-  const call = { hidden, head, target, z_loss: zLoss, chunk_bytes: logitsChunkBytes[hidden.device.kind] }
+  const call = { hidden, head, target, z_loss: zLoss, chunk_bytes: logitsChunkBytes[hidden.device.kind], targets }
   const tape = recordingTape()
   if (!tape || !(hidden.tracked || head.tracked)) {
-    const { logp, lse } = linearLogprob(hidden, head, target)
+    const { logp, lse } = linearLogprob(hidden, head, { target, targets })
     const z = affine(mul(lse, lse), zLoss, 0)
     const loss = reshape(sum(sub(z, logp), 0), [1])
     return { loss, nll: neg(logp) }

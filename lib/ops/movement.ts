@@ -152,6 +152,7 @@ export const putOp = defineOp({
 export const scatterRowsOp = defineOp({
   name: 'scatter_rows',
   signature: 'into[M,W]! rows[N,W] index[N]:i32 ->',
+  dtypes: ['f32', 'bf16', 'i32'],
   data: (sample) => ({
     index: Int32Array.from({ length: sample.N as number }, (_, i) => (i * 3 + 1) % (sample.M as number)),
   }),

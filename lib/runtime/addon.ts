@@ -17,6 +17,8 @@ export interface Addon {
     onFinished: (ticket: number, error: NativeFailure | null) => void,
   ): [device: number, isa: string, threads: number]
   backend(path: string): BackendFacts
+  /** What a device module looks for on this machine; loads the libraries that it finds. */
+  findings(path: string): [name: string, text: string][]
   openBackend(
     path: string,
     ordinal: number,
@@ -28,10 +30,11 @@ export interface Addon {
   keepPlan(device: number, plan: number, words: Int32Array): void
   replay(device: number, plan: number): void
   forgetPlan(device: number, plan: number): void
+  namesRanges(device: number): boolean
+  range(device: number, name?: string): void
   upload(device: number, tensor: number, array: ArrayBufferView): void
   loadFile(device: number, tensor: number, path: string, byteOffset: number, dtype: number): void
-  fence(device: number, ticket: number): void
-  read(device: number, tensor: number, ticket: number, array: ArrayBufferView): void
+  read(device: number, ticket: number, tensors: Int32Array, arrays: ArrayBufferView[]): void
   stats(device: number, out: Float64Array): void
   profile(device: number, on: boolean): void
   opTimes(device: number): [op: number, calls: number, seconds: number][]
@@ -47,7 +50,6 @@ export interface BackendFacts {
   /** Why no device can be opened; empty when one can. */
   unavailable: string
   devices: [name: string, totalBytes: number, capability: number][]
-  findings: [name: string, text: string][]
   kernels: [isa: string, op: string, device: string, signature: string][]
 }
 

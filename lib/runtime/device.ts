@@ -28,6 +28,9 @@ export interface DeviceStats {
   reservedBytes: number
   budgetBytes: number
   commandsRun: number
+  /** Times that the thread of a GPU stood still until all work given before was done; 0 on the CPU, whose thread does
+   *  the work itself. */
+  waits: number
 }
 
 const COMMAND = { op: 1, free: 2, view: 3, alloc: 4 }
@@ -56,9 +59,11 @@ export class Device {
   readonly #words = new Int32Array(BUFFER_WORDS)
   readonly #doubles = new Float64Array(1)
   readonly #doubleWords = new Int32Array(this.#doubles.buffer)
-  readonly #statistics = new Float64Array(6)
+  readonly #statistics = new Float64Array(7)
   readonly #pending = new Map<number, Pending>()
   readonly #freeIds: number[] = []
+  /** Whether a profiler watches. */
+  readonly #namesRanges: boolean
   readonly #synchronous = process.env.CARAVAN_SYNC === '1'
   /** Ids that recorded commands speak of: they are not given to other tensors. */
   readonly #reservedIds = new Set<number>()
@@ -78,6 +83,7 @@ export class Device {
         ? openCuda(this.#addon, options, this.#finished.bind(this))
         : openCpu(this.#addon, options, this.#finished.bind(this))
     this.#index = opened.index
+    this.#namesRanges = this.#addon.namesRanges(opened.index)
     this.#opIndex = new Map(opened.ops.map((name, i) => [name, i]))
     this.name = opened.name
     this.isa = opened.isa
@@ -194,6 +200,19 @@ export class Device {
     this.#end()
   }
 
+  /** Runs `body` with what it submits under `name` in the timeline of a profiler; where none watches, just runs it. */
+  named<R>(name: string, body: () => R): R {
+    if (!this.#namesRanges) return body()
+    this.flush()
+    this.#addon.range(this.#index, name)
+    try {
+      return body()
+    } finally {
+      this.flush()
+      this.#addon.range(this.#index)
+    }
+  }
+
   /** Copies `array` into tensor `id`. */
   upload(id: number, array: ArrayBufferView): void {
     this.#refuseWhileRecording('upload')
@@ -207,14 +226,15 @@ export class Device {
     this.#addon.loadFile(this.#index, id, source.path, source.byteOffset, dtypeCode[source.dtype])
   }
 
-  /** Copies tensor `id` into `array`, which must not be touched until the promise settles. */
-  read(id: number, array: ArrayBufferView): Promise<void> {
-    return this.#wait((ticket) => this.#addon.read(this.#index, id, ticket, array))
+  /** Copies tensors into arrays, one for each, which must not be touched until the promise settles. What is written
+   *  behind it goes on meanwhile. */
+  read(ids: readonly number[], arrays: readonly ArrayBufferView[]): Promise<void> {
+    return this.#wait((ticket) => this.#addon.read(this.#index, ticket, Int32Array.from(ids), [...arrays]))
   }
 
   /** Settles when everything written so far has run; rejects with the first failure since the last wait. */
   idle(): Promise<void> {
-    return this.#wait((ticket) => this.#addon.fence(this.#index, ticket))
+    return this.read([], [])
   }
 
   /** Hands the buffered commands to the native thread. */
@@ -229,7 +249,7 @@ export class Device {
   stats(): DeviceStats {
     this.flush()
     this.#addon.stats(this.#index, this.#statistics)
-    const [liveTensors, liveBytes, peakBytes, reservedBytes, budgetBytes, commandsRun] = this.#statistics
+    const [liveTensors, liveBytes, peakBytes, reservedBytes, budgetBytes, commandsRun, waits] = this.#statistics
     return {
       liveTensors: liveTensors!,
       liveBytes: liveBytes!,
@@ -237,6 +257,7 @@ export class Device {
       reservedBytes: reservedBytes!,
       budgetBytes: budgetBytes!,
       commandsRun: commandsRun!,
+      waits: waits!,
     }
   }
 

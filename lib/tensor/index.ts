@@ -13,5 +13,5 @@ export {
 } from './op.js'
 export { Plan } from './plan.js'
 export { Gradients, recordingTape, Tape, withoutTape } from './tape.js'
-export { keep, leaks, scope, Tensor, type TypedArray } from './tensor.js'
+export { keep, leaks, readTogether, scope, Tensor, type TypedArray } from './tensor.js'
 export { reshape, rowsOf } from './view.js'

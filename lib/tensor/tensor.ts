@@ -137,10 +137,7 @@ export class Tensor {
 
   /** The values as they are stored; bf16 as raw 16-bit words. */
   async readRaw(): Promise<TypedArray> {
-    this.assertAlive()
-    const array = newArray(this.dtype, this.count)
-    await this.device.read(this.id, array)
-    return array
+    return (await readTogether([this]))[0]!
   }
 
   /** The single value of a tensor with one element. */
@@ -152,6 +149,15 @@ export class Tensor {
   toString(): string {
     return `${this.dtype}${shapeText(this.shape)}`
   }
+}
+
+/** The values of tensors of one device as they are stored, in one read: [0] is that of the first. */
+export async function readTogether(tensors: readonly [Tensor, ...Tensor[]]): Promise<TypedArray[]> {
+  for (const tensor of tensors) tensor.assertAlive()
+  const arrays = tensors.map(({ dtype, count }) => newArray(dtype, count))
+  const ids = tensors.map(({ id }) => id)
+  await tensors[0].device.read(ids, arrays)
+  return arrays
 }
 
 function dtypeOfArray(data: TypedArray): DType {

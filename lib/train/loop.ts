@@ -59,8 +59,10 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
       device.resetPeak()
       const stepLr = lr * scheduleFactor(step, { ...schedule, totalSteps })
       const scale = 1 / Math.max(1, batch.count)
-      const sums = await accumulate(batch, { ...options, seed, gradients })
-      const update = optimizer.step(gradients, { lr: stepLr, scale, maxNorm })
+      const sums = await accumulate(batch, { ...options, seed, gradients, step: step + 1 })
+      const update = device.named(`step ${step + 1} update`, () =>
+        optimizer.step(gradients, { lr: stepLr, scale, maxNorm }),
+      )
       const [{ gradientNorm, finite, notFinite, norms }, [loss, ...logged]] = await settled(update, sums, scale)
       const named = Object.fromEntries((method.metricNames ?? []).map((name, i) => [name, logged[i]!]))
       const metrics = { ...named, ...norms, ...batch.facts }
@@ -88,13 +90,13 @@ export async function* trainLoop<Models, Micro>(options: LoopOptions<Models, Mic
   }
 }
 
-type Accumulation<Models, Micro> = LoopOptions<Models, Micro> & { seed: Tensor; gradients: Gradients }
+type Accumulation<Models, Micro> = LoopOptions<Models, Micro> & { seed: Tensor; gradients: Gradients; step: number }
 
 /** Adds up loss, what is logged beside it, and gradients over the micro-batches of a step. At most two of them are in
  *  flight, so the command stream stays short and the event loop gets its turn. */
 async function accumulate<Models, Micro>(
   batch: Batch<Micro>,
-  { device, method, models, seed, gradients, signal }: Accumulation<Models, Micro>,
+  { device, method, models, seed, gradients, step, signal }: Accumulation<Models, Micro>,
 ): Promise<Tensor[]> {
   const names = method.metricNames?.length ?? 0
   const totals = (names > 0 ? [1, names] : [1]).map((count) => keep(fill(device, [count], { value: 0, dtype: 'f32' })))
@@ -103,8 +105,8 @@ async function accumulate<Models, Micro>(
     for (const micro of batch.microBatches()) {
       throwIfAborted(signal)
       using tape = new Tape({ into: gradients, unitSeed: method.unitSeed })
-      const { sum, metrics } = tape.record(() => method.loss(models, micro))
-      tape.backward(sum, seed, gradients)
+      const { sum, metrics } = device.named(`step ${step} forward`, () => tape.record(() => method.loss(models, micro)))
+      device.named(`step ${step} backward`, () => tape.backward(sum, seed, gradients))
       for (const [i, part] of [sum, metrics].entries()) {
         if (!part) continue
         addInto(totals[i]!, part)
@@ -130,8 +132,8 @@ async function settled(
   scale: number,
 ): Promise<[StepResult, [number, ...number[]]]> {
   try {
-    const result = await update
-    const values = await Promise.all(sums.map((sum) => sum.read()))
+    // All reads are asked for at once: the device need not wait for an answer between them.
+    const [result, ...values] = await Promise.all([update, ...sums.map((sum) => sum.read())])
     return [result, values.flatMap((read) => Array.from(read, (value) => value * scale)) as [number, ...number[]]]
   } finally {
     for (const sum of sums) sum.dispose()

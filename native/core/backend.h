@@ -24,7 +24,7 @@ struct Finding {
 };
 
 struct Backend {
-  static constexpr int kVersion = 2;
+  static constexpr int kVersion = 3;
   int version;
   const char* kind;  // "cuda"
   KernelSpan kernels;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "core/command_words.h"
 #include "core/error.h"
 #include "core/file_load.h"
 #include "core/thread_policy.h"
@@ -19,12 +20,6 @@ std::string shape_text(const View& view) {
   return text + "]";
 }
 
-double read_f64(const int32_t* words) {
-  double value;
-  std::memcpy(&value, words, sizeof(value));
-  return value;
-}
-
 /** An array on the host must be exactly as large as the tensor that it fills or receives. */
 void check_size(const char* what, const View& view, size_t bytes) {
   if (bytes == view.bytes()) return;
@@ -32,16 +27,13 @@ void check_size(const char* what, const View& view, size_t bytes) {
        view.bytes());
 }
 
-const int32_t* read_shape(const int32_t* word, int64_t* shape, int* rank) {
-  *rank = *word++;
-  for (int i = 0; i < *rank; i++) shape[i] = *word++;
-  return word;
-}
-
 }  // namespace
 
 CommandQueue::CommandQueue(std::unique_ptr<Device> device, std::vector<std::string> ops)
-    : device_(std::move(device)), ops_(std::move(ops)), held_scratch_(device_->allocator()) {
+    : device_(std::move(device)),
+      watched_(device_->names_ranges() ? device_.get() : nullptr),
+      ops_(std::move(ops)),
+      held_scratch_(device_->allocator()) {
   for (const std::string& op : ops_) kernels_.push_back(device_->find_kernel(op));
   thread_ = std::thread([this] { serve(); });
 }
@@ -72,16 +64,34 @@ void CommandQueue::push(Item item) {
 void CommandQueue::serve() {
   become_compute_thread();
   guarded("open", [&] { device_->attach(); });
+  for (Item item; next(item);) item();
+}
+
+/** The next item, or false at the end. Reads are finished as they get ready, first of all while there is nothing else
+ *  to do: awake at first, since a decoding step ends soon and a thread takes long to wake, then in naps. */
+bool CommandQueue::next(Item& item) {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto kAwake = std::chrono::milliseconds(10);
+  constexpr auto kNap = std::chrono::microseconds(100);
+  const auto begun = reads_.empty() ? Clock::time_point() : Clock::now();
   for (;;) {
-    Item item;
+    while (!reads_.empty() && reads_.front().read->ready()) finish_read();
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      arrived_.wait(lock, [&] { return stop_ || !items_.empty(); });
-      if (stop_) return;
-      item = std::move(items_.front());
-      items_.pop_front();
+      const auto is_wanted = [&] { return stop_ || !items_.empty(); };
+      if (reads_.empty()) {
+        arrived_.wait(lock, is_wanted);
+      } else if (Clock::now() - begun >= kAwake) {
+        arrived_.wait_for(lock, kNap, is_wanted);
+      }
+      if (stop_) return false;
+      if (!items_.empty()) {
+        item = std::move(items_.front());
+        items_.pop_front();
+        return true;
+      }
     }
-    item();
+    std::this_thread::yield();
   }
 }
 
@@ -91,6 +101,7 @@ void CommandQueue::submit(const int32_t* words, size_t count) {
 
 void CommandQueue::upload(int32_t id, std::vector<uint8_t> bytes) {
   push([this, id, data = std::move(bytes)] {
+    const NamedRange range(watched_, "upload");
     guarded("upload", [&] {
       Tensor& tensor = slot(id);
       if (tensor.storage == nullptr) return;
@@ -102,6 +113,7 @@ void CommandQueue::upload(int32_t id, std::vector<uint8_t> bytes) {
 
 void CommandQueue::load_file(int32_t id, std::string path, int64_t offset, DType source) {
   push([this, id, path = std::move(path), offset, source] {
+    const NamedRange range(watched_, "load_file");
     guarded("load_file", [&] {
       Tensor& tensor = slot(id);
       if (tensor.storage != nullptr) load_elements(*device_, tensor.view, path, offset, source);
@@ -109,41 +121,72 @@ void CommandQueue::load_file(int32_t id, std::string path, int64_t offset, DType
   });
 }
 
-void CommandQueue::read(int32_t id, void* target, size_t bytes, Completion done) {
-  push([this, id, target, bytes, done = std::move(done)] {
-    guarded("read", [&] {
-      Tensor& tensor = slot(id);
-      if (tensor.storage == nullptr) return;
-      check_size("read", tensor.view, bytes);
-      device_->copy_out(target, tensor.view.data, bytes);
+void CommandQueue::read(std::vector<Reading> readings, Completion done) {
+  push([this, readings = std::move(readings), done = std::move(done)] {
+    const NamedRange range(watched_, readings.empty() ? "wait" : "read");
+    std::unique_ptr<DeviceRead> started;
+    guarded(readings.empty() ? "fence" : "read", [&] {
+      const std::vector<ReadPart> parts = parts_of(readings);
+      started = device_->start_read(parts);
+      if (started != nullptr) return;
+      for (const ReadPart& part : parts) device_->copy_out(part.to, part.from, part.bytes);
+      if (parts.empty()) device_->synchronize();
     });
-    complete(done);
+    if (started != nullptr) return reads_.push_back({std::move(started), take_error(), done});
+    while (!reads_.empty()) finish_read();  // they began before this one, and end before it
+    done(take_error());
   });
 }
 
-void CommandQueue::fence(Completion done) {
-  push([this, done = std::move(done)] {
-    guarded("fence", [&] { device_->synchronize(); });
-    complete(done);
-  });
+/** Those of the tensors that are there and hold something: a missing one is the trace of an earlier failure. */
+std::vector<ReadPart> CommandQueue::parts_of(const std::vector<Reading>& readings) {
+  std::vector<ReadPart> parts;
+  for (const Reading& reading : readings) {
+    const Tensor& tensor = slot(reading.id);
+    if (tensor.storage == nullptr) continue;
+    check_size("read", tensor.view, reading.bytes);
+    if (reading.bytes > 0) parts.push_back({reading.target, tensor.view.data, reading.bytes});
+  }
+  return parts;
+}
+
+/** Completes the oldest read with the error that it found; one from before it counts more. */
+void CommandQueue::finish_read() {
+  Pending pending = std::move(reads_.front());
+  reads_.pop_front();
+  std::optional<QueueError> later = take_error();
+  if (pending.error) error_ = std::move(pending.error);
+  guarded("read", [&] { pending.read->finish(); });
+  pending.read.reset();
+  pending.done(take_error());
+  error_ = std::move(later);
 }
 
 void CommandQueue::set_profiling(bool on) {
   push([this, on] {
+    while (!reads_.empty()) finish_read();
     guarded("profile", [&] { device_->synchronize(); });
     profiling_ = on;
     if (on) op_times_.assign(ops_.size(), OpTime{});
   });
 }
 
+void CommandQueue::begin_range(std::string name) {
+  push([this, name = std::move(name)] { device_->begin_range(name.c_str()); });
+}
+
+void CommandQueue::end_range() {
+  push([this] { device_->end_range(); });
+}
+
 void CommandQueue::fail_allocation(uint64_t n) {
   push([this, n] { device_->allocator().fail_allocation(n); });
 }
 
-void CommandQueue::complete(const Completion& done) {
+std::optional<QueueError> CommandQueue::take_error() {
   std::optional<QueueError> error = std::move(error_);
   error_.reset();
-  done(error);
+  return error;
 }
 
 void CommandQueue::record(const std::string& code, const std::string& message, const std::string& op) {
@@ -233,6 +276,7 @@ const int32_t* CommandQueue::resolve(const int32_t* word, Call& call, bool& read
 
 void CommandQueue::run(const Call& call) {
   const char* name = ops_[static_cast<size_t>(call.op)].c_str();
+  const NamedRange range(watched_, name);
   auto started = std::chrono::steady_clock::now();
   guarded(name, [&] {
     const KernelRow* kernel = kernels_[static_cast<size_t>(call.op)];
@@ -261,126 +305,6 @@ const int32_t* CommandQueue::run_op(const int32_t* word) {
   word = resolve(word, call_, ready);
   if (ready) run(call_);
   return word;
-}
-
-void CommandQueue::keep_plan(int32_t plan, std::vector<int32_t> words) {
-  push([this, plan, words = std::move(words)]() mutable { replays_[plan].words = std::move(words); });
-}
-
-void CommandQueue::forget_plan(int32_t plan) {
-  push([this, plan] {
-    auto found = replays_.find(plan);
-    if (found == replays_.end()) return;
-    drop_graph(found->second);
-    replays_.erase(found);
-  });
-}
-
-void CommandQueue::replay(int32_t plan) {
-  push([this, plan] {
-    auto found = replays_.find(plan);
-    if (found == replays_.end()) return record("ERR_INTERNAL", "a plan is replayed that was never kept", "replay");
-    if (device_->captures() && !profiling_ && !error_) {
-      run_plan(found->second);
-    } else {
-      execute(found->second.words);
-    }
-  });
-}
-
-/** Allocates the plan's tensors and resolves its calls; frees wait in plan.frees. False when something is missing; the
- *  commands behind it are read all the same, as what was made before it must be freed. */
-bool CommandQueue::resolve_plan(Replay& plan) {
-  const int32_t* word = plan.words.data();
-  const int32_t* end = word + plan.words.size();
-  plan.call_count = 0;
-  plan.frees.clear();
-  bool ready = true;
-  int64_t shape[kMaxRank];
-  int rank;
-  while (word < end) {
-    executed_.fetch_add(1, std::memory_order_relaxed);
-    switch (static_cast<Command>(*word++)) {
-      case Command::kOp:
-        if (plan.call_count == plan.calls.size()) plan.calls.emplace_back();
-        word = resolve(word, plan.calls[plan.call_count], ready);
-        if (ready) plan.call_count++;
-        break;
-      case Command::kFree:
-        plan.frees.push_back(*word++);
-        break;
-      case Command::kView: {
-        DType dtype = static_cast<DType>(word[2]);
-        const int32_t* after = read_shape(word + 5, shape, &rank);
-        make_view(word[0], word[1], dtype, static_cast<int64_t>(read_f64(word + 3)), shape, rank);
-        word = after;
-        break;
-      }
-      case Command::kAlloc: {
-        const int32_t* after = read_shape(word + 2, shape, &rank);
-        guarded("alloc", [&] { make_tensor(word[0], static_cast<DType>(word[1]), shape, rank, "alloc"); });
-        ready = ready && slot(word[0]).storage != nullptr;
-        word = after;
-        break;
-      }
-      default:
-        record("ERR_INTERNAL", "the command stream is damaged", "");
-        return false;
-    }
-  }
-  return ready;
-}
-
-void CommandQueue::run_plan(Replay& plan) {
-  if (!plan.recordable) return execute(plan.words);
-  const bool ready = resolve_plan(plan);
-  if (ready) {
-    std::vector<const void*> addresses;
-    for (size_t i = 0; i < plan.call_count; i++) {
-      for (const View& view : plan.calls[i].in) addresses.push_back(view.data);
-      for (const View& view : plan.calls[i].out) addresses.push_back(view.data);
-    }
-    if (plan.graph == nullptr || addresses != plan.addresses) {
-      plan.addresses = std::move(addresses);
-      capture_plan(plan);
-    }
-    if (plan.graph != nullptr) {
-      guarded("replay", [&] { plan.graph->launch(); });
-    } else {
-      for (size_t i = 0; i < plan.call_count; i++) run(plan.calls[i]);
-    }
-  }
-  for (int32_t id : plan.frees) free_tensor(id);
-}
-
-/** Leaves plan.graph null, and no error, where the calls cannot be recorded as they are: then they are run one by one,
- *  which reports what is really wrong. A graph in which a call is missing must never be started. */
-void CommandQueue::capture_plan(Replay& plan) {
-  drop_graph(plan);
-  device_->hold_scratch(&held_scratch_);
-  graphs_++;
-  guarded("replay", [&] {
-    plan.graph = device_->capture([&] {
-      for (size_t i = 0; i < plan.call_count && !error_; i++) run(plan.calls[i]);
-    });
-  });
-  device_->hold_scratch(nullptr);
-  if (plan.graph != nullptr && !error_) return;
-  error_.reset();
-  plan.recordable = false;
-  plan.graph.reset();
-  drop_scratch();
-}
-
-void CommandQueue::drop_graph(Replay& plan) {
-  if (plan.graph == nullptr) return;
-  plan.graph.reset();
-  drop_scratch();
-}
-
-/** One graph less: the last one takes the workspaces with it. */
-void CommandQueue::drop_scratch() {
-  if (--graphs_ == 0) held_scratch_.release();
 }
 
 CommandQueue::Tensor& CommandQueue::slot(int32_t id) {

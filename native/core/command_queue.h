@@ -57,10 +57,22 @@ class CommandQueue {
   void upload(int32_t id, std::vector<uint8_t> bytes);
   /** Reads the tensor's elements, stored as `source` at `offset` of a file, into tensor `id`, converting the type. */
   void load_file(int32_t id, std::string path, int64_t offset, DType source);
-  /** Copies tensor `id` to `target` (`bytes` long, alive until then), then completes. */
-  void read(int32_t id, void* target, size_t bytes, Completion done);
-  /** Completes when everything before it has run. Called on the queue's thread. */
-  void fence(Completion done);
+  /** A tensor to be copied to `target`, `bytes` long and alive until then. */
+  struct Reading {
+    int32_t id;
+    void* target;
+    size_t bytes;
+  };
+  /** Copies tensors as they are when everything before it has run, then completes, on the queue's thread. What is
+   *  submitted behind it does not wait for that, where the device can read on the side. */
+  void read(std::vector<Reading> readings, Completion done);
+  /** Completes when everything before it has run: a read of nothing. */
+  void fence(Completion done) { read({}, std::move(done)); }
+
+  /** Names what is submitted until end_range(), for a profiler. Ranges nest. */
+  void begin_range(std::string name);
+  void end_range();
+  bool names_ranges() const { return watched_ != nullptr; }
 
   /** For tests: the n-th allocation after what has been submitted fails, once; 0 calls it off. */
   void fail_allocation(uint64_t n);
@@ -111,8 +123,18 @@ class CommandQueue {
     bool recordable = true;  // until a try has failed: for want of memory, or by an op that waits for the device
   };
 
+  /** A read that is under way, and what had failed when it began. */
+  struct Pending {
+    std::unique_ptr<DeviceRead> read;
+    std::optional<QueueError> error;
+    Completion done;
+  };
+
   void push(Item item);
   void serve();
+  bool next(Item& item);
+  std::vector<ReadPart> parts_of(const std::vector<Reading>& readings);
+  void finish_read();
   void execute(const std::vector<int32_t>& words);
   const int32_t* run_op(const int32_t* word);
   const int32_t* resolve(const int32_t* word, Call& call, bool& ready);
@@ -128,10 +150,11 @@ class CommandQueue {
   Tensor& slot(int32_t id);
   void record(const std::string& code, const std::string& message, const std::string& op);
   void guarded(const char* op, const Item& body);
-  void complete(const Completion& done);
+  std::optional<QueueError> take_error();
   std::string out_of_memory(size_t wanted, const char* origin);
 
   std::unique_ptr<Device> device_;
+  Device* watched_;  // the device when its work is to be named, else null
   std::vector<std::string> ops_;
   std::vector<const KernelRow*> kernels_;
   std::vector<Tensor> tensors_;
@@ -140,6 +163,7 @@ class CommandQueue {
   HeldScratch held_scratch_;
   int graphs_ = 0;
   std::optional<QueueError> error_;
+  std::deque<Pending> reads_;
   bool profiling_ = false;
   std::vector<OpTime> op_times_;
   std::atomic<int64_t> live_tensors_{0};

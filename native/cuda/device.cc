@@ -30,20 +30,19 @@ void* map_segment(size_t bytes) {
   return nullptr;
 }
 
+/** Whether the work before an event has ended, with an error or without. */
+bool is_over(cudaEvent_t event) {
+  if (cudaEventQuery(event) != cudaErrorNotReady) return true;
+  cudaGetLastError();  // "not ready" is kept as an error, too, and the next launch would report it
+  return false;
+}
+
 /** Waits for an event: awake at first, since a decoding step ends soon and a thread takes long to wake, then asleep. */
 void wait_for(cudaEvent_t event, const char* what) {
   constexpr auto kAwake = std::chrono::milliseconds(10);
   const auto begun = std::chrono::steady_clock::now();
-  cudaError_t state = cudaEventQuery(event);
-  while (state == cudaErrorNotReady && std::chrono::steady_clock::now() - begun < kAwake) {
-    std::this_thread::yield();
-    state = cudaEventQuery(event);
-  }
-  if (state == cudaErrorNotReady) {
-    cudaGetLastError();  // "not ready" is kept as an error, too
-    state = cudaEventSynchronize(event);
-  }
-  check(state, what);
+  while (!is_over(event) && std::chrono::steady_clock::now() - begun < kAwake) std::this_thread::yield();
+  check(cudaEventSynchronize(event), what);
 }
 
 size_t usable_bytes(size_t wanted) {
@@ -69,6 +68,38 @@ class CudaGraph final : public DeviceGraph {
  private:
   cudaStream_t stream_;
   cudaGraphExec_t executable_ = nullptr;
+};
+
+size_t padded(size_t bytes) { return (bytes + 15) / 16 * 16; }
+
+class CudaRead final : public DeviceRead {
+ public:
+  CudaRead(CudaDevice& device, Readback::Slot& slot, std::vector<ReadPart> parts)
+      : device_(device), slot_(slot), parts_(std::move(parts)) {
+    char* at = slot_.memory;
+    for (const ReadPart& part : parts_) {
+      const cudaStream_t stream = device_.stream();
+      check(cudaMemcpyAsync(at, part.from, part.bytes, cudaMemcpyDeviceToHost, stream), "download");
+      at += padded(part.bytes);
+    }
+    check(cudaEventRecord(slot_.done, device_.stream()), "download");
+  }
+  ~CudaRead() override { slot_.taken = false; }
+  bool ready() override { return is_over(slot_.done); }
+  void finish() override {
+    wait_for(slot_.done, "download");
+    device_.throw_fault();
+    const char* at = slot_.memory;
+    for (const ReadPart& part : parts_) {
+      std::memcpy(part.to, at, part.bytes);
+      at += padded(part.bytes);
+    }
+  }
+
+ private:
+  CudaDevice& device_;
+  Readback::Slot& slot_;
+  std::vector<ReadPart> parts_;
 };
 
 }  // namespace
@@ -143,6 +174,31 @@ void Staging::copy_out(void* to, const void* from, size_t bytes) {
   }
 }
 
+Readback::Readback() {
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, kSlotBytes * kSlots, 0), "pinned memory");
+  memory_ = static_cast<char*>(memory);
+  for (int i = 0; i < kSlots; i++) {
+    cudaEvent_t event;
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "event");
+    slots_.push_back({memory_ + static_cast<size_t>(i) * kSlotBytes, event, false});
+  }
+}
+
+Readback::~Readback() {
+  for (const Slot& slot : slots_) cudaEventDestroy(slot.done);
+  cudaFreeHost(memory_);
+}
+
+Readback::Slot* Readback::take() {
+  for (Slot& slot : slots_) {
+    if (slot.taken) continue;
+    slot.taken = true;
+    return &slot;
+  }
+  return nullptr;
+}
+
 CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
   attach();
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
@@ -152,6 +208,7 @@ CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
   check(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "pinned memory");
   fault_ = new (fault) Fault{};
   staging_ = std::make_unique<Staging>(stream_);
+  readback_ = std::make_unique<Readback>();
   const SegmentSource segments = {map_segment, [](void* memory, size_t) { cudaFree(memory); }, kBlockAlignment};
   allocator_ = std::make_unique<CachingAllocator>(segments, usable_bytes(budget_bytes));
   cublas_lt_ = chosen_cublas_lt();
@@ -164,6 +221,7 @@ CudaDevice::~CudaDevice() {
   cudaStreamSynchronize(stream_);
   cublas_lt_.reset();
   staging_.reset();
+  readback_.reset();
   allocator_.reset();
   cudaFreeHost(fault_);
   cudaEventDestroy(idle_);
@@ -180,8 +238,24 @@ void CudaDevice::copy_in(void* device_memory, const void* host_memory, size_t by
 void CudaDevice::copy_out(void* host_memory, const void* device_memory, size_t bytes) {
   refuse_while_capturing();
   if (bytes == 0) return synchronize();
+  note_wait();
   staging_->copy_out(host_memory, device_memory, bytes);
   report_fault();
+}
+
+std::unique_ptr<DeviceRead> CudaDevice::start_read(const std::vector<ReadPart>& parts) {
+  refuse_while_capturing();
+  size_t bytes = 0;
+  for (const ReadPart& part : parts) bytes += padded(part.bytes);
+  if (bytes > Readback::kSlotBytes) return nullptr;
+  Readback::Slot* slot = readback_->take();
+  if (slot == nullptr) return nullptr;
+  try {
+    return std::make_unique<CudaRead>(*this, *slot, parts);
+  } catch (...) {
+    slot->taken = false;
+    throw;
+  }
 }
 
 const KernelRow* CudaDevice::find_kernel(const std::string& op) const {
@@ -196,6 +270,7 @@ void CudaDevice::refuse_while_capturing() const {
 
 void CudaDevice::synchronize() {
   refuse_while_capturing();
+  note_wait();
   check(cudaEventRecord(idle_, stream_), "wait");
   wait_for(idle_, "wait");
   report_fault();
@@ -228,6 +303,10 @@ std::unique_ptr<DeviceGraph> CudaDevice::capture(const std::function<void()>& bo
   return made;
 }
 
+void CudaDevice::throw_fault() {
+  if (*const_cast<const volatile unsigned*>(&fault_->kind) != 0) synchronize();
+}
+
 void CudaDevice::report_fault() {
   const Fault found = *fault_;
   if (found.kind == 0) return;
@@ -245,6 +324,9 @@ void CudaDevice::report_fault() {
     }
     fail("ERR_DATA", "%s: %s[%lld] = (%s) must be %s", found.op, found.rule.subject, found.position, given.c_str(),
          found.rule.text);
+  }
+  if (static_cast<FaultKind>(found.kind) == FaultKind::kCount) {
+    fail("ERR_DATA", "%s: %lld rows have a target, not %lld, as the call says", found.op, found.value, found.limit);
   }
   fail("ERR_RANGE", "%s: entry %lld is %lld; allowed are 0 to %lld", found.op, found.position, found.value,
        found.limit - 1);

@@ -10,6 +10,7 @@
 #include "core/device.h"
 #include "cuda/fault.h"
 #include "cuda/launch.h"
+#include "cuda/ranges.h"
 
 namespace caravan::cuda {
 
@@ -34,6 +35,28 @@ class Staging {
   int next_ = 0;
 };
 
+/** Pinned memory into which small results are copied while the stream goes on, a slot for each read under way. */
+class Readback {
+ public:
+  static constexpr size_t kSlotBytes = size_t{64} << 10;
+
+  struct Slot {
+    char* memory;
+    cudaEvent_t done;
+    bool taken;
+  };
+
+  Readback();
+  ~Readback();
+  /** A slot that is free, taken now; null when all are in use. */
+  Slot* take();
+
+ private:
+  static constexpr int kSlots = 8;
+  char* memory_ = nullptr;
+  std::vector<Slot> slots_;
+};
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(int ordinal, size_t budget_bytes);
@@ -43,6 +66,7 @@ class CudaDevice final : public Device {
   CachingAllocator& allocator() override { return *allocator_; }
   void copy_in(void* device_memory, const void* host_memory, size_t bytes) override;
   void copy_out(void* host_memory, const void* device_memory, size_t bytes) override;
+  std::unique_ptr<DeviceRead> start_read(const std::vector<ReadPart>& parts) override;
   const KernelRow* find_kernel(const std::string& op) const override;
   void synchronize() override;
   void attach() override;
@@ -50,9 +74,19 @@ class CudaDevice final : public Device {
   bool captures() const override { return true; }
   std::unique_ptr<DeviceGraph> capture(const std::function<void()>& body) override;
 
+  bool names_ranges() const override { return ranges_ != nullptr; }
+  void begin_range(const char* name) override {
+    if (ranges_ != nullptr) ranges_->begin(name);
+  }
+  void end_range() override {
+    if (ranges_ != nullptr) ranges_->end();
+  }
+
   cudaStream_t stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
   Fault* fault() const { return fault_; }
+  /** Throws what a kernel has noted, once all others have run, which may be noting something. */
+  void throw_fault();
   /** Null where own kernels multiply. */
   CublasLt* cublas_lt() const { return cublas_lt_.get(); }
 
@@ -67,8 +101,10 @@ class CudaDevice final : public Device {
   int multiprocessors_ = 1;
   Fault* fault_ = nullptr;
   std::unique_ptr<Staging> staging_;
+  std::unique_ptr<Readback> readback_;
   std::unique_ptr<CachingAllocator> allocator_;
   std::unique_ptr<CublasLt> cublas_lt_;
+  std::unique_ptr<Ranges> ranges_ = Ranges::wanted();
   std::unordered_map<std::string, const KernelRow*> kernels_;
 };
 

@@ -5,7 +5,7 @@
 
 namespace caravan::cuda {
 
-enum class FaultKind : unsigned { kNone, kIndex, kSegment, kRule };
+enum class FaultKind : unsigned { kNone, kIndex, kSegment, kRule, kCount };
 
 /** What the numbers of a row must be, in words for the message: `subject`[position] must be `text`. The strings live as
  *  long as the module; the device only hands them on. */

@@ -50,8 +50,8 @@ void launch(const Args& a, const Launch& at, void (*kernel)(Parameters...), Give
   // clang-format off
   kernel<<<at.grid, at.block, at.shared_bytes, stream_of(a)>>>(static_cast<Parameters>(std::forward<Given>(given))...);
   // clang-format on
-  check(cudaGetLastError(), "launch");
 #endif
+  check(cudaGetLastError(), "launch");
 }
 
 #endif  // kernel files

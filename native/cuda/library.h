@@ -15,4 +15,9 @@ struct Library {
  * Python: of VIRTUAL_ENV, of CONDA_PREFIX, the user's, the system's. */
 const Library& cublas_lt_library();
 
+/** NCCL 2, searched for in the same places. */
+const Library& nccl_library();
+/** What a library that was found says of itself: 2.27.3. */
+std::string nccl_version(const Library& library);
+
 }  // namespace caravan::cuda

@@ -5,6 +5,7 @@
 #include "core/backend.h"
 #include "cuda/device.h"
 #include "cuda/library.h"
+#include "cuda/ranges.h"
 
 namespace caravan::cuda {
 namespace {
@@ -59,14 +60,16 @@ std::vector<Finding> findings() {
   cudaRuntimeGetVersion(&runtime);
   std::vector<Finding> found = {{"CUDA", "built with " + version_text(runtime)}};
   found.push_back({"driver", driver == 0 ? "none" : "CUDA " + version_text(driver)});
+  found.push_back({"NVTX", ranges_finding()});
   const char* products = std::getenv("CARAVAN_CUDA_GEMM");
   if (products != nullptr && std::strcmp(products, "own") == 0) {
-    // Loading half a gigabyte to say so would take a second of every start.
     found.push_back({"cuBLASLt", "not asked for: CARAVAN_CUDA_GEMM=own"});
-    return found;
+  } else {
+    const Library& blas = cublas_lt_library();
+    found.push_back({"cuBLASLt", blas.handle != nullptr ? blas.path : blas.reason + "; own matrix products are used"});
   }
-  const Library& blas = cublas_lt_library();
-  found.push_back({"cuBLASLt", blas.handle != nullptr ? blas.path : blas.reason + "; own matrix products are used"});
+  const Library& nccl = nccl_library();
+  found.push_back({"NCCL", nccl.handle != nullptr ? nccl_version(nccl) + ", " + nccl.path : nccl.reason});
   return found;
 }
 

@@ -85,7 +85,7 @@ void cross_entropy(const Args& a, const Loss& op) {
   ThreadPool& pool = pool_of(a);
   Scratch index_memory(a.device, static_cast<size_t>(N) * sizeof(int64_t));
   int64_t* index = index_memory.as<int64_t>();
-  const int64_t count = supervised_rows("cross_entropy", op.target, V, index);
+  const int64_t count = supervised_rows("cross_entropy", op.target, V, a.attrs[2], index);
   fill_zero(pool, op.nll.data, op.nll.bytes());
   if (count < N) fill_zero(pool, op.dhidden.data, op.dhidden.bytes());
   op.loss.as<float>()[0] = 0.0f;
@@ -148,20 +148,21 @@ void cross_entropy_of_dtype(const Args& a, const Loss& op) {
 
 CARAVAN_KERNEL(cross_entropy, cpu,
                "hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] dhead[V,D]:f32 | "
-               "z_loss chunk_bytes") {
+               "z_loss chunk_bytes targets") {
   cross_entropy_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.out[0], a.out[1], a.out[2], a.out[3],
                              static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), false});
 }
 
 CARAVAN_KERNEL(cross_entropy_add, cpu,
                "dhead[V,D]:f32! hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | "
-               "z_loss chunk_bytes") {
+               "z_loss chunk_bytes targets") {
   cross_entropy_of_dtype(a, {a.in[1], a.in[2], a.in[3], a.out[0], a.out[1], a.out[2], a.in[0],
                              static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), true});
 }
 
-CARAVAN_KERNEL(cross_entropy_frozen, cpu,
-               "hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes") {
+CARAVAN_KERNEL(
+    cross_entropy_frozen, cpu,
+    "hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes targets") {
   const View no_dhead;
   cross_entropy_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.out[0], a.out[1], a.out[2], no_dhead,
                              static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), false});

@@ -28,6 +28,11 @@ __global__ void __launch_bounds__(kRowThreads) finish_losses(Rows rows, float z_
   if (r >= rows.live) return;
   const RowSummary summary = merged<false>(rows.summaries + r * rows.parts, rows.parts);
   if (threadIdx.x % kWarp != 0) return;
+  if (rows.index[r] < 0) {
+    rows.gradients[r] = {};
+    terms[r] = 0;
+    return;
+  }
   const float lse = summary.log_sum_exp();
   const float own = logf(summary.sum) - (rows.target_logit[r] - summary.max);
   rows.gradients[r] = {summary.max, 1.0f / summary.sum, -(1.0f + 2.0f * z_loss * lse), -1.0f, 0.0f, 0.0f};
@@ -48,7 +53,7 @@ template <typename T>
 void cross_entropy(const Args& a, const Loss& op) {
   Scratch index(a.device, op.target.bytes());
   const int64_t V = op.head.shape[0];
-  const int64_t count = supervised_rows(a, "cross_entropy", op.target, V, index.as<int32_t>());
+  const int64_t count = supervised_rows(a, "cross_entropy", op.target, V, targets_of(a, 2), index.as<int32_t>());
   if (count < op.target.shape[0]) {
     zero(a, op.nll);
     zero(a, op.dhidden);
@@ -76,20 +81,21 @@ void cross_entropy_of_dtype(const Args& a, const Loss& op) {
 
 CARAVAN_KERNEL(cross_entropy, cuda,
                "hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] dhead[V,D]:f32 | "
-               "z_loss chunk_bytes") {
+               "z_loss chunk_bytes targets") {
   cross_entropy_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.out[0], a.out[1], a.out[2], a.out[3],
                              static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), false});
 }
 
 CARAVAN_KERNEL(cross_entropy_add, cuda,
                "dhead[V,D]:f32! hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | "
-               "z_loss chunk_bytes") {
+               "z_loss chunk_bytes targets") {
   cross_entropy_of_dtype(a, {a.in[1], a.in[2], a.in[3], a.out[0], a.out[1], a.out[2], a.in[0],
                              static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), true});
 }
 
-CARAVAN_KERNEL(cross_entropy_frozen, cuda,
-               "hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes") {
+CARAVAN_KERNEL(
+    cross_entropy_frozen, cuda,
+    "hidden[N,D] head[V,D] target[N]:i32 -> loss[1]:f32 nll[N]:f32 dhidden[N,D] | z_loss chunk_bytes targets") {
   const View no_dhead;
   cross_entropy_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.out[0], a.out[1], a.out[2], no_dhead,
                              static_cast<float>(a.attrs[0]), static_cast<int64_t>(a.attrs[1]), false});

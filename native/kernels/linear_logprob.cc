@@ -77,7 +77,7 @@ void forward(const Args& a) {
 
   Scratch index_memory(a.device, static_cast<size_t>(N) * sizeof(int64_t));
   int64_t* index = index_memory.as<int64_t>();
-  const int64_t count = supervised_rows("linear_logprob", a.in[2], V, index);
+  const int64_t count = supervised_rows("linear_logprob", a.in[2], V, a.attrs[2], index);
   for (const View* out = a.out; out < a.out + a.out_count; out++) {
     if (out->present()) fill_zero(pool, out->data, out->bytes());
   }
@@ -109,9 +109,9 @@ void forward(const Args& a) {
   }
 }
 
-CARAVAN_KERNEL(
-    linear_logprob, cpu,
-    "hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy chunk_bytes") {
+CARAVAN_KERNEL(linear_logprob, cpu,
+               "hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy "
+               "chunk_bytes targets") {
   with_f32_or_bf16("linear_logprob", a.in[0].dtype, [&](auto type) { forward<decltype(type)>(a); });
 }
 
@@ -219,7 +219,7 @@ void backward(const Args& a, const Backward& b) {
   ThreadPool& pool = pool_of(a);
   Scratch index_memory(a.device, static_cast<size_t>(N) * sizeof(int64_t));
   int64_t* index = index_memory.as<int64_t>();
-  const int64_t count = supervised_rows("linear_logprob_backward", b.target, V, index);
+  const int64_t count = supervised_rows("linear_logprob_backward", b.target, V, a.attrs[1], index);
   if (count < N) fill_zero(pool, b.dhidden.data, b.dhidden.bytes());
   if (count == 0) {
     if (b.dhead.present() && !b.add) fill_zero(pool, b.dhead.data, b.dhead.bytes());
@@ -256,21 +256,21 @@ void backward_of_dtype(const Args& a, const Backward& b) {
 
 CARAVAN_KERNEL(linear_logprob_backward, cpu,
                "dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> "
-               "dhidden[N,D] dhead[V,D]:f32 | chunk_bytes") {
+               "dhidden[N,D] dhead[V,D]:f32 | chunk_bytes targets") {
   backward_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.in[3], a.in[4], a.in[5], a.out[0], a.out[1],
                         static_cast<int64_t>(a.attrs[0]), false});
 }
 
 CARAVAN_KERNEL(linear_logprob_backward_add, cpu,
                "dhead[V,D]:f32! dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> "
-               "dhidden[N,D] | chunk_bytes") {
+               "dhidden[N,D] | chunk_bytes targets") {
   backward_of_dtype(a, {a.in[1], a.in[2], a.in[3], a.in[4], a.in[5], a.in[6], a.out[0], a.in[0],
                         static_cast<int64_t>(a.attrs[0]), true});
 }
 
 CARAVAN_KERNEL(linear_logprob_backward_frozen, cpu,
                "dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | "
-               "chunk_bytes") {
+               "chunk_bytes targets") {
   const View no_dhead;
   backward_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.in[3], a.in[4], a.in[5], a.out[0], no_dhead,
                         static_cast<int64_t>(a.attrs[0]), false});

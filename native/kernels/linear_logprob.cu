@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(kRowThreads) finish_rows(Rows rows, RowResults
   const RowSummary summary = merged<kEntropy>(rows.summaries + r * rows.parts, rows.parts);
   if (threadIdx.x % kWarp != 0) return;
   const int32_t n = rows.index[r];
+  if (n < 0) return;
   results.logp[n] = (rows.target_logit[r] - summary.max) - logf(summary.sum);
   results.lse[n] = summary.log_sum_exp();
   if constexpr (kEntropy) results.entropy[n] = summary.entropy();
@@ -36,12 +37,13 @@ void forward(const Args& a, const int32_t* index, int64_t count) {
   });
 }
 
-CARAVAN_KERNEL(
-    linear_logprob, cuda,
-    "hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy chunk_bytes") {
+CARAVAN_KERNEL(linear_logprob, cuda,
+               "hidden[N,D] head[V,D] target[N]:i32 -> logp[N]:f32 lse[N]:f32 entropy[N]:f32? | with_entropy "
+               "chunk_bytes targets") {
   with_f32_or_bf16("linear_logprob", a.in[0].dtype, [&]<typename T>(T) {
     Scratch index(a.device, a.in[2].bytes());
-    const int64_t count = supervised_rows(a, "linear_logprob", a.in[2], a.in[1].shape[0], index.as<int32_t>());
+    const int64_t count =
+        supervised_rows(a, "linear_logprob", a.in[2], a.in[1].shape[0], targets_of(a, 2), index.as<int32_t>());
     for (const View* out = a.out; out < a.out + a.out_count; out++) zero(a, *out);
     if (count == 0) return;
     if (a.out[2].present()) return forward<T, true>(a, index.as<int32_t>(), count);
@@ -70,7 +72,7 @@ __global__ void __launch_bounds__(kRowThreads) slopes_from_lse(Rows rows, const 
   const int64_t r = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
   if (r >= rows.live) return;
   const int32_t n = rows.index[r];
-  rows.gradients[r] = {lse[n], 1.0f, dlogp[n], dlogp[n], 0.0f, 0.0f};
+  rows.gradients[r] = n < 0 ? RowGradient{} : RowGradient{lse[n], 1.0f, dlogp[n], dlogp[n], 0.0f, 0.0f};
 }
 
 /** dlogp + dentropy (log p + entropy), log p = x - log sum. */
@@ -82,6 +84,10 @@ __global__ void __launch_bounds__(kRowThreads)
   const RowSummary summary = merged<true>(rows.summaries + r * rows.parts, rows.parts);
   if (threadIdx.x % kWarp != 0) return;
   const int32_t n = rows.index[r];
+  if (n < 0) {
+    rows.gradients[r] = {};
+    return;
+  }
   rows.gradients[r] = {summary.max, 1.0f / summary.sum, dlogp[n],
                        dlogp[n],    dentropy[n],        logf(summary.sum) - summary.entropy()};
 }
@@ -90,7 +96,8 @@ template <typename T>
 void backward(const Args& a, const Backward& b) {
   Scratch index(a.device, b.target.bytes());
   const int64_t V = b.head.shape[0];
-  const int64_t count = supervised_rows(a, "linear_logprob_backward", b.target, V, index.as<int32_t>());
+  const int64_t count =
+      supervised_rows(a, "linear_logprob_backward", b.target, V, targets_of(a, 1), index.as<int32_t>());
   if (count < b.target.shape[0]) zero(a, b.dhidden);
   if (count == 0) {
     if (!b.add) zero(a, b.dhead);
@@ -120,21 +127,21 @@ void backward_of_dtype(const Args& a, const Backward& b) {
 
 CARAVAN_KERNEL(linear_logprob_backward, cuda,
                "dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> "
-               "dhidden[N,D] dhead[V,D]:f32 | chunk_bytes") {
+               "dhidden[N,D] dhead[V,D]:f32 | chunk_bytes targets") {
   backward_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.in[3], a.in[4], a.in[5], a.out[0], a.out[1],
                         static_cast<int64_t>(a.attrs[0]), false});
 }
 
 CARAVAN_KERNEL(linear_logprob_backward_add, cuda,
                "dhead[V,D]:f32! dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> "
-               "dhidden[N,D] | chunk_bytes") {
+               "dhidden[N,D] | chunk_bytes targets") {
   backward_of_dtype(a, {a.in[1], a.in[2], a.in[3], a.in[4], a.in[5], a.in[6], a.out[0], a.in[0],
                         static_cast<int64_t>(a.attrs[0]), true});
 }
 
 CARAVAN_KERNEL(linear_logprob_backward_frozen, cuda,
                "dlogp[N]:f32 dentropy[N]:f32? hidden[N,D] head[V,D] target[N]:i32 lse[N]:f32 -> dhidden[N,D] | "
-               "chunk_bytes") {
+               "chunk_bytes targets") {
   const View no_dhead;
   backward_of_dtype(a, {a.in[0], a.in[1], a.in[2], a.in[3], a.in[4], a.in[5], a.out[0], no_dhead,
                         static_cast<int64_t>(a.attrs[0]), false});

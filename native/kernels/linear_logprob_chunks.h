@@ -1,9 +1,10 @@
 // The fused losses on the device in chunks of rows: gather the rows with a target, logits, log-sum-exp, gradient of the
-// logits in place, the two gradient products. The products need their sizes on the host, so the number of rows with a
-// target is read back once a call: the queue waits for the device (an estimated 25 us in which nothing new is enqueued)
-// and the products, 6 N D V flops, are those of the supervised rows alone. The other way, chunks over all N rows with
-// zeros behind the last, stays asynchronous but multiplies prompts as well: with half of the tokens supervised that is
-// twice the time of the largest products of the step. Such a call cannot be captured in a graph.
+// logits in place, the two gradient products. The products need their sizes on the host. Where the call says how many
+// rows have a target, as the methods do, who made the targets, nothing waits; the device counts all the same and
+// reports another number as a fault. Where it does not, the number is read back: the queue waits for the device (an
+// estimated 25 us in which nothing new is enqueued), and the call cannot be captured in a graph. Chunks over all N rows
+// with zeros behind the last would do without a number, but multiply prompts as well: with half of the tokens
+// supervised that is twice the time of the largest products of the step.
 //
 // A tile holds whole rows where `chunk_bytes` holds at least kLeastWholeRows of them (1 GiB: 2k rows at V = 128k), else
 // 2k rows of a band of kBandColumns, which stays in L2. Which of the two depends on V and chunk_bytes alone, so that
@@ -17,6 +18,7 @@
 #pragma once
 #include "core/fail.h"
 #include "core/scratch.h"
+#include "cuda/fault.h"
 #include "cuda/zero.h"
 #include "kernels/logits_summary.h"
 
@@ -29,9 +31,13 @@ struct SupervisedRows {
 };
 
 constexpr int kFindThreads = 1024;
+constexpr Rule kTargetRule = {"target", "below the number of tokens of the head, or negative for none"};
 
+/** The rows with a target of the vocabulary. What is wrong goes to `found`, or where that is null to `faults`; then
+ *  -1 stands for rows that are missing from `expected`, and those beyond it are left out. */
 static __global__ void __launch_bounds__(kFindThreads)
-    find_supervised(const int32_t* target, int N, int V, int32_t* rows, SupervisedRows* found) {
+    find_supervised(const int32_t* target, int N, int V, int32_t* rows, SupervisedRows* found, int expected,
+                    FaultReport faults, Rule rule) {
   __shared__ int warp_counts[kFindThreads / kWarp];
   __shared__ int bad_row;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -42,7 +48,8 @@ static __global__ void __launch_bounds__(kFindThreads)
     const int n = begin + static_cast<int>(threadIdx.x);
     const int wanted = n < N ? target[n] : -1;
     if (wanted >= V) atomicMin(&bad_row, n);
-    const unsigned votes = __ballot_sync(kAllLanes, wanted >= 0);
+    const bool listed = wanted >= 0 && wanted < V;
+    const unsigned votes = __ballot_sync(kAllLanes, listed);
     if (lane == 0) warp_counts[warp] = __popc(votes);
     __syncthreads();
     int before = done;
@@ -50,20 +57,42 @@ static __global__ void __launch_bounds__(kFindThreads)
       before += w < warp ? warp_counts[w] : 0;
       done += warp_counts[w];
     }
-    if (wanted >= 0) rows[before + __popc(votes & ((1u << lane) - 1))] = n;
+    if (listed) rows[before + __popc(votes & ((1u << lane) - 1))] = n;
     __syncthreads();
   }
-  if (threadIdx.x == 0) *found = {done, bad_row, bad_row < N ? target[bad_row] : 0};
+  if (found != nullptr) {
+    if (threadIdx.x == 0) *found = {done, bad_row, bad_row < N ? target[bad_row] : 0};
+    return;
+  }
+  for (int i = done + static_cast<int>(threadIdx.x); i < expected; i += kFindThreads) rows[i] = -1;
+  if (threadIdx.x != 0) return;
+  const double given = bad_row < N ? target[bad_row] : 0;
+  if (bad_row < N) faults.note_broken(rule, bad_row, &given, 1);
+  if (done != expected) faults.note(FaultKind::kCount, 0, done, expected);
 }
 
-/** Writes the rows that have a target, in order, and returns their number when the device has found it. Throws ERR_DATA
- *  for a target >= V. */
-inline int64_t supervised_rows(const Args& a, const char* op, const View& target, int64_t V, int32_t* rows) {
+/** What a call says of the number of rows with a target: 0 when nothing. */
+inline int64_t targets_of(const Args& a, int attribute) {
+  return a.attrs[attribute] > 0 ? static_cast<int64_t>(a.attrs[attribute]) : 0;
+}
+
+/** Writes the rows that have a target, in order, and returns their number: `expected`, or where that is 0 what the
+ *  device has found. Throws ERR_DATA for a target >= V, now or at the next wait. */
+inline int64_t supervised_rows(const Args& a, const char* op, const View& target, int64_t V, int64_t expected,
+                               int32_t* rows) {
   const int64_t N = target.shape[0];
+  if (expected > N) {
+    fail("ERR_DATA", "%s: of %lld rows %lld cannot have a target, as the call says", op, static_cast<long long>(N),
+         static_cast<long long>(expected));
+  }
   if (N == 0) return 0;
+  const auto find = [&](SupervisedRows* found) {
+    launch(a, {1, kFindThreads}, find_supervised, target.as<int32_t>(), static_cast<int>(N), static_cast<int>(V), rows,
+           found, static_cast<int>(expected), fault_report(a, op), kTargetRule);
+  };
+  if (expected > 0) return find(nullptr), expected;
   Scratch memory(a.device, sizeof(SupervisedRows));
-  launch(a, {1, kFindThreads}, find_supervised, target.as<int32_t>(), static_cast<int>(N), static_cast<int>(V), rows,
-         memory.as<SupervisedRows>());
+  find(memory.as<SupervisedRows>());
   SupervisedRows found;
   copy_out(a, &found, memory.as<void>(), sizeof(found));
   if (found.bad_row < N) {
@@ -103,6 +132,7 @@ template <typename T>
 __global__ void __launch_bounds__(kRowThreads)
     scatter_rows(const float* x, const int32_t* index, int64_t D, bool packs, T* y) {
   const int64_t r = blockIdx.x, n = index[r];
+  if (n < 0) return;
   if (packs) {
     for (int64_t i = threadIdx.x * Pack<T>::kCount; i < D; i += blockDim.x * Pack<T>::kCount) {
       Pack<T> pack;
@@ -246,7 +276,7 @@ class HeadChunks {
   /** What the kernels of one row need to know of the chunk. */
   struct Rows {
     int64_t live;          // rows with a target in it
-    const int32_t* index;  // of each in [0, N)
+    const int32_t* index;  // of each in [0, N); -1 where a row is missing, which was reported
     const RowSummary* summaries;
     int parts;
     const float* target_logit;

@@ -53,8 +53,10 @@ static inline float* band_of(float* tile, int64_t rows, int64_t column) { return
 /** Rows of a pass over `columns` columns that make one task: 64 KiB of logits. */
 static inline int64_t rows_per_pass(int64_t columns) { return larger(1, 16384 / larger(columns, 1)); }
 
-/** Writes the rows that have a target, in order, and returns their number. Throws ERR_DATA for a target >= V. */
-static inline int64_t supervised_rows(const char* op, const View& target, int64_t vocabulary, int64_t* rows) {
+/** Writes the rows that have a target, in order, and returns their number. Throws ERR_DATA for a target >= V, and for
+ *  another number than the call says, if it says one (above 0). */
+static inline int64_t supervised_rows(const char* op, const View& target, int64_t vocabulary, double expected,
+                                      int64_t* rows) {
   const int32_t* ids = target.as<int32_t>();
   int64_t count = 0;
   for (int64_t n = 0; n < target.shape[0]; n++) {
@@ -64,6 +66,10 @@ static inline int64_t supervised_rows(const char* op, const View& target, int64_
            static_cast<long long>(n), static_cast<long long>(vocabulary), ids[n]);
     }
     rows[count++] = n;
+  }
+  if (expected > 0 && static_cast<double>(count) != expected) {
+    fail("ERR_DATA", "%s: %lld rows have a target, not %.0f, as the call says", op, static_cast<long long>(count),
+         expected);
   }
   return count;
 }

@@ -94,8 +94,9 @@ double whole_at(const Napi::CallbackInfo& info, size_t i, double least, double m
   return value;
 }
 
+constexpr int32_t kMostTensors = 1 << 30;
+
 int32_t tensor_at(const Napi::CallbackInfo& info, size_t i) {
-  constexpr double kMostTensors = 1 << 30;
   return static_cast<int32_t>(whole_at(info, i, 1, kMostTensors));
 }
 
@@ -187,7 +188,7 @@ const Backend& backend_at(const std::string& path) {
   return *backend;
 }
 
-/** backend(path) -> {kind, unavailable, devices: [[name, bytes, capability]], findings: [[name, text]], kernels}. */
+/** backend(path) -> {kind, unavailable, devices: [[name, bytes, capability]], kernels}. */
 Napi::Value backend_facts(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     const Backend& backend = backend_at(info[0].As<Napi::String>().Utf8Value());
@@ -203,16 +204,22 @@ Napi::Value backend_facts(const Napi::CallbackInfo& info) {
       devices.Set(devices.Length(), row);
     }
     facts.Set("devices", devices);
+    facts.Set("kernels", kernel_rows(env, backend.kind, backend.kernels, Napi::Array::New(env)));
+    return facts;
+  });
+}
+
+/** findings(path) -> [[name, text], ...]: what the module looks for on this machine. Libraries are loaded to see. */
+Napi::Value backend_findings(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
     Napi::Array findings = Napi::Array::New(env);
-    for (const Finding& finding : backend.findings()) {
+    for (const Finding& finding : backend_at(info[0].As<Napi::String>().Utf8Value()).findings()) {
       Napi::Array row = Napi::Array::New(env);
       row.Set(0u, finding.name);
       row.Set(1u, finding.text);
       findings.Set(findings.Length(), row);
     }
-    facts.Set("findings", findings);
-    facts.Set("kernels", kernel_rows(env, backend.kind, backend.kernels, Napi::Array::New(env)));
-    return facts;
+    return findings;
   });
 }
 
@@ -261,6 +268,22 @@ Napi::Value replay(const Napi::CallbackInfo& info) {
 Napi::Value forget_plan(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     device_at(info).queue->forget_plan(tensor_at(info, 1));
+    return env.Undefined();
+  });
+}
+
+/** namesRanges(device) -> whether a profiler watches; for it, range(device, name) names what is submitted up to the
+ *  matching range(device). */
+Napi::Value names_ranges(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    return Napi::Boolean::New(env, device_at(info).queue->names_ranges());
+  });
+}
+
+Napi::Value range(const Napi::CallbackInfo& info) {
+  return entry(info, [&](Napi::Env env) -> Napi::Value {
+    CommandQueue& queue = *device_at(info).queue;
+    info[1].IsString() ? queue.begin_range(info[1].As<Napi::String>().Utf8Value()) : queue.end_range();
     return env.Undefined();
   });
 }
@@ -318,41 +341,49 @@ CommandQueue::Completion completion(Napi::Env env, OpenDevice& device, uint32_t 
   };
 }
 
-/** fence(device, ticket). */
-Napi::Value fence(const Napi::CallbackInfo& info) {
-  return entry(info, [&](Napi::Env env) -> Napi::Value {
-    OpenDevice& device = device_at(info);
-    device.queue->fence(completion(env, device, number_at(info, 1)));
-    return env.Undefined();
-  });
-}
-
-/** read(device, tensor id, ticket, typed array): the array is written by the time the ticket is reported. */
+/** read(device, ticket, tensor ids, typed arrays): the arrays, one for each tensor, are written by the time the ticket
+ * is reported; until then the list must stay as it is. */
 Napi::Value read(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     OpenDevice& device = device_at(info);
-    int32_t tensor = tensor_at(info, 1);
-    uint32_t ticket = number_at(info, 2);
-    Napi::TypedArray array = array_at(info, 3);
-    device.held.emplace_back(ticket, Napi::Persistent(array.As<Napi::Object>()));
-    device.queue->read(tensor, bytes_of(array), array.ByteLength(), completion(env, device, ticket));
+    const uint32_t ticket = number_at(info, 1);
+    Napi::TypedArray ids = array_at(info, 2);
+    if (ids.TypedArrayType() != napi_int32_array || !info[3].IsArray()) {
+      throw Napi::TypeError::New(env, "Int32Array of tensors and a list of typed arrays expected");
+    }
+    Napi::Array arrays = info[3].As<Napi::Array>();
+    if (arrays.Length() != ids.ElementLength()) throw Napi::RangeError::New(env, "one array for each tensor expected");
+    const int32_t* first = reinterpret_cast<const int32_t*>(bytes_of(ids));
+    const std::vector<int32_t> wanted(first, first + ids.ElementLength());  // the list may run code when it is asked
+    std::vector<CommandQueue::Reading> readings;
+    for (uint32_t i = 0; i < wanted.size(); i++) {
+      const int32_t id = wanted[i];
+      if (id < 1 || id > kMostTensors) throw Napi::RangeError::New(env, "no such tensor");
+      Napi::Value array = arrays.Get(i);
+      if (!array.IsTypedArray()) throw Napi::TypeError::New(env, "typed array expected");
+      Napi::TypedArray target = array.As<Napi::TypedArray>();
+      readings.push_back({id, bytes_of(target), target.ByteLength()});
+    }
+    device.held.emplace_back(ticket, Napi::Persistent(arrays.As<Napi::Object>()));
+    device.queue->read(std::move(readings), completion(env, device, ticket));
     return env.Undefined();
   });
 }
 
-/** stats(device, Float64Array(6)): live tensors, live, peak, reserved and budget bytes, commands run. */
+/** stats(device, Float64Array(7)): live tensors, live, peak, reserved and budget bytes, commands run, waits. */
 Napi::Value stats(const Napi::CallbackInfo& info) {
   return entry(info, [&](Napi::Env env) -> Napi::Value {
     OpenDevice& device = device_at(info);
     Napi::TypedArray array = array_at(info, 1);
-    if (array.TypedArrayType() != napi_float64_array || array.ElementLength() < 6) {
-      throw Napi::TypeError::New(env, "Float64Array(6) expected");
+    if (array.TypedArrayType() != napi_float64_array || array.ElementLength() < 7) {
+      throw Napi::TypeError::New(env, "Float64Array(7) expected");
     }
     CachingAllocator& memory = device.queue->device().allocator();
-    double values[6] = {
-        static_cast<double>(device.queue->live_tensors()), static_cast<double>(memory.live_bytes()),
-        static_cast<double>(memory.peak_bytes()),          static_cast<double>(memory.reserved_bytes()),
-        static_cast<double>(memory.budget_bytes()),        static_cast<double>(device.queue->executed())};
+    double values[7] = {
+        static_cast<double>(device.queue->live_tensors()),  static_cast<double>(memory.live_bytes()),
+        static_cast<double>(memory.peak_bytes()),           static_cast<double>(memory.reserved_bytes()),
+        static_cast<double>(memory.budget_bytes()),         static_cast<double>(device.queue->executed()),
+        static_cast<double>(device.queue->device().waits())};
     std::memcpy(bytes_of(array), values, sizeof(values));
     return env.Undefined();
   });
@@ -439,14 +470,16 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("kernels", Napi::Function::New(env, kernel_table));
   exports.Set("openCpu", Napi::Function::New(env, open_cpu));
   exports.Set("backend", Napi::Function::New(env, backend_facts));
+  exports.Set("findings", Napi::Function::New(env, backend_findings));
   exports.Set("openBackend", Napi::Function::New(env, open_backend));
   exports.Set("submit", Napi::Function::New(env, submit));
   exports.Set("keepPlan", Napi::Function::New(env, keep_plan));
   exports.Set("replay", Napi::Function::New(env, replay));
   exports.Set("forgetPlan", Napi::Function::New(env, forget_plan));
+  exports.Set("namesRanges", Napi::Function::New(env, names_ranges));
+  exports.Set("range", Napi::Function::New(env, range));
   exports.Set("upload", Napi::Function::New(env, upload));
   exports.Set("loadFile", Napi::Function::New(env, load_file));
-  exports.Set("fence", Napi::Function::New(env, fence));
   exports.Set("read", Napi::Function::New(env, read));
   exports.Set("stats", Napi::Function::New(env, stats));
   exports.Set("profile", Napi::Function::New(env, profile));

@@ -15,8 +15,8 @@ const module = join(root, isSanitized ? 'build/simt-address' : 'build/simt', 'Re
 /** Tests that take their device from test/device_under_test.ts: the kernels, and whole models on top of them. */
 const kernels = ['test/ops.test', 'test/ops/in_place', 'test/ops/gradients', 'test/ops/embedding', 'test/ops/sampling']
 const models = [
-  ...['test/tensor/plan', 'test/losses', 'test/models/golden', 'test/train/golden_runs'],
-  'test/generate/decode_plan',
+  ...['test/tensor/plan', 'test/losses', 'test/models/golden', 'test/train/golden_runs', 'test/train/waits'],
+  ...['test/generate/ahead', 'test/generate/decode_plan', 'test/runtime/cuda_machine', 'test/runtime/reads'],
 ]
 /** Which tests, with the threads of a block in which order; mixed: one of both for each launch. */
 const passes: [order: string, files: readonly string[]][] = isFull

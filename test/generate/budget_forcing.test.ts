@@ -41,9 +41,10 @@ interface Rules {
   budget: number
   ignoreTimes: number
   answer: number
+  ignore?: string
 }
 
-async function byTheRules({ stop, budget, ignoreTimes, answer }: Rules) {
+async function byTheRules({ stop, budget, ignoreTimes, answer, ignore = 'Wait' }: Rules) {
   const begin = [...prompt, ...encode('<think>')]
   const thinking: number[] = []
   let [ignored, cutOff] = [0, false]
@@ -51,9 +52,9 @@ async function byTheRules({ stop, budget, ignoreTimes, answer }: Rules) {
     const { tokens, stopped } = await fresh([...begin, ...thinking], budget - thinking.length, stop)
     thinking.push(...(stopped ? tokens.slice(0, -1) : tokens))
     cutOff = !stopped
-    if (cutOff || ignored === ignoreTimes || thinking.length + 4 >= budget) break
+    if (cutOff || ignored === ignoreTimes || thinking.length + ignore.length >= budget) break
     ignored++
-    thinking.push(...encode('Wait'))
+    thinking.push(...encode(ignore))
   }
   const close = cutOff ? '\n</think>\nFinal Answer:' : '</think>'
   const known = [...begin, ...thinking, ...encode(close)]
@@ -61,8 +62,8 @@ async function byTheRules({ stop, budget, ignoreTimes, answer }: Rules) {
   return { thinking, answer: final.tokens, tokens: [...known.slice(3), ...final.tokens], ignored, cutOff }
 }
 
-const options = ({ stop, budget, ignoreTimes, answer }: Rules): BudgetForcingOptions => ({
-  thinking: { start: '<think>', end: '</think>', stopIds: stop, maxTokens: budget, ignoreTimes },
+const options = ({ stop, budget, ignoreTimes, answer, ignore }: Rules): BudgetForcingOptions => ({
+  thinking: { start: '<think>', end: '</think>', stopIds: stop, maxTokens: budget, ignoreTimes, ignore },
   maxAnswerTokens: answer,
   stopIds: [],
   encode,
@@ -91,6 +92,7 @@ describe('thinking', () => {
     ['that ends by itself is followed by the answer', { budget: 60, ignoreTimes: 0 }, { ignored: 0, cutOff: false }],
     ['that ends too early goes on', { budget: 100, ignoreTimes: 1 }, { ignored: 1 }],
     ['that takes too long is cut off', { budget: 4, ignoreTimes: 3 }, { ignored: 0, cutOff: true }],
+    ['whose end is ignored without a word is drawn again', { budget: 60, ignoreTimes: 2, ignore: '' }, { ignored: 2 }],
     ['may be told to go on until it is cut off', { budget: 24, ignoreTimes: 50 }, {}],
   ])('%s', async (_, changed, expected) => {
     const rules = { stop, answer: 5, ...changed }

@@ -24,6 +24,7 @@ it('feeds prompts by pieces, lets waiting sequences go first, and refills slots 
   for (const one of [first, second, third]) scheduler.add(one)
   // Page 0 takes the first, page 1 the second; four rows a step leave one token of the second for later.
   expect(scheduler.next()).toEqual({
+    ahead: false,
     ids: ids(1, 2, 3, 4),
     positions: ids(0, 1, 0, 1),
     cacheRows: ids(0, 1, 64, 65),
@@ -149,6 +150,106 @@ it('a sequence that has ended goes on without its stop token, as far as it has r
   expect(scheduler.resume(second!.sequence, more, 'length')).toBe(true)
   expect(step().ids).toEqual(ids(7, 1, 1, 1))
   expect(scheduler.accept([3])[0]!.finishReason).toBe('length')
+})
+
+describe('the step behind the one under way', () => {
+  /** Two sequences whose prompts are in the cache, with a step under way that feeds 50 and 60. */
+  function decoding(options: { pages?: number; slots?: number } = {}, changed: Partial<ResolvedRequest> = {}) {
+    const scheduler = new Scheduler({ pages: 2, slots: 2, stepRows: 8, ...options })
+    for (const prompt of [ids(1, 2), ids(3, 4)]) scheduler.add(request(prompt, { maxTokens: 9, ...changed }))
+    scheduler.next()
+    const [first, second] = accept(scheduler, [50, 60]).map(({ sequence }) => sequence)
+    expect(scheduler.next()).toMatchObject({ ahead: false, ids: ids(50, 60), positions: ids(2, 2) })
+    return { scheduler, first: first!, second: second! }
+  }
+
+  it('feeds what that one draws, a place further', () => {
+    const { scheduler } = decoding()
+    expect(scheduler.ahead()).toEqual({
+      ahead: true,
+      ids: ids(0, 1),
+      positions: ids(3, 3),
+      cacheRows: ids(3, 67),
+      segments: ids(0, 1, 0, 4, 1, 2, 1, 4),
+      pages: ids(0, 1),
+      lastRows: ids(0, 1),
+      draws: [4, 4].map((position) => ({ settings, key: { seed: 7, sample: 0, position }, previous: undefined })),
+    })
+    // One at a time, and again once the older one is answered.
+    expect(scheduler.ahead()).toBeUndefined()
+    expect(accept(scheduler, [51, 61]).map(({ place }) => place)).toEqual([0, 1])
+    expect(scheduler.ahead()).toMatchObject({ ids: ids(0, 1), positions: ids(4, 4) })
+    accept(scheduler, [52, 62])
+    expect(accept(scheduler, [53, 63]).map(({ sequence }) => sequence.known)).toEqual([
+      [1, 2, 50, 51, 52, 53],
+      [3, 4, 60, 61, 62, 63],
+    ])
+    expect(scheduler.next()).toMatchObject({ ahead: false, ids: ids(53, 63), positions: ids(5, 5) })
+  })
+
+  it('gives nothing to a sequence that has ended meanwhile, and leaves it out from then on', () => {
+    const { scheduler, first, second } = decoding()
+    scheduler.ahead()
+    expect(accept(scheduler, [99, 61])).toMatchObject([{ finishReason: 'stop' }, { finishReason: undefined }])
+    expect(scheduler.freePages).toBe(1)
+    // Place 1 of the step under way is the second's.
+    expect(scheduler.ahead()).toMatchObject({ ids: ids(1), positions: ids(4), draws: [{ key: { position: 5 } }] })
+    expect(accept(scheduler, [7, 62])).toEqual([{ sequence: second, place: 1, token: 62, finishReason: undefined }])
+    expect(accept(scheduler, [63])).toMatchObject([{ sequence: second, place: 0, token: 63 }])
+    expect(first.known).toEqual([1, 2, 50, 99])
+    expect(scheduler.next()).toMatchObject({ ids: ids(63), positions: ids(5) })
+  })
+
+  it('gives nothing to a sequence that has gone on otherwise, whose keys and values are written over', () => {
+    const { scheduler, first } = decoding({}, { steering: { maxTokens: 8, next: () => undefined } })
+    scheduler.ahead()
+    expect(scheduler.accept([99, 61])[0]).toMatchObject({ finishReason: 'stop' })
+    expect(scheduler.resume(first, { append: ids(8, 9), maxTokens: 5, stopIds: [] }, 'stop')).toBe(true)
+    expect(scheduler.ahead()).toBeUndefined()
+    expect(accept(scheduler, [7, 62]).map(({ token }) => token)).toEqual([62])
+    expect(scheduler.next()).toMatchObject({ ids: ids(62, 8, 9), positions: ids(4, 3, 4), cacheRows: ids(68, 3, 4) })
+  })
+
+  it('gives nothing to a request that was cancelled, whose pages are free at once', () => {
+    const { scheduler, first, second } = decoding()
+    scheduler.ahead()
+    scheduler.cancel(first.request)
+    expect(scheduler.freePages).toBe(1)
+    expect(accept(scheduler, [51, 61]).map(({ sequence }) => sequence)).toEqual([second])
+    expect(accept(scheduler, [52, 62]).map(({ token }) => token)).toEqual([62])
+  })
+
+  it('leaves out a sequence that its length ends', () => {
+    const { scheduler } = decoding({}, { maxTokens: 2 })
+    expect(scheduler.ahead()).toBeUndefined()
+    const longer = decoding()
+    longer.scheduler.add(request(ids(4), { maxTokens: 3 }))
+    accept(longer.scheduler, [99, 61])
+    longer.scheduler.next()
+    accept(longer.scheduler, [62, 70])
+    expect(longer.scheduler.next()!.ids).toEqual(ids(62, 70))
+    expect(longer.scheduler.ahead()!.ids).toEqual(ids(0, 1))
+    accept(longer.scheduler, [63, 71])
+    expect(longer.scheduler.ahead()!.ids).toEqual(ids(0))
+  })
+
+  it('waits where a request could begin, a prompt is still to be fed, or a penalty wants the tokens', () => {
+    const { scheduler } = decoding({ pages: 3, slots: 3 })
+    scheduler.add(request(ids(4)))
+    expect(scheduler.ahead()).toBeUndefined()
+    const full = decoding().scheduler
+    full.add(request(ids(4)))
+    expect(full.ahead()).toBeDefined()
+
+    const long = new Scheduler({ pages: 2, slots: 2, stepRows: 4 })
+    long.add(request(ids(1)))
+    long.add(request(ids(1, 2, 3, 4, 5, 6)))
+    long.next()
+    expect(long.ahead()).toBeUndefined()
+
+    const penalty = { settings: { ...settings, repetitionPenalty: 1.1 } }
+    expect(decoding({}, penalty).scheduler.ahead()).toBeUndefined()
+  })
 })
 
 it('refuses a request that never fits', () => {

@@ -104,3 +104,15 @@ describe('an index outside its table', () => {
     expect(Array.from(await y.read())).toEqual([5, 6])
   })
 })
+
+it('rows of integers are picked and put to their places whole', async () => {
+  const [least, most] = [-(2 ** 31), 2 ** 31 - 1]
+  using table = upload(device, 'i32', [most, least, 16_777_217, -1, 5, 6], [3, 2])
+  using ids = upload(device, 'i32', [2, 0, 1], [3])
+  using picked = embedding(ids, table)
+  expect(await picked.read()).toEqual(Int32Array.of(5, 6, most, least, 16_777_217, -1))
+  using places = upload(device, 'i32', [1], [1])
+  using row = upload(device, 'i32', [least, 33_554_433], [1, 2])
+  scatterRows(table, row, places)
+  expect(await table.read()).toEqual(Int32Array.of(most, least, least, 33_554_433, 5, 6))
+})

@@ -42,33 +42,37 @@ async function valuesOf(body: () => Results): Promise<{ [name: string]: number[]
 }
 
 const [N, V, D] = [3, 5, 2]
-const plain = { chunk_bytes: 1 << 20 }
-const vocabulary: [string, (target: Tensor) => Results][] = [
+const chunk_bytes = 1 << 20
+/** Calls that say how many rows have a target, or with 0 do not. */
+const vocabulary: [string, (target: Tensor, targets: number) => Results][] = [
   [
     'linear_logprob',
-    (target) => linearLogprobOp({ hidden: ones(N, D), head: ones(V, D), target, with_entropy: 1, ...plain }),
+    (target, targets) =>
+      linearLogprobOp({ hidden: ones(N, D), head: ones(V, D), target, with_entropy: 1, chunk_bytes, targets }),
   ],
   [
     'linear_logprob_backward',
-    (target) =>
+    (target, targets) =>
       linearLogprobBackwardOp({
         dlogp: ones(N),
         hidden: ones(N, D),
         head: ones(V, D),
         target,
         lse: ones(N),
-        ...plain,
+        chunk_bytes,
+        targets,
       }),
   ],
   [
     'cross_entropy',
-    (target) => crossEntropyOp({ hidden: ones(N, D), head: ones(V, D), target, z_loss: 0.1, ...plain }),
+    (target, targets) =>
+      crossEntropyOp({ hidden: ones(N, D), head: ones(V, D), target, z_loss: 0.1, chunk_bytes, targets }),
   ],
 ]
 
 describe.each(vocabulary)('%s', (name, body) => {
   it('gives zeros where no row has a target', async () => {
-    const values = await valuesOf(() => body(integers([-100, -1, -7], N)))
+    const values = await valuesOf(() => body(integers([-100, -1, -7], N), 0))
     expect(Object.keys(values).length).toBeGreaterThan(1)
     for (const [output, numbers] of Object.entries(values)) {
       expect(numbers, output).toEqual(numbers.map(() => 0))
@@ -76,9 +80,27 @@ describe.each(vocabulary)('%s', (name, body) => {
   })
 
   it('refuses a target beyond the vocabulary, and names the first', async () => {
-    const run = valuesOf(() => body(integers([4, 5, 99], N)))
+    const run = valuesOf(() => body(integers([4, 5, 99], N), 0))
     const message = `${name}: target[1] must be below V=5 (or negative for none); got 5`
     await expect(run).rejects.toMatchObject({ code: 'ERR_DATA', message: expect.stringContaining(message) })
+  })
+
+  it('gives the same bits whether the number of targets is said or counted', async () => {
+    const target = [3, -100, 0]
+    const counted = await valuesOf(() => body(integers(target, N), 0))
+    expect(await valuesOf(() => body(integers(target, N), 2))).toEqual(counted)
+  })
+
+  it.each([
+    ['fewer', [3, -100, 0], 1, /2 rows have a target, not 1,/],
+    ['more', [3, -100, 0], 3, /2 rows have a target, not 3,/],
+    ['more than there are rows', [3, 1, 0], 4, /(3 rows have a target, not 4,)|(of 3 rows 4 cannot have a target,)/],
+    ['one with a target beyond the vocabulary', [3, 5, 0], 3, /target\[1\].*(got 5|\(5\) must be below)/],
+  ])('refuses a number of targets that is not theirs: %s', async (_, target, targets, message) => {
+    const run = valuesOf(() => body(integers(target, N), targets))
+    const words = expect.stringMatching(message)
+    await expect(run).rejects.toMatchObject({ code: 'ERR_DATA', message: words })
+    expect(await valuesOf(() => ({ x: ones(1) }))).toEqual({ x: [1] })
   })
 })
 

@@ -260,7 +260,7 @@ async function resumed(before: AdamW, parameters: Map<string, Tensor>, options: 
 
 async function rawBytes(tensor: Tensor): Promise<Uint8Array<ArrayBuffer>> {
   const bytes = new Uint8Array(tensor.bytes)
-  await device.read(tensor.id, bytes)
+  await device.read([tensor.id], [bytes])
   return bytes
 }
 

@@ -120,7 +120,7 @@ describe('a plan', () => {
     using hidden = Tensor.from(device, Float32Array.of(0, 0, 1, 0), [2, 2])
     using head = Tensor.from(device, Float32Array.of(0, 0, 0, 0, 0, 0, 0, 0), [4, 2])
     using target = Tensor.from(device, Int32Array.of(2, -1), [2])
-    const call = { hidden, head, target, with_entropy: 0, chunk_bytes: 1 << 20 }
+    const call = { hidden, head, target, with_entropy: 0, chunk_bytes: 1 << 20, targets: 0 }
     const plan = new Plan(device, () => ({ twice: affine(linearLogprobOp(call).logp, 2, 0) }))
     for (let i = 0; i < 4; i++) {
       plan.run()

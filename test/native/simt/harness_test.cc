@@ -91,6 +91,29 @@ void copies() {
   CHECK(contains(outcome(1, "forward", [] { simt::cp_async16(to, from, true); }), "under way"));
 }
 
+/** A copy to the host leaves in order and arrives late; who looks too early is told so, and keeps the error. */
+void late_reads() {
+  cudaStream_t stream;
+  cudaEvent_t over;
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+  CHECK(cudaEventCreateWithFlags(&over, cudaEventDisableTiming) == cudaSuccess);
+  int on_device = 1, on_host = 0;
+  cudaMemcpyAsync(&on_host, &on_device, sizeof(int), cudaMemcpyDeviceToHost, stream);
+  cudaEventRecord(over, stream);
+  on_device = 2;
+  CHECK(on_host != 1 && on_host != 2);
+  CHECK(cudaEventQuery(over) == cudaErrorNotReady);
+  CHECK(cudaGetLastError() == cudaErrorNotReady && cudaGetLastError() == cudaSuccess);
+  while (cudaEventQuery(over) == cudaErrorNotReady) CHECK(on_host != 1);
+  CHECK(on_host == 1);
+  cudaMemcpyAsync(&on_host, &on_device, sizeof(int), cudaMemcpyDeviceToHost, stream);
+  CHECK(cudaEventSynchronize(over) == cudaSuccess && on_host != 2);
+  CHECK(cudaStreamSynchronize(stream) == cudaSuccess && on_host == 2);
+  cudaGetLastError();
+  cudaEventDestroy(over);
+  cudaStreamDestroy(stream);
+}
+
 /** d = a b by fragments whose layout is that of the instruction, against loops. */
 void tensor_cores() {
   static float d[16][8];
@@ -130,6 +153,7 @@ int main() {
   barriers();
   shuffles();
   copies();
+  late_reads();
   tensor_cores();
   return check::finish("harness_test");
 }

@@ -2,6 +2,8 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -13,11 +15,28 @@
 struct SimtGraph {
   std::vector<std::function<void()>> work;
 };
+/** What a copy to the host has read, on its way. */
+struct LateCopy {
+  void* to;
+  std::vector<char> bytes;
+};
 struct SimtStream {
   SimtGraph* capture = nullptr;
+  std::deque<LateCopy> late;
+  size_t delivered = 0;  // of all late copies so far
+
+  void deliver(size_t upto) {
+    for (; delivered < upto; delivered++, late.pop_front()) {
+      std::memcpy(late.front().to, late.front().bytes.data(), late.front().bytes.size());
+    }
+  }
+  size_t begun() const { return delivered + late.size(); }
 };
 struct SimtEvent {
   std::chrono::steady_clock::time_point time;
+  SimtStream* stream = nullptr;
+  size_t copies = 0;  // of the stream, before this event
+  int looks = 0;      // at it that find it not ready
 };
 
 namespace {
@@ -122,8 +141,16 @@ cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
 }
 cudaError_t cudaFreeHost(void* pointer) { return std::free(pointer), cudaSuccess; }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
-  return enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+/** Bytes that go to the host leave in stream order and arrive when an event behind them is over: until then there is
+ *  rubbish. */
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (kind != cudaMemcpyDeviceToHost || stream->capture != nullptr) {
+    return enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  }
+  const char* begin = static_cast<const char*>(from);
+  stream->late.push_back({to, std::vector<char>(begin, begin + bytes)});
+  std::memset(to, 0xa5, bytes);
+  return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   return enqueue(stream, [=] { std::memset(to, value, bytes); });
@@ -131,14 +158,22 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = new SimtStream, cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return stream->deliver(stream->begun()), cudaSuccess; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = new SimtEvent, cudaSuccess; }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
-  return event->time = std::chrono::steady_clock::now(), cudaSuccess;
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  constexpr int kLooks = 2;
+  *event = {std::chrono::steady_clock::now(), stream, stream->begun(), kLooks};
+  return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  event->looks = 0;
+  if (event->stream != nullptr) event->stream->deliver(event->copies);
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  return event->looks-- > 0 ? keep(cudaErrorNotReady) : cudaEventSynchronize(event);
+}
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t end) {
   *ms = std::chrono::duration<float, std::milli>(end->time - start->time).count();
   return cudaSuccess;

@@ -47,7 +47,7 @@ const makers = [
   () => new Proxy(new Float32Array(4), {}),
   () => () => {},
   () => new Float32Array(4),
-  () => new Float64Array(6),
+  () => new Float64Array(7),
   () => new Int32Array(16),
   () => new Uint8Array(0),
   () => new BigInt64Array(2),
