@@ -239,9 +239,7 @@ static inline F32 exp_bounded(F32 x) {
 }
 
 /** As exp_bounded; larger x give +inf. */
-static inline F32 exp(F32 x) {
-  return select_greater(x, set1(88.3f), set1(__builtin_inff()), exp_bounded(x));
-}
+static inline F32 exp(F32 x) { return select_greater(x, set1(88.3f), set1(__builtin_inff()), exp_bounded(x)); }
 
 /** 1 / (1 + e^-x). */
 static inline F32 sigmoid(F32 x) { return set1(1.0f) / (set1(1.0f) + exp(-x)); }

@@ -1,10 +1,10 @@
 // o = softmax(scale q k^T + mask) v for sequences that lie end to end; lse = log sum e^score. Causal, aligned at the
 // end of a segment, optional sliding window, grouped heads: query head h reads key/value head h / (H / K).
 //
-// A task is (segment, key/value head, tile of about 96 query rows); rows are positions x the heads of the group, so one
-// packed block of 64 keys serves them all. Scores exist for one strip (6 or 12 rows x 64 keys) at a time, in L1; the
-// softmax is online. Saved for backward: o and lse. Memory traffic: q and o once, k and v once per tile; a decode step
-// (one query) reads k and v once, which is its cost. f32 throughout, bf16 is widened on the way in and rounded at o.
+// A task is (segment, key/value head, tile of about 192 query rows); rows are positions x the heads of the group, so
+// one packed block of 64 keys serves them all. Scores exist for one strip (6 or 12 rows x 64 keys) at a time, in L1;
+// the softmax is online. Saved for backward: o and lse. Memory traffic: q and o once, k and v once per tile; a decode
+// step (one query) reads k and v once, which is its cost. f32 throughout: bf16 is widened on the way in, o rounded.
 //
 // Bits: blocks are counted from the first key of the segment, a masked score becomes an exact zero and a block without
 // keys for a row is not visited, so o and lse of a query are the same in training, chunked prefill and decode.
@@ -209,8 +209,8 @@ struct Source {
   }
 };
 
-/** A tile of one strip, as in decoding: it waits for memory and for nothing else. `next`: the tile that comes after this
- *  one, or null. */
+/** A tile of one strip, as in decoding: it waits for memory and for nothing else. `next`: the tile that comes after it,
+ *  or null. */
 template <typename T, typename Keys>
 void attend_small_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
   const Shapes& s = source.s;
@@ -237,7 +237,7 @@ void attend_small_tile(const Source<T, Keys>& source, const Tile& tile, const Ti
   store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
 }
 
-/** A tile of several strips. */
+/** A tile of several strips: the rows that it and the next one will need are asked for beside them. */
 template <typename T, typename Keys>
 void attend_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
   const Shapes& s = source.s;

@@ -26,7 +26,7 @@ namespace attention_backward_file {
 using namespace attention_detail;
 
 constexpr int64_t kTileRows = 96;  // query rows (positions x heads of a group) whose q and do stay in L1
-constexpr int64_t kTogetherBytes = int64_t{64} << 20;
+constexpr int64_t kTogetherBytes = int64_t{128} << 20;
 
 struct Shapes {
   int64_t N, H, K, C, group, width, window;
@@ -291,7 +291,7 @@ bool apart_from(const Shapes& s, const Segment& segment, const Tile& tile, const
   return all.empty();
 }
 
-/** Adds what the tile and the block have to do with each other to dq (wanted.queries) and to dk and dv (wanted.keys). */
+/** Adds the part of the tile and the block to dq (wanted.queries), and to dk and dv (wanted.keys). */
 template <typename MemoryAhead>
 void visit(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w, Wanted wanted,
            MemoryAhead& ahead) {

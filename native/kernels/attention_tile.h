@@ -13,7 +13,7 @@
 namespace caravan::CARAVAN_ISA {
 namespace attention_detail {
 
-inline constexpr int64_t kBlockKeys = 64;   // keys per step of the online softmax, counted from the segment's first key
+inline constexpr int64_t kBlockKeys = 64;  // keys per step of the online softmax, counted from the segment's first key
 
 // Rows of the register tile; with two vectors of columns this fills 16 (AVX2) or 32 (AVX-512) registers.
 inline constexpr int kStripRows = F32::kLanes == 16 ? 12 : (CARAVAN_ISA_LEVEL == 2 ? 6 : 4);
