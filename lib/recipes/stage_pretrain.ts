@@ -142,10 +142,18 @@ async function corpus(
 ): Promise<EncodedExamples> {
   const builder = new EncodedBuilder()
   const documents = pocketData(context.seed).baseDocuments()[Symbol.iterator]()
+  const startChunk = () => {
+    const texts = Array.from({ length: TEXTS_PER_CHUNK }, () => documents.next().value as string)
+    const encoded = tokenizer.encodeBatch(texts, { offsets: false })
+    encoded.catch(() => {}) // awaited in its turn, or not wanted any more
+    return encoded
+  }
+  let ahead = startChunk()
   while (builder.tokenCount < settings.tokens) {
     throwIfAborted(context.signal)
-    const texts = Array.from({ length: TEXTS_PER_CHUNK }, () => documents.next().value as string)
-    for (const { ids } of await tokenizer.encodeBatch(texts, { offsets: false })) {
+    const encoded = ahead
+    ahead = startChunk() // written while the chunk before is tokenised
+    for (const { ids } of await encoded) {
       if (builder.tokenCount >= settings.tokens) break
       const document = new Int32Array(ids.length + 2)
       document[0] = tokenizer.bosId!
