@@ -42,8 +42,8 @@ constexpr int64_t kMinChunkRows = 512;
 constexpr int64_t kMaxChunkRows = 2048;
 // A task shorter than this costs more to hand out than it gains (about 20 microseconds).
 constexpr int64_t kTaskFlops = 2 << 20;
-// The same for streamed panels, in flops, where a byte of B costs as much time as some of them. (The pool is awake
-// then: such products come one after the other.)
+// The same for products that wait for B, in flops, where a byte of B costs as much time as some of them. (The pool is
+// awake then: such products come one after the other.)
 constexpr int64_t kStreamedTaskCost = 1 << 19;
 constexpr int64_t kStreamedByteCost = 6;
 
@@ -125,15 +125,15 @@ void choose_blocks(Plan& p, int threads) {
   const int64_t column_panels = ceil_div(g.N, kColumns);
   const int64_t flops = 2 * p.chunk_rows * g.N * max_of(g.K, 1);
   const int64_t wanted = threads == 1 ? 1 : min_of(4 * threads, max_of(flops / kTaskFlops, 1));
-  if (p.few_rows) {
-    int64_t columns = max_of(min_of(kStreamColumns, ceil_div(g.N, wanted)), kFewRowsColumns);
-    p.block_columns = min_of(ceil_div(columns, kColumns), column_panels) * kColumns;
-    return;
-  }
-  if (p.streamed) {
+  if (p.few_rows || p.streamed) {
     const int64_t cost = flops + kStreamedByteCost * g.N * g.K * static_cast<int64_t>(size_of(g.b.dtype));
     const int64_t tasks = threads == 1 ? 1 : max_of(min_of(4 * threads, cost / kStreamedTaskCost), 1);
-    p.block_columns = min_of(ceil_div(column_panels, tasks) * kColumns, g.N);
+    if (p.few_rows) {
+      const int64_t columns = max_of(min_of(kStreamColumns, ceil_div(g.N, tasks)), kFewRowsColumns);
+      p.block_columns = min_of(ceil_div(columns, kColumns), column_panels) * kColumns;
+    } else {
+      p.block_columns = min_of(ceil_div(column_panels, tasks) * kColumns, g.N);
+    }
     return;
   }
   const int64_t panel_bytes = p.pass_units * kColumns * 4;
