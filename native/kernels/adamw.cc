@@ -100,6 +100,7 @@ void close_moment(const View& moment, uint32_t which, uint32_t number, int64_t b
 /** All forms of the state: they are told by the types of the arguments. */
 void run(const Args& a) {
   const View &p = a.in[0], &master = a.in[1], &m = a.in[3], &v = a.in[4];
+  with_f32_or_bf16("adamw", p.dtype, [](auto) {});  // refuses other types: below, what is not f32 is bf16
   const Control& control = *a.in[5].as<const Control>();
   if (control.finite == 0.0f) return;
   const Constants k = constants_of(a);

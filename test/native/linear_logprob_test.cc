@@ -102,19 +102,26 @@ void compare(const char* what, const Case& c, const Tensor& got, const Values& w
   }
 }
 
+/** Rows that have a target, which calls may say (0: they do not). */
+double targets_of(const Problem& p) {
+  int64_t count = 0;
+  for (int64_t n = 0; n < p.target.count(); n++) count += p.target.at(n) >= 0;
+  return static_cast<double>(count);
+}
+
 Call forward_call(const Case& c, const Problem& p, bool entropy = true) {
   return {
       "linear_logprob",
       {p.hidden, p.head, p.target},
       {Tensor(DType::kF32, {c.N}), Tensor(DType::kF32, {c.N}), entropy ? Tensor(DType::kF32, {c.N}) : Tensor::absent()},
-      {entropy ? 1.0 : 0.0, c.chunk_bytes}};
+      {entropy ? 1.0 : 0.0, c.chunk_bytes, targets_of(p)}};
 }
 
 Call backward_call(const Case& c, const Problem& p, const Tensor& lse, bool entropy) {
   return {"linear_logprob_backward",
           {p.dlogp, entropy ? p.dentropy : Tensor::absent(), p.hidden, p.head, p.target, lse},
           {Tensor(c.dtype, {c.N, c.D}), Tensor(DType::kF32, {c.V, c.D})},
-          {c.chunk_bytes}};
+          {c.chunk_bytes, 0.0}};
 }
 
 Call cross_entropy_call(const Case& c, const Problem& p, double z_loss) {
@@ -122,7 +129,7 @@ Call cross_entropy_call(const Case& c, const Problem& p, double z_loss) {
           {p.hidden, p.head, p.target},
           {Tensor(DType::kF32, {1}), Tensor(DType::kF32, {c.N}), Tensor(c.dtype, {c.N, c.D}),
            Tensor(DType::kF32, {c.V, c.D})},
-          {z_loss, c.chunk_bytes}};
+          {z_loss, c.chunk_bytes, targets_of(p)}};
 }
 
 /** The same call of `op_add`, which starts from `start` instead of from nothing; its dhead output becomes an input. */
@@ -270,6 +277,9 @@ void check_errors(CpuDevice& device) {
   CHECK(check::failure_of(device, cross_entropy_call(c, p, 0), &message) == "ERR_DATA");
   CHECK(check::failure_of(device, backward_call(c, p, p.dlogp, false), &message) == "ERR_DATA");
   CHECK(message.find("linear_logprob_backward: target[3]") == 0);
+  Call miscounted = forward_call(c, make_problem(c));
+  miscounted.attrs.back() += 1;
+  CHECK(check::failure_of(device, miscounted) == "ERR_DATA");
   Case wide = c;
   wide.dtype = DType::kF64;
   CHECK(check::failure_of(device, forward_call(wide, make_problem(wide))) == "ERR_DTYPE");
