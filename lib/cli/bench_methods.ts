@@ -17,8 +17,16 @@ export interface BenchWork {
   model: CausalLm
   shape: BenchShape
   steps: number
+  /** Tokens computed at a time, whole sequences and one at least; absent: all of a step. */
+  microBatchTokens?: number
   cachedReference: boolean
   checkpointing?: Checkpointing
+}
+
+/** How many of the `units` of a step, of `tokens` each, every micro-batch has. */
+function dividedUnits({ microBatchTokens = Infinity }: BenchWork, units: number, tokens: number): number[] {
+  const most = Math.max(1, Math.min(units, Math.floor(microBatchTokens / tokens)))
+  return Array.from({ length: Math.ceil(units / most) }, (_, i) => Math.min(most, units - i * most))
 }
 
 export function benchMethod(name: BenchMethod, work: BenchWork): Method<CausalLm, unknown> {
@@ -42,20 +50,25 @@ class RandomTokens implements Method<CausalLm, TokenBatch> {
   }
 
   *batches(): Iterable<Batch<TokenBatch>> {
-    const { B, T, config } = this.work.shape
+    const { B, T } = this.work.shape
     for (let step = 0; step < this.totalSteps; step++) {
-      const ids = Int32Array.from({ length: B * T }, () => this.#random.integer(0, config.V))
-      const labels = ids.map((_, i) => ((i + 1) % T === 0 ? -100 : ids[i + 1]!))
-      yield { count: B * (T - 1), tokens: B * T, microBatches: () => [{ ids, labels }] }
+      const micros = dividedUnits(this.work, B, T).map((sequences) => this.#tokens(sequences))
+      yield { count: B * (T - 1), tokens: B * T, microBatches: () => micros }
     }
+  }
+
+  #tokens(sequences: number): TokenBatch {
+    const { T, config } = this.work.shape
+    const ids = Int32Array.from({ length: sequences * T }, () => this.#random.integer(0, config.V))
+    return { ids, labels: ids.map((_, i) => ((i + 1) % T === 0 ? -100 : ids[i + 1]!)) }
   }
 
   loss(model: CausalLm, { ids, labels }: TokenBatch): MicroLoss {
     const { device } = model
     const { shape: sizes, checkpointing } = this.work
-    const { B, T } = sizes
-    const N = B * T
-    const { data, shape } = selfSegments(Array.from({ length: B + 1 }, (_, i) => i * T))
+    const { T } = sizes
+    const N = ids.length
+    const { data, shape } = selfSegments(Array.from({ length: N / T + 1 }, (_, i) => i * T))
     const places = ids.map((_, i) => i % T)
     const rows = {
       ids: Tensor.from(device, ids, [N]),
@@ -64,7 +77,8 @@ class RandomTokens implements Method<CausalLm, TokenBatch> {
     }
     const hidden = model.hidden(rows, { checkpoint: checkpointing })
     const target = Tensor.from(device, labels, [N])
-    return { sum: sftLoss(hidden, model.head, { target, zLoss: 0, reduction: 'token_mean', targets: B * (T - 1) }) }
+    const targets = (N / T) * (T - 1)
+    return { sum: sftLoss(hidden, model.head, { target, zLoss: 0, reduction: 'token_mean', targets }) }
   }
 
   state(): null {
@@ -82,9 +96,14 @@ const tuluDpo: PreferenceLossOptions = {
   referenceFree: false,
 }
 
+interface PairsAndReference {
+  batch: PairBatch
+  reference: Float64Array
+}
+
 /** B / 2 pairs of random tokens a step, the first quarter of each answer being its prompt. The reference pass is a
  *  forward pass of the same model: it costs what one of a second model would. */
-class RandomPairs implements Method<CausalLm, { batch: PairBatch; reference: Float64Array }> {
+class RandomPairs implements Method<CausalLm, PairsAndReference> {
   readonly name = 'bench'
   readonly unitSeed = true
   readonly totalSteps: number
@@ -94,22 +113,32 @@ class RandomPairs implements Method<CausalLm, { batch: PairBatch; reference: Flo
     this.totalSteps = work.steps
   }
 
-  async *batches(): AsyncIterable<Batch<{ batch: PairBatch; reference: Float64Array }>> {
+  async *batches(): AsyncIterable<Batch<PairsAndReference>> {
     const { B, T } = this.work.shape
     for (let step = 0; step < this.totalSteps; step++) {
-      const batch = this.#pairs()
-      const reference = new Float64Array(B)
-      if (!this.work.cachedReference) {
-        using logp = scope(() => pairLogprobs(this.work.model, batch))
-        const values = await logp.read()
-        for (let n = 0; n < values.length; n++) reference[Math.floor(n / T)]! += values[n]!
+      const micros: PairsAndReference[] = []
+      for (const pairs of dividedUnits(this.work, B / 2, 2 * T)) {
+        const batch = this.#pairs(pairs)
+        micros.push({ batch, reference: await this.#reference(batch) })
       }
-      yield { count: B / 2, tokens: B * T, microBatches: () => [{ batch, reference }] }
+      yield { count: B / 2, tokens: B * T, microBatches: () => micros }
     }
   }
 
-  #pairs(): PairBatch {
-    const { B, T, config } = this.work.shape
+  /** [2 P] sums over the answers, known as zeros where the pass is left out. */
+  async #reference(batch: PairBatch): Promise<Float64Array> {
+    const { T } = this.work.shape
+    const reference = new Float64Array(2 * batch.pairs.length)
+    if (this.work.cachedReference) return reference
+    using logp = scope(() => pairLogprobs(this.work.model, batch))
+    const values = await logp.read()
+    for (let n = 0; n < values.length; n++) reference[Math.floor(n / T)]! += values[n]!
+    return reference
+  }
+
+  #pairs(count: number): PairBatch {
+    const { T, config } = this.work.shape
+    const B = 2 * count
     const inputIds = Int32Array.from({ length: B * T }, () => this.#random.integer(0, config.V))
     const prompt = T / 4
     const trained = (i: number) => i % T >= prompt - 1 && i % T < T - 1
@@ -121,11 +150,11 @@ class RandomPairs implements Method<CausalLm, { batch: PairBatch; reference: Flo
       keyRows: undefined,
       labels: inputIds.map((_, i) => (trained(i) ? inputIds[i + 1]! : -100)),
       spans: Int32Array.from({ length: 3 * B }, (_, i) => [(i / 3) * T, ((i - 1) / 3) * T + T, T - prompt][i % 3]!),
-      pairs: Int32Array.from({ length: B / 2 }, (_, pair) => pair),
+      pairs: Int32Array.from({ length: count }, (_, pair) => pair),
     }
   }
 
-  loss(model: CausalLm, { batch, reference }: { batch: PairBatch; reference: Float64Array }): MicroLoss {
+  loss(model: CausalLm, { batch, reference }: PairsAndReference): MicroLoss {
     const { device } = model
     const P = batch.pairs.length
     const spans = Tensor.from(device, batch.spans, [P, 2, 3])

@@ -89,6 +89,11 @@ function addStepCommands(bench: Command, ended: Ended): void {
     .option('--steps <n>', 'measured steps, after two that are not (default: 20, 8 or 3)', wholeNumber('--steps', 1))
     .option('--batch <n>', 'sequences in a step (default: as suits the model)', wholeNumber('--batch', 1))
     .option('--length <n>', 'tokens in each (default: as suits the model)', wholeNumber('--length', 2))
+    .option(
+      '--micro-batch <tokens>',
+      'computed at a time, whole sequences; gradients are summed over a step (default: 2048, on a GPU 16384)',
+      wholeNumber('--micro-batch', 1),
+    )
     .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')
     .option('--peer-compile', 'let PyTorch compile the model')
     .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)

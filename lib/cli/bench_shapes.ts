@@ -90,3 +90,8 @@ export function benchShape(model: BenchModel, { batch, length }: { batch?: numbe
   const shape = benchShapes[model]
   return { ...shape, B: batch ?? shape.B, T: length ?? shape.T }
 }
+
+/** Tokens of a step that are computed at a time when the command line does not say: enough to fill the processor. */
+export function usualMicroBatchTokens(kind: 'cpu' | 'cuda'): number {
+  return kind === 'cuda' ? 16_384 : 2048
+}

@@ -8,7 +8,7 @@ import type { Device } from '../runtime/index.js'
 import type { Checkpointing } from '../tensor/index.js'
 import { trainLoop } from '../train/loop.js'
 import { type BenchMethod, benchMethod } from './bench_methods.js'
-import { type BenchModel, type BenchShape, benchShape } from './bench_shapes.js'
+import { type BenchModel, type BenchShape, benchShape, usualMicroBatchTokens } from './bench_shapes.js'
 import { type DeviceFlag, type DtypeFlag, engineDtype } from './command_options.js'
 import { exitCodes } from './failure.js'
 import { countText, shortNumber } from './format.js'
@@ -31,6 +31,8 @@ export interface BenchStepFlags {
   /** Sequences in a step, an even number for dpo, and tokens in each, a multiple of 4. */
   batch?: number
   length?: number
+  /** Tokens computed at a time, of a step. */
+  microBatch?: number
   rounds: number
   peer?: boolean | string
   peerCompile?: boolean
@@ -81,6 +83,7 @@ export async function benchStep(flags: BenchStepFlags): Promise<number> {
         threads,
         batch: shape.B,
         sequence: shape.T,
+        microBatch: microBatchOf(flags),
         machine: loadBefore,
       }),
     )
@@ -103,13 +106,20 @@ function shapeOf({ model, batch, length, method }: BenchStepFlags): BenchShape {
   return shape
 }
 
+function microBatchOf({ microBatch, device = 'cpu' }: BenchStepFlags): number {
+  return microBatch ?? usualMicroBatchTokens(device)
+}
+
 async function withDevice<T>(flags: BenchStepFlags, body: (device: Device) => T | Promise<T>): Promise<T> {
   using device = openDevice({ kind: flags.device, threads: flags.threads })
   return await body(device)
 }
 
 async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepFlags): Promise<StepResult> {
-  const { seconds, peakBytes, loss, parameters } = await timedSteps(device, shape, flags)
+  const { seconds, peakBytes, loss, parameters } = await timedSteps(device, shape, {
+    ...flags,
+    microBatch: microBatchOf(flags),
+  })
   const stepSeconds = median(seconds)
   const tokensPerSecond = (shape.B * shape.T) / stepSeconds
   return {
@@ -123,11 +133,12 @@ async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepF
 }
 
 /** Trains a new model of `shape` on `device`: seconds of each measured step, highest tensor memory, last loss, and the
- *  number of parameters. `totalSteps` counts the unmeasured ones, too. */
+ *  number of parameters. `totalSteps` counts the unmeasured ones, too; a step is one micro-batch unless `microBatch`
+ *  says otherwise. */
 export async function timedSteps(
   device: Device,
   shape: BenchShape,
-  flags: Pick<BenchStepFlags, 'method' | 'dtype' | 'steps' | 'cachedReference' | 'checkpointing'> & {
+  flags: Pick<BenchStepFlags, 'method' | 'dtype' | 'steps' | 'microBatch' | 'cachedReference' | 'checkpointing'> & {
     totalSteps?: number
   },
 ): Promise<{ seconds: number[]; peakBytes: number; loss: number; parameters: number }> {
@@ -146,6 +157,7 @@ export async function timedSteps(
         model,
         shape,
         steps,
+        microBatchTokens: flags.microBatch,
         cachedReference: flags.cachedReference ?? false,
       }),
       models: model,
@@ -204,6 +216,7 @@ function resultLines(flags: BenchStepFlags, result: StepResult & { peer?: PeerSt
   const work = flags.method === 'sft' ? '' : ` ${flags.method}${flags.cachedReference ? ', reference cached' : ''}`
   const { checkpointing = 'none' } = flags
   const what = `${work}${checkpointing === 'none' ? '' : `, ${checkpointing} checkpointing`}`
-  const title = `${bold(flags.model)}${what}  ${flags.dtype}, ${B} sequences of ${T} tokens, median step`
+  const divided = microBatchOf(flags) < B * T ? `, ${microBatchOf(flags)} tokens at a time` : ''
+  const title = `${bold(flags.model)}${what}  ${flags.dtype}, ${B} sequences of ${T} tokens${divided}, median step`
   return [title, ...tableLines(rows, { align: 'lrrrrr', indent: '  ' }), ...notes]
 }

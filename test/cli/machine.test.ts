@@ -99,6 +99,25 @@ describe('bench step', () => {
     expect(refused.stderr).toContain('dpo takes pairs')
   }, 60_000)
 
+  it.each([
+    ['sft', [8, 24, 48], 5e-6],
+    ['dpo --cached-reference', [16, 48], 5e-6],
+  ])(
+    'makes the same steps of %s in micro-batches',
+    async (method, sizes, tolerance) => {
+      const words = ['bench', 'step', '--method', ...method.split(' '), '--steps', '2', '--threads', '2', '--json']
+      const lossOf = async (size: number) => {
+        const chosen = ['--batch', '6', '--length', '8', '--micro-batch', String(size)]
+        const [result] = jsonLines((await caravan([...words, ...chosen])).stdout)
+        expect(result).toMatchObject({ microBatch: size })
+        return (result as { loss: number }).loss
+      }
+      const whole = await lossOf(4096)
+      for (const size of sizes) expect(Math.abs((await lossOf(size)) / whole - 1)).toBeLessThan(tolerance)
+    },
+    60_000,
+  )
+
   it('stops a rival that does not end, says so, and ends itself', async () => {
     const script = join(folder, 'endless.sh')
     // The inner sleep holds the pipes after the outer process is gone.
