@@ -65,11 +65,14 @@ function emulatedModule(sanitized) {
   run('cmake', ['--build', tree, '--target', 'caravan_simt', 'harness_test', '--parallel', jobs])
 }
 
+/** Without a sanitizer they take the kernels of the addon, where that has been built. */
 function nativeTests(sanitizer) {
-  const tree = `build/tests-${sanitizer || 'plain'}`
-  const options = ['-DCARAVAN_ADDON=OFF', '-DCARAVAN_TESTS=ON', `-DCARAVAN_SANITIZE=${sanitizer}`]
-  run('cmake', ['-S', '.', '-B', tree, ...generator(), ...options])
-  run('cmake', ['--build', tree, '--parallel', String(availableParallelism())])
+  const addon = 'build/cmake'
+  const sharesObjects = sanitizer === '' && existsSync(join(root, addon, 'CMakeCache.txt'))
+  const tree = sharesObjects ? addon : `build/tests-${sanitizer || 'plain'}`
+  const own = sharesObjects ? [] : [...generator(), '-DCARAVAN_ADDON=OFF', `-DCARAVAN_SANITIZE=${sanitizer}`]
+  run('cmake', ['-S', '.', '-B', tree, '-DCARAVAN_TESTS=ON', ...own])
+  run('cmake', ['--build', tree, '--target', 'native_tests', '--parallel', String(availableParallelism())])
   run('ctest', ['--test-dir', tree, '--output-on-failure'])
 }
 
