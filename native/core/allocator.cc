@@ -71,24 +71,24 @@ CachingAllocator::Blocks::iterator CachingAllocator::merge_with_next(Blocks::ite
   return block;
 }
 
+/** A segment as large as is of use, else as large as the budget allows, else just large enough. */
 bool CachingAllocator::add_segment(size_t bytes) {
-  size_t segment_bytes = round_up(std::max(bytes, kSegmentBytes), size_t{2} << 20);
-  if (reserved_bytes() + segment_bytes > budget_bytes_) {
-    trim();
-    // A smaller segment may still fit below the budget.
-    segment_bytes = round_up(bytes, size_t{4} << 10);
-    if (reserved_bytes() + segment_bytes > budget_bytes_) return false;
-  }
-  void* memory = source_.map(segment_bytes);
-  if (memory == nullptr) {
-    trim();
-    memory = source_.map(segment_bytes);
-    if (memory == nullptr) return false;
-  }
+  const size_t useful = round_up(std::max({bytes, kSegmentBytes, reserved_bytes() / source_.growth}), size_t{2} << 20);
+  if (reserved_bytes() + useful <= budget_bytes_ && map_segment(useful)) return true;
+  trim();
+  const size_t least = round_up(bytes, size_t{4} << 10);
+  if (reserved_bytes() + least > budget_bytes_) return false;
+  const size_t left = (budget_bytes_ - reserved_bytes()) & ~((size_t{4} << 10) - 1);
+  return map_segment(std::min(useful, left)) || map_segment(least);
+}
+
+bool CachingAllocator::map_segment(size_t bytes) {
+  void* memory = source_.map(bytes);
+  if (memory == nullptr) return false;
   char* segment = static_cast<char*>(memory);
-  segments_.emplace(segment, segment_bytes);
-  reserved_bytes_.fetch_add(segment_bytes, std::memory_order_relaxed);
-  insert_free(blocks_.emplace(segment, Block{segment_bytes, true, segment}).first);
+  segments_.emplace(segment, bytes);
+  reserved_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  insert_free(blocks_.emplace(segment, Block{bytes, true, segment}).first);
   return true;
 }
 

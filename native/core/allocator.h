@@ -1,4 +1,6 @@
-// Caching allocator for one device: best fit over large segments, split and coalesced, with a budget.
+// Caching allocator for one device: best fit over large segments, split and coalesced, with a budget. Segments grow with
+// what is reserved, since blocks that lie in different ones never become one again: in segments of 32 MiB, of which each
+// held one of 17, a model of 500 million parameters took a fifth more memory than it used.
 // Used by the queue thread alone; the counters may be read from any thread.
 #pragma once
 #include <atomic>
@@ -16,6 +18,8 @@ struct SegmentSource {
   std::function<void*(size_t)> map;
   std::function<void(void*, size_t)> unmap;
   size_t alignment = 64;  // of every block; a power of two, no larger than that of a segment
+  /** A segment has at least the reserved bytes divided by this: 1 where memory that is not written costs nothing. */
+  size_t growth = 8;
 };
 
 class CachingAllocator {
@@ -50,6 +54,7 @@ class CachingAllocator {
   using Blocks = std::map<char*, Block>;
 
   bool add_segment(size_t bytes);
+  bool map_segment(size_t bytes);
   void insert_free(Blocks::iterator block);
   Blocks::iterator merge_with_next(Blocks::iterator block);
 

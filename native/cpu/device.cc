@@ -12,7 +12,7 @@ namespace caravan {
 namespace {
 
 void* map_segment(size_t bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
 #ifdef MADV_HUGEPAGE
   madvise(memory, bytes, MADV_HUGEPAGE);
@@ -38,7 +38,7 @@ const IsaLevel& choose_isa(const std::string& wanted) {
 }  // namespace
 
 CpuDevice::CpuDevice(int threads, size_t budget_bytes, const std::string& isa)
-    : allocator_({map_segment, [](void* memory, size_t bytes) { munmap(memory, bytes); }}, budget_bytes),
+    : allocator_({map_segment, [](void* memory, size_t bytes) { munmap(memory, bytes); }, 64, 1}, budget_bytes),
       pool_(threads) {
   const IsaLevel& level = choose_isa(isa);
   isa_ = level.name;

@@ -205,6 +205,21 @@ describe('the memory budget', () => {
     expect((await other.read())[5]).toBe(1)
   })
 
+  it('what small tensors leave behind serves large ones', async () => {
+    const device = open()
+    const made = (count: number, mebibytes: number) =>
+      Array.from({ length: count }, () => fill(device, [mebibytes, MiB / 4], { value: 1, dtype: 'f32' }))
+    const small = made(20, 17)
+    await device.idle()
+    for (const tensor of small) tensor.dispose()
+    await device.idle()
+    const { reservedBytes } = device.stats()
+    const large = made(9, 34)
+    await device.idle()
+    expect(device.stats().reservedBytes).toBe(reservedBytes)
+    for (const tensor of large) tensor.dispose()
+  })
+
   it('what was freed can be had again, and one failure is reported once', async () => {
     const device = open({ memoryBudgetBytes: 16 * MiB })
     for (let i = 0; i < 20; i++) {
