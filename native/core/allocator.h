@@ -1,6 +1,6 @@
-// Caching allocator for one device: best fit over large segments, split and coalesced, with a budget. Segments grow with
-// what is reserved, since blocks that lie in different ones never become one again: in segments of 32 MiB, of which each
-// held one of 17, a model of 500 million parameters took a fifth more memory than it used.
+// Caching allocator for one device: best fit over large segments, split and coalesced, with a budget. Segments grow
+// with what is reserved, since blocks that lie in different ones never become one again: in segments of 32 MiB, each
+// of which held one tensor of 17, a model of 500 million parameters took a fifth more memory than it used.
 // Used by the queue thread alone; the counters may be read from any thread.
 #pragma once
 #include <atomic>
