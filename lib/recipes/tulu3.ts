@@ -289,9 +289,9 @@ const pocketPairs: Partial<DpoSettings & RewardSettings> = {
   checkpointEvery: 100,
 }
 
-/** What both algorithms share at pocket scale: 100 rollouts of 128 answers. */
+/** What both algorithms share at pocket scale: 150 rollouts of 128 answers. */
 const pocketRollouts: Partial<RlvrSettings> = {
-  rollouts: 100,
+  rollouts: 150,
   maxNewTokens: 112,
   maxPromptTokens: 160,
   microBatchTokens: 4096,
