@@ -15,10 +15,8 @@ export function philox(seed: number, stream: number, index: number): [number, nu
   let k0 = seed >>> 0
   let k1 = Math.floor(seed / 2 ** 32) >>> 0
   for (let round = 0; round < 10; round++) {
-    const h0 = high(M0, c0)
-    const h1 = high(M1, c2)
-    const l0 = Math.imul(M0, c0) >>> 0
-    const l1 = Math.imul(M1, c2) >>> 0
+    const [h0, l0] = mulhilo(M0, c0)
+    const [h1, l1] = mulhilo(M1, c2)
     c0 = (h1 ^ c1 ^ k0) >>> 0
     c1 = l1
     c2 = (h0 ^ c3 ^ k1) >>> 0
@@ -29,10 +27,16 @@ export function philox(seed: number, stream: number, index: number): [number, nu
   return [c0, c1, c2, c3]
 }
 
-/** Upper half of the 64-bit product: two products of 32 by 16 bits, which a double holds exactly. */
-function high(a: number, b: number): number {
-  const carried = ((a * (b & 0xffff)) / 0x10000) >>> 0
-  return ((a * (b >>> 16) + carried) / 0x10000) >>> 0
+function mulhilo(a: number, b: number): [number, number] {
+  const aHigh = a >>> 16
+  const aLow = a & 0xffff
+  const bHigh = b >>> 16
+  const bLow = b & 0xffff
+  const low = aLow * bLow
+  const middle1 = aHigh * bLow + (low >>> 16)
+  const middle2 = aLow * bHigh + (middle1 & 0xffff)
+  const high = aHigh * bHigh + Math.floor(middle1 / 0x10000) + Math.floor(middle2 / 0x10000)
+  return [high >>> 0, Math.imul(a, b) >>> 0]
 }
 
 /** The saved form of a Random: everything that decides its future values. */
