@@ -5,9 +5,8 @@ import { CaravanError } from '../base/errors.js'
 import type { JsonObject } from './json_check.js'
 import { SplitRegExp } from './split_regexp.js'
 
-/** Where either is passed, everything is forgotten: memory stays bounded. */
-const MAX_PIECES = 2 ** 16
-const MAX_UNITS = 2 ** 20
+/** How many pieces, of how many UTF-16 units in all, are remembered; what passes either has everything forgotten. */
+const LIMITS = { pieces: 2 ** 16, units: 2 ** 20 }
 /** Longer texts are left to the threads of the native library. */
 const MAX_TEXT_UNITS = 16 * 1024
 
@@ -35,15 +34,16 @@ export class PieceIds {
   private constructor(
     private readonly splitter: SplitRegExp,
     private readonly addedIds: ReadonlyMap<string, number>,
+    private readonly limits: typeof LIMITS,
     private readonly addedTokens = anyOf([...addedIds.keys()]),
   ) {}
 
   /** For the tokenizer of a checked file; undefined where pieces have no ids of their own. */
-  static of(json: JsonObject, addedIds: ReadonlyMap<string, number>): PieceIds | undefined {
+  static of(json: JsonObject, addedIds: ReadonlyMap<string, number>, limits = LIMITS): PieceIds | undefined {
     const pattern = splitPattern(json)
     if (pattern === undefined || !areTakenLiterally(json.added_tokens as JsonObject[])) return undefined
     try {
-      return new PieceIds(new SplitRegExp(pattern), addedIds)
+      return new PieceIds(new SplitRegExp(pattern), addedIds, limits)
     } catch (error) {
       if (error instanceof CaravanError) return undefined // A pattern that a RegExp might read otherwise.
       throw error
@@ -51,7 +51,8 @@ export class PieceIds {
   }
 
   cut(texts: readonly string[]): CutTexts {
-    if (this.#table === undefined || this.#table.ids.length > MAX_PIECES || this.#table.units > MAX_UNITS) {
+    const { pieces, units: mostUnits } = this.limits
+    if (this.#table === undefined || this.#table.ids.length > pieces || this.#table.units > mostUnits) {
       // A new one, since texts that are being encoded go by the old.
       const ids = Array.from(this.addedIds.values(), (id) => [id])
       const numbers = new Map([...this.addedIds.keys()].map((token, number) => [token, number]))
@@ -127,9 +128,13 @@ export function joinIds({ table, numbers, ends }: CutTexts): (Int32Array | undef
   })
 }
 
-/** The pattern of a tokenizer that changes no text, cuts it by one pattern and encodes the bytes of each piece. */
+/** What these change is not ASCII. */
+const UNICODE_FORMS = ['NFC', 'NFD', 'NFKC', 'NFKD']
+
+/** The pattern of a tokenizer that leaves ASCII as it is, cuts it by one pattern and encodes the bytes of each piece. */
 function splitPattern({ normalizer, pre_tokenizer, model }: JsonObject): string | undefined {
-  if (normalizer !== undefined && normalizer !== null) return undefined
+  const normalizes = normalizer !== undefined && normalizer !== null
+  if (normalizes && !UNICODE_FORMS.includes((normalizer as JsonObject).type as string)) return undefined
   if ((model as JsonObject).type !== 'BPE') return undefined
   const { type, pretokenizers } = (pre_tokenizer ?? {}) as { type?: string; pretokenizers?: JsonObject[] }
   if (type !== 'Sequence' || pretokenizers?.length !== 2) return undefined
