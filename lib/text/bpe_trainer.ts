@@ -29,7 +29,7 @@ type MergeOptions = Omit<BpeTrainingOptions, 'texts'>
 export function trainBpe({ texts, ...options }: BpeTrainingOptions): JsonObject {
   const pieces = new PieceCounts(options)
   for (const text of texts) pieces.add(text)
-  const steps = mergingSteps(options, pieces.counts)
+  const steps = mergingSteps(options, pieces)
   for (;;) {
     const step = steps.next()
     if (step.done) return step.value
@@ -56,7 +56,7 @@ export async function trainBpeAsync({
     pieces.add(text)
     if (performance.now() - turnStarted >= TURN_MS) await turn()
   }
-  const steps = mergingSteps(options, pieces.counts)
+  const steps = mergingSteps(options, pieces)
   for (;;) {
     const step = steps.next()
     if (step.done) return step.value
@@ -86,7 +86,8 @@ interface TrainingState {
 
 /** How often each piece of the texts comes. */
 class PieceCounts {
-  readonly counts = new Map<string, number>()
+  readonly counts: number[] = []
+  readonly #numbers = new Map<string, number>()
   readonly #splitter: SplitRegExp
 
   constructor(options: MergeOptions) {
@@ -95,17 +96,26 @@ class PieceCounts {
   }
 
   add(text: string): void {
-    for (const piece of this.#splitter.split(text)) this.counts.set(piece, (this.counts.get(piece) ?? 0) + 1)
+    for (const piece of this.#splitter.split(text)) {
+      const number = this.#numbers.get(piece)
+      if (number === undefined) this.#numbers.set(piece, this.counts.push(1) - 1)
+      else this.counts[number]!++
+    }
+  }
+
+  /** In the order of `counts`. */
+  get pieces(): readonly string[] {
+    return [...this.#numbers.keys()]
   }
 }
 
-function* mergingSteps(options: MergeOptions, pieces: ReadonlyMap<string, number>): Generator<undefined, JsonObject> {
+function* mergingSteps(options: MergeOptions, { pieces, counts }: PieceCounts): Generator<undefined, JsonObject> {
   const { vocabularySize, specialTokens = [], splitRegex = DEFAULT_SPLIT, minFrequency = 1 } = options
   const spellings = byteSpellings()
   const tokens = [...specialTokens, ...spellings.toSorted()]
   const idOf = new Map(tokens.map((token, id) => [token, id]))
   const idOfByte = Int32Array.from(spellings, (spelling) => idOf.get(spelling)!)
-  const words = yield* spellWords(pieces, idOfByte)
+  const words = yield* spellWords(pieces, counts, idOfByte)
   const state: TrainingState = { tokens, idOf, words, pairs: new PairTable(), merges: [] }
   yield* countPairs(state)
   while (tokens.length < vocabularySize) {
@@ -146,16 +156,20 @@ interface WordList {
   counts: Float64Array
 }
 
-function* spellWords(pieces: ReadonlyMap<string, number>, idOfByte: Int32Array): Generator<undefined, WordList> {
+function* spellWords(
+  pieces: readonly string[],
+  counts: readonly number[],
+  idOfByte: Int32Array,
+): Generator<undefined, WordList> {
   const encoder = new TextEncoder()
   let units = 0
-  for (const piece of pieces.keys()) units += piece.length
+  for (const piece of pieces) units += piece.length
   let symbols = new Int32Array(units + 1)
-  const starts = new Int32Array(pieces.size)
-  const lengths = new Int32Array(pieces.size)
+  const starts = new Int32Array(pieces.length)
+  const lengths = new Int32Array(pieces.length)
   let used = 0
   let word = 0
-  for (const piece of pieces.keys()) {
+  for (const piece of pieces) {
     const bytes = encoder.encode(piece)
     if (used + bytes.length > symbols.length) {
       const larger = new Int32Array(2 * (used + bytes.length))
@@ -168,7 +182,7 @@ function* spellWords(pieces: ReadonlyMap<string, number>, idOfByte: Int32Array):
     used += bytes.length
     if (word % 1024 === 0) yield
   }
-  return { symbols, starts, lengths, counts: Float64Array.from(pieces.values()) }
+  return { symbols, starts, lengths, counts: Float64Array.from(counts) }
 }
 
 function* countPairs({ words, pairs }: TrainingState): Generator<undefined, void> {

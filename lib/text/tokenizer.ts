@@ -26,6 +26,7 @@ const require = createRequire(import.meta.url)
 // One call of the native encoder: enough texts to use every core, few enough that copying the result takes < 20 ms.
 const CHUNK_TEXTS = 256
 const CHUNK_UNITS = 16 * 1024
+/** Longest work on the calling thread between two turns of the event loop. */
 const TURN_MS = 8
 const NO_OFFSETS = new Uint32Array(0)
 
@@ -43,7 +44,7 @@ export interface Encoded {
   offsets: Uint32Array
 }
 
-/** Encodes and decodes text; immutable. All encoding is asynchronous: it runs on threads of the native library. */
+/** Encodes and decodes text. All encoding is asynchronous: it runs on threads of the native library, or in small parts. */
 export class Tokenizer {
   /** One more than the largest token id, added tokens included. A model's embedding has at least this many rows. */
   readonly vocabularySize: number
@@ -70,6 +71,8 @@ export class Tokenizer {
   readonly #byteLengths: Uint16Array | undefined
   readonly #pieces: PieceIds | undefined
   readonly #hasPostProcessor: boolean
+  /** When encoding last gave the event loop a turn, in whichever call. */
+  #turnStarted = 0
 
   private constructor(
     file: TokenizerFile,
@@ -157,7 +160,6 @@ export class Tokenizer {
     const offsetsFollow = options.offsets === false || this.#byteLengths !== undefined
     const areAll = offsetsFollow && !(options.addSpecialTokens && this.#hasPostProcessor)
     if (pieces === undefined || !areAll) return results
-    let turnStarted = performance.now()
     while (results.length < texts.length) {
       const chunk = texts.slice(results.length, chunkEnd(texts, results.length))
       const cut = pieces.cut(chunk)
@@ -170,9 +172,9 @@ export class Tokenizer {
       }
       for (const [i, ids] of joinIds(cut).entries()) results.push(ids && this.#withOffsets(ids, chunk[i]!, options))
       throwIfAborted(options.signal)
-      if (performance.now() - turnStarted < TURN_MS) continue
+      if (performance.now() - this.#turnStarted < TURN_MS) continue
       await new Promise((resolve) => setImmediate(resolve))
-      turnStarted = performance.now()
+      this.#turnStarted = performance.now()
     }
     return results
   }

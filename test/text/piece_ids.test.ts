@@ -107,6 +107,22 @@ describe('ids by pieces', () => {
     expect(askedAgain).toBeLessThan(50)
   })
 
+  it('leave the event loop free, in many short calls too', async () => {
+    const { tokenizer } = load()
+    const texts = Array.from({ length: 60 }, () => 'The cat has 12 CATS. '.repeat(40))
+    let isOver = false
+    let turns = 0
+    const tick = () => {
+      turns++
+      if (!isOver) setImmediate(tick)
+    }
+    setImmediate(tick)
+    const started = performance.now()
+    while (performance.now() - started < 400) await tokenizer.encodeBatch(texts, { offsets: false })
+    isOver = true
+    expect(turns).toBeGreaterThan(3)
+  })
+
   it('are not given for what else the engines or the neighbours may decide', () => {
     const { pieces } = load()
     const [plain, umlaut, long] = pieces!.cut(['plain', 'fünf', 'x'.repeat(16 * 1024 + 1)]).ends
