@@ -29,7 +29,7 @@ export class PocketWriter {
   #waiting: Waiting | undefined
   #failure: CaravanError | undefined
 
-  constructor(seed: number) {
+  constructor(seed: number, ahead = AHEAD) {
     const { Worker } = process.getBuiltinModule('node:worker_threads') // Loaded when it is needed: it takes long.
     const workerData: PocketWriterData = { seed, chunkTexts: CHUNK_TEXTS }
     this.#worker = new Worker(workerUrl(import.meta.url, './pocket_writer_worker.js'), { workerData })
@@ -39,7 +39,7 @@ export class PocketWriter {
     })
     this.#worker.on('error', (error) => this.#fail(`the thread that writes the corpus failed: ${error.message}`, error))
     this.#worker.on('exit', (code) => this.#fail(`the thread that writes the corpus ended with code ${code}`))
-    this.#worker.postMessage(AHEAD satisfies PocketWriterRequest)
+    this.#worker.postMessage(ahead satisfies PocketWriterRequest)
   }
 
   /** The next documents, in order. One call at a time. */

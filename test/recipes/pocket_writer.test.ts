@@ -4,13 +4,14 @@ import { PocketWriter } from '../../lib/recipes/pocket_writer.js'
 
 describe('the thread that writes the corpus', () => {
   it('writes the documents of the seed, in order, past what it writes ahead', async () => {
-    const writer = new PocketWriter(7)
+    const writer = new PocketWriter(7, 3)
     try {
       const documents = pocketData(7).baseDocuments()[Symbol.iterator]()
-      for (let chunk = 0; chunk < 270; chunk++) {
+      for (let chunk = 0; chunk < 12; chunk++) {
         const texts = await writer.next()
-        const wanted = texts.map(() => documents.next().value)
-        expect(texts.join('\0') === wanted.join('\0'), `chunk ${chunk}`).toBe(true)
+        expect(texts.length).toBeGreaterThan(0)
+        expect(texts).toEqual(texts.map(() => documents.next().value))
+        if (chunk === 0) await new Promise((resolve) => setTimeout(resolve, 300)) // until three are waiting
       }
     } finally {
       await writer.close()
