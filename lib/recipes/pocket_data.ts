@@ -49,8 +49,10 @@ export interface EvaluationSizes {
 
 export interface PocketData {
   world: PocketWorld
-  /** What the tokenizer is trained on, beside the first 12 000 documents: 3 000 instruction prompts, 1 500 problems, 500
-   *  questions. */
+  /**
+   * What the tokenizer is trained on beside the first documents: 3 000 instruction prompts, 1 500 problems and 500
+   * questions.
+   */
   tokenizerPrompts(): Iterable<string>
   /** The endless base corpus from document `start` on; the packer adds `<|bos|>` and `<|end|>`. */
   baseDocuments(start?: number): Iterable<string>

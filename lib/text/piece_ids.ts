@@ -131,7 +131,7 @@ export function joinIds({ table, numbers, ends }: CutTexts): (Int32Array | undef
 /** What these change is not ASCII. */
 const UNICODE_FORMS = ['NFC', 'NFD', 'NFKC', 'NFKD']
 
-/** The pattern of a tokenizer that leaves ASCII as it is, cuts it by one pattern and encodes the bytes of each piece. */
+/** The pattern of a tokenizer that leaves ASCII as it is, cuts it by one pattern, and encodes each piece's bytes. */
 function splitPattern({ normalizer, pre_tokenizer, model }: JsonObject): string | undefined {
   const normalizes = normalizer !== undefined && normalizer !== null
   if (normalizes && !UNICODE_FORMS.includes((normalizer as JsonObject).type as string)) return undefined
@@ -155,5 +155,6 @@ function areTakenLiterally(tokens: readonly JsonObject[]): boolean {
 function anyOf(tokens: readonly string[]): RegExp | undefined {
   if (tokens.length === 0) return undefined
   const longestFirst = tokens.toSorted((a, b) => b.length - a.length)
-  return new RegExp(`(${longestFirst.map((token) => token.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&')).join('|')})`)
+  const escaped = longestFirst.map((token) => token.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&'))
+  return new RegExp(`(${escaped.join('|')})`)
 }

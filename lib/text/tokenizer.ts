@@ -1,6 +1,6 @@
 // A tokenizer as a model folder holds it: encoding by the Rust library behind the npm package `tokenizers`, everything
-// else (ids, special tokens, files) by this class, which remembers what it was told of words. That package ends the whole process on input it does not expect, so
-// the file is validated first (tokenizer_file.ts) and so is every argument.
+// else (ids, special tokens, files) by this class, which remembers the ids of words. That package ends the process on
+// input it does not expect, so the file is validated first (tokenizer_file.ts) and so is every argument.
 import { createHash } from 'node:crypto'
 import { readFile, stat, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
@@ -44,7 +44,7 @@ export interface Encoded {
   offsets: Uint32Array
 }
 
-/** Encodes and decodes text. All encoding is asynchronous: it runs on threads of the native library, or in small parts. */
+/** Encodes and decodes text. All encoding is asynchronous: on threads of the native library, or in small parts. */
 export class Tokenizer {
   /** One more than the largest token id, added tokens included. A model's embedding has at least this many rows. */
   readonly vocabularySize: number
