@@ -6,8 +6,8 @@ import { workerUrl } from '../base/worker.js'
 
 /** Texts of one answer. */
 const CHUNK_TEXTS = 256
-/** Answers that may wait for the caller: more than a run with the recipe's settings reads, some 10 MB. */
-const AHEAD = 256
+/** Answers that may wait for the caller: what is written while a tokenizer is trained on the first, and little more. */
+const AHEAD = 80
 
 export interface PocketWriterData {
   seed: number
