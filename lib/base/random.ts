@@ -118,7 +118,8 @@ export class Random {
 
   /** A uniformly random order of 0 .. count-1 (Fisher-Yates). */
   permutation(count: number): Uint32Array {
-    const order = Uint32Array.from({ length: count }, (_, i) => i)
+    const order = new Uint32Array(count)
+    for (let i = 0; i < count; i++) order[i] = i
     for (let i = count - 1; i > 0; i--) {
       const j = this.integer(0, i + 1)
       const held = order[i]!
@@ -129,6 +130,8 @@ export class Random {
   }
 
   shuffle<T>(items: readonly T[]): T[] {
-    return Array.from(this.permutation(items.length), (i) => items[i]!)
+    const shuffled: T[] = []
+    for (const i of this.permutation(items.length)) shuffled.push(items[i]!)
+    return shuffled
   }
 }

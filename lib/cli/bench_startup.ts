@@ -47,7 +47,7 @@ export async function benchStartup(flags: BenchStartupFlags): Promise<number> {
     { name: 'resident memory after it', value: of('rssMiB'), unit: 'MiB', goal: 60 },
     { name: 'size of the addon', value: (await stat(addonPath())).size / MIB, unit: 'MiB', goal: 4 },
     { name: 'new process to the first training step', value: median(steps), unit: 's', goal: 2 },
-    { name: 'caravan train to its first step', value: median(runs), unit: 's' },
+    { name: 'caravan train to its first step', value: median(runs), unit: 's', goal: 2 },
   ]
   const file: StartupFile = { kind: 'startup', machine: afterwards(machine), measures }
   if (flags.json === true) terminal.line(JSON.stringify(file))

@@ -116,6 +116,20 @@ export class EncodedBuilder {
     this.#offsets[++this.#count] = end
   }
 
+  /** Appends an example that consists of these parts and is trained as a whole. */
+  appendTrained(...parts: readonly ArrayLike<number>[]): void {
+    const start = this.#tokens
+    let end = start
+    for (const part of parts) end += part.length
+    this.#reserve(end)
+    for (const part of parts) {
+      this.#ids.set(part, this.#tokens)
+      this.#tokens += part.length
+    }
+    this.#mask.fill(1, start, end)
+    this.#offsets[++this.#count] = end
+  }
+
   /** The examples so far; the builder starts again empty. */
   finish(): EncodedExamples {
     const examples = new EncodedExamples(

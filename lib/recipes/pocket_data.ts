@@ -49,8 +49,11 @@ export interface EvaluationSizes {
 
 export interface PocketData {
   world: PocketWorld
-  /** What the tokenizer is trained on: 12 000 documents, 3 000 instruction prompts, 1 500 problems, 500 questions. */
-  tokenizerTexts(): Iterable<string>
+  /**
+   * What the tokenizer is trained on beside the first documents: 3 000 instruction prompts, 1 500 problems and 500
+   * questions.
+   */
+  tokenizerPrompts(): Iterable<string>
   /** The endless base corpus from document `start` on; the packer adds `<|bos|>` and `<|end|>`. */
   baseDocuments(start?: number): Iterable<string>
   /** Endless word problems of one set, from index `start` on. */
@@ -71,7 +74,9 @@ export interface PocketData {
 const WORLD_SEED = 1
 const EVALUATION_SEED = 999
 const EVALUATION_SIZES = { problems: 300, instructions: 300, asked: 100, held: 100 }
-const TOKENIZER_TEXTS = { documents: 12_000, instructions: 3_000, problems: 1_500, questions: 500 }
+/** How many documents of the corpus the tokenizer is trained on. */
+export const TOKENIZER_DOCUMENTS = 12_000
+const TOKENIZER_PROMPTS = { instructions: 3_000, problems: 1_500, questions: 500 }
 const SFT_SHARES = { problems: 0.42, instructions: 0.45 }
 const PAIR_PROBLEM_SHARE = 0.62
 const BROKEN_SHARE = 0.35
@@ -112,7 +117,7 @@ export function pocketData(seed = 1): PocketData {
   const source: Source = { world: pocketWorld(WORLD_SEED), seed }
   return {
     world: source.world,
-    tokenizerTexts: () => tokenizerTexts(source),
+    tokenizerPrompts: () => tokenizerPrompts(source),
     baseDocuments: (start = 0) => baseDocuments(source, requireCount('start', start, MAX_INDEX)),
     problems: (set, start = 0) => problems(source, set, requireCount('start', start, MAX_INDEX)),
     instructions: (set, start = 0) => instructions(source, set, requireCount('start', start, MAX_INDEX)),
@@ -206,9 +211,8 @@ function* take<T>(items: Iterable<T>, count: number): Generator<T> {
   }
 }
 
-function* tokenizerTexts(source: Source): Generator<string> {
-  const { documents, instructions: instructionCount, problems: problemCount, questions } = TOKENIZER_TEXTS
-  yield* take(baseDocuments(source, 0), documents)
+function* tokenizerPrompts(source: Source): Generator<string> {
+  const { instructions: instructionCount, problems: problemCount, questions } = TOKENIZER_PROMPTS
   for (const { prompt } of take(instructions(source, 'sft', 0), instructionCount)) yield prompt
   for (const { prompt } of take(problems(source, 'sft', 0), problemCount)) yield prompt
   const random = new Random(source.seed, STREAMS.tokenizerQuestions)

@@ -1,6 +1,6 @@
 // The base stage of the pocket run: trains a tokenizer on generated text, makes a new model, and models the language of
 // the generated corpus.
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { throwIfAborted } from '../base/errors.js'
 import { makeFolder } from '../base/make_folder.js'
 import { writeFileAtomic } from '../data/atomic_file.js'
@@ -16,13 +16,13 @@ import { trainBpeAsync } from '../text/bpe_trainer.js'
 import { wordSplitPattern } from '../text/split_pattern.js'
 import { Tokenizer } from '../text/tokenizer.js'
 import { pocketSpecialTokens, pocketTemplate } from '../text/tulu_template.js'
-import { pocketData } from './pocket_data.js'
+import { pocketData, TOKENIZER_DOCUMENTS } from './pocket_data.js'
 import { pocketGates } from './pocket_eval.js'
+import { PocketWriter } from './pocket_writer.js'
 import { type PreparedStage, type StageContext, work } from './prepared_stage.js'
 import { folderAtomic, folderExists } from './run_folder.js'
 import type { PretrainSettings } from './stage.js'
 
-const TEXTS_PER_CHUNK = 256
 /** Steps over which the final loss is averaged. */
 const WINDOW = 152
 
@@ -31,9 +31,7 @@ export async function preparePretrain(
   settings: PretrainSettings,
   context: StageContext,
 ): Promise<PreparedStage> {
-  const tokenizerFolder = join(context.directory, 'tokenizer')
-  const tokenizer = await pocketTokenizer(tokenizerFolder, settings, context)
-  const examples = await corpus(tokenizer, settings, context)
+  const { tokenizer, examples } = await tokenizerAndCorpus(settings, context)
   const loader = new Loader(examples, {
     batch: { tokens: settings.batchTokens },
     microBatchTokens: settings.microBatchTokens,
@@ -65,6 +63,23 @@ export async function preparePretrain(
       const lastWindowLoss = window.reduce((sum, loss) => sum + loss, 0) / window.length
       return { gates: pocketGates('base', { lastWindowLoss }), metrics: { lastWindowLoss } }
     },
+  }
+}
+
+async function tokenizerAndCorpus(settings: PretrainSettings, context: StageContext) {
+  const folder = join(context.directory, 'tokenizer')
+  const documents = new Documents(context.seed)
+  let saved: Promise<void> | undefined
+  try {
+    const kept = await folderExists(folder)
+    const tokenizer = kept ? await Tokenizer.load(folder) : await trainTokenizer(documents, settings, context)
+    if (!kept) saved = saveTokenizer(tokenizer, folder)
+    saved?.catch(() => {}) // awaited below: the disk has time until the corpus is there
+    const examples = await corpus(tokenizer, documents, { settings, context })
+    await saved
+    return { tokenizer, examples }
+  } finally {
+    await Promise.allSettled([saved, documents.close()])
   }
 }
 
@@ -105,13 +120,45 @@ function llamaConfig(tokenizer: Tokenizer, settings: PretrainSettings, dtype: 'f
   }
 }
 
-/** The tokenizer of the run: trained once, then read from its folder. */
-async function pocketTokenizer(folder: string, settings: PretrainSettings, context: StageContext): Promise<Tokenizer> {
-  if (await folderExists(folder)) return await Tokenizer.load(folder)
+/** Documents of the corpus as they are written; what the tokenizer is trained on is kept for the corpus. */
+class Documents {
+  readonly #writer: PocketWriter
+  readonly #read: string[][] = []
+
+  constructor(private readonly seed: number) {
+    this.#writer = new PocketWriter(seed)
+  }
+
+  /** The prompts first: while they are drawn, documents are written. */
+  async *tokenizerTexts(): AsyncGenerator<string> {
+    yield* pocketData(this.seed).tokenizerPrompts()
+    for (let left = TOKENIZER_DOCUMENTS; left > 0; ) {
+      const texts = await this.#writer.next()
+      this.#read.push(texts)
+      yield* texts.slice(0, left)
+      left -= texts.length
+    }
+  }
+
+  /** All documents from the first on, some at a time. */
+  async next(): Promise<string[]> {
+    return this.#read.shift() ?? (await this.#writer.next())
+  }
+
+  close(): Promise<void> {
+    return this.#writer.close()
+  }
+}
+
+async function trainTokenizer(
+  documents: Documents,
+  settings: PretrainSettings,
+  context: StageContext,
+): Promise<Tokenizer> {
   const what = 'training the tokenizer'
   context.report({ type: 'progress', stage: context.stage, what, done: 0, total: 1 })
   const json = await trainBpeAsync({
-    texts: pocketData(context.seed).tokenizerTexts(),
+    texts: documents.tokenizerTexts(),
     vocabularySize: settings.vocabularySize,
     specialTokens: pocketSpecialTokens,
     splitRegex: wordSplitPattern(1),
@@ -125,50 +172,35 @@ async function pocketTokenizer(folder: string, settings: PretrainSettings, conte
     clean_up_tokenization_spaces: false,
     chat_template: pocketTemplate.source,
   }
-  await makeFolder(context.directory)
-  await folderAtomic(folder, async (temporary) => {
-    await writeFileAtomic(join(temporary, 'tokenizer.json'), JSON.stringify(json))
-    await writeFileAtomic(join(temporary, 'tokenizer_config.json'), JSON.stringify(config, null, 2))
-  })
   context.report({ type: 'progress', stage: context.stage, what, done: 1, total: 1 })
-  return await Tokenizer.load(folder)
+  return Tokenizer.fromJson(JSON.stringify(json), config)
+}
+
+/** A resumed run reads the tokenizer from its folder. */
+async function saveTokenizer(tokenizer: Tokenizer, folder: string): Promise<void> {
+  await makeFolder(dirname(folder))
+  await folderAtomic(folder, async (temporary) => {
+    for (const [name, bytes] of tokenizer.files) await writeFileAtomic(join(temporary, name), bytes)
+  })
 }
 
 /** Documents `<|bos|> text <|end|>` until there are enough tokens, every token a target. */
 async function corpus(
   tokenizer: Tokenizer,
-  settings: PretrainSettings,
-  context: StageContext,
+  documents: Documents,
+  { settings, context }: { settings: PretrainSettings; context: StageContext },
 ): Promise<EncodedExamples> {
+  const { tokens: total } = settings
   const builder = new EncodedBuilder()
-  const documents = pocketData(context.seed).baseDocuments()[Symbol.iterator]()
-  const startChunk = () => {
-    const texts = Array.from({ length: TEXTS_PER_CHUNK }, () => documents.next().value as string)
-    const encoded = tokenizer.encodeBatch(texts, { offsets: false })
-    encoded.catch(() => {}) // awaited in its turn, or not wanted any more
-    return encoded
-  }
-  let ahead = startChunk()
-  while (builder.tokenCount < settings.tokens) {
+  while (builder.tokenCount < total) {
+    const encoded = await tokenizer.encodeBatch(await documents.next(), { offsets: false })
     throwIfAborted(context.signal)
-    const encoded = ahead
-    ahead = startChunk() // written while the chunk before is tokenised
-    for (const { ids } of await encoded) {
-      if (builder.tokenCount >= settings.tokens) break
-      const document = new Int32Array(ids.length + 2)
-      document[0] = tokenizer.bosId!
-      document.set(ids, 1)
-      document[ids.length + 1] = tokenizer.eosId!
-      builder.append({ ids: document, mask: new Uint8Array(document.length).fill(1) })
+    for (const { ids } of encoded) {
+      if (builder.tokenCount >= total) break
+      builder.appendTrained([tokenizer.bosId!], ids, [tokenizer.eosId!])
     }
-    const { tokenCount } = builder
-    context.report({
-      type: 'progress',
-      stage: context.stage,
-      what: 'writing the corpus',
-      done: tokenCount,
-      total: settings.tokens,
-    })
+    const done = builder.tokenCount
+    context.report({ type: 'progress', stage: context.stage, what: 'writing the corpus', done, total })
   }
   return builder.finish()
 }

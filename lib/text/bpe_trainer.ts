@@ -6,8 +6,13 @@ import type { JsonObject } from './json_check.js'
 import { wordSplitPattern } from './split_pattern.js'
 import { SplitRegExp } from './split_regexp.js'
 
-export interface BpeTrainingOptions {
-  texts: Iterable<string>
+const DEFAULT_SPLIT = wordSplitPattern(3)
+/** Longest work between two turns of the event loop. */
+const TURN_MS = 8
+
+export interface BpeTrainingOptions<Texts = Iterable<string>> {
+  /** In any order. */
+  texts: Texts
   /** Tokens in all: special tokens, the 256 bytes, and as many merges as fit. Fewer when the texts run out of pairs. */
   vocabularySize: number
   /** Tokens with ids 0, 1, ... that text never merges into. Default none. */
@@ -18,26 +23,44 @@ export interface BpeTrainingOptions {
   minFrequency?: number
 }
 
+type MergeOptions = Omit<BpeTrainingOptions, 'texts'>
+
 /** Trains on the calling thread. Returns the contents of a tokenizer.json. Throws ERR_CONFIG on impossible options. */
-export function trainBpe(options: BpeTrainingOptions): JsonObject {
-  const steps = trainingSteps(options)
+export function trainBpe({ texts, ...options }: BpeTrainingOptions): JsonObject {
+  const pieces = new PieceCounts(options)
+  for (const text of texts) pieces.add(text)
+  const steps = mergingSteps(options, pieces)
   for (;;) {
     const step = steps.next()
     if (step.done) return step.value
   }
 }
 
-/** `trainBpe` that gives the event loop a turn every few milliseconds, and stops when `signal` fires. */
-export async function trainBpeAsync(options: BpeTrainingOptions & { signal?: AbortSignal }): Promise<JsonObject> {
-  const steps = trainingSteps(options)
+/**
+ * `trainBpe` that gives the event loop a turn every few milliseconds, takes texts as they come, and stops when `signal`
+ * fires.
+ */
+export async function trainBpeAsync({
+  texts,
+  signal,
+  ...options
+}: BpeTrainingOptions<Iterable<string> | AsyncIterable<string>> & { signal?: AbortSignal }): Promise<JsonObject> {
   let turnStarted = performance.now()
+  const turn = async () => {
+    throwIfAborted(signal)
+    await new Promise((resolve) => setImmediate(resolve))
+    turnStarted = performance.now()
+  }
+  const pieces = new PieceCounts(options)
+  for await (const text of texts) {
+    pieces.add(text)
+    if (performance.now() - turnStarted >= TURN_MS) await turn()
+  }
+  const steps = mergingSteps(options, pieces)
   for (;;) {
     const step = steps.next()
     if (step.done) return step.value
-    if (performance.now() - turnStarted < 8) continue
-    throwIfAborted(options.signal)
-    await new Promise((resolve) => setImmediate(resolve))
-    turnStarted = performance.now()
+    if (performance.now() - turnStarted >= TURN_MS) await turn()
   }
 }
 
@@ -61,20 +84,38 @@ interface TrainingState {
   merges: [string, string][]
 }
 
-function* trainingSteps(options: BpeTrainingOptions): Generator<undefined, JsonObject> {
-  const { vocabularySize, specialTokens = [], splitRegex = wordSplitPattern(3), minFrequency = 1 } = options
-  checkOptions(vocabularySize, specialTokens, minFrequency)
-  const splitter = new SplitRegExp(splitRegex)
-  const pieces = new Map<string, number>()
-  for (const text of options.texts) {
-    for (const piece of splitter.split(text)) pieces.set(piece, (pieces.get(piece) ?? 0) + 1)
-    yield
+/** How often each piece of the texts comes. */
+class PieceCounts {
+  readonly counts: number[] = []
+  readonly #numbers = new Map<string, number>()
+  readonly #splitter: SplitRegExp
+
+  constructor(options: MergeOptions) {
+    checkOptions(options)
+    this.#splitter = new SplitRegExp(options.splitRegex ?? DEFAULT_SPLIT)
   }
+
+  add(text: string): void {
+    for (const piece of this.#splitter.split(text)) {
+      const number = this.#numbers.get(piece)
+      if (number === undefined) this.#numbers.set(piece, this.counts.push(1) - 1)
+      else this.counts[number]!++
+    }
+  }
+
+  /** In the order of `counts`. */
+  get pieces(): readonly string[] {
+    return [...this.#numbers.keys()]
+  }
+}
+
+function* mergingSteps(options: MergeOptions, { pieces, counts }: PieceCounts): Generator<undefined, JsonObject> {
+  const { vocabularySize, specialTokens = [], splitRegex = DEFAULT_SPLIT, minFrequency = 1 } = options
   const spellings = byteSpellings()
   const tokens = [...specialTokens, ...spellings.toSorted()]
   const idOf = new Map(tokens.map((token, id) => [token, id]))
   const idOfByte = Int32Array.from(spellings, (spelling) => idOf.get(spelling)!)
-  const words = yield* spellWords(pieces, idOfByte)
+  const words = yield* spellWords(pieces, counts, idOfByte)
   const state: TrainingState = { tokens, idOf, words, pairs: new PairTable(), merges: [] }
   yield* countPairs(state)
   while (tokens.length < vocabularySize) {
@@ -85,7 +126,7 @@ function* trainingSteps(options: BpeTrainingOptions): Generator<undefined, JsonO
   return tokenizerJson(state, specialTokens, splitRegex)
 }
 
-function checkOptions(vocabularySize: number, specialTokens: readonly string[], minFrequency: number): void {
+function checkOptions({ vocabularySize, specialTokens = [], minFrequency = 1 }: MergeOptions): void {
   const least = 256 + specialTokens.length
   if (!Number.isInteger(vocabularySize) || vocabularySize < least || vocabularySize > PairTable.maximumId) {
     throw new CaravanError(
@@ -115,16 +156,20 @@ interface WordList {
   counts: Float64Array
 }
 
-function* spellWords(pieces: ReadonlyMap<string, number>, idOfByte: Int32Array): Generator<undefined, WordList> {
+function* spellWords(
+  pieces: readonly string[],
+  counts: readonly number[],
+  idOfByte: Int32Array,
+): Generator<undefined, WordList> {
   const encoder = new TextEncoder()
   let units = 0
-  for (const piece of pieces.keys()) units += piece.length
+  for (const piece of pieces) units += piece.length
   let symbols = new Int32Array(units + 1)
-  const starts = new Int32Array(pieces.size)
-  const lengths = new Int32Array(pieces.size)
+  const starts = new Int32Array(pieces.length)
+  const lengths = new Int32Array(pieces.length)
   let used = 0
   let word = 0
-  for (const piece of pieces.keys()) {
+  for (const piece of pieces) {
     const bytes = encoder.encode(piece)
     if (used + bytes.length > symbols.length) {
       const larger = new Int32Array(2 * (used + bytes.length))
@@ -137,7 +182,7 @@ function* spellWords(pieces: ReadonlyMap<string, number>, idOfByte: Int32Array):
     used += bytes.length
     if (word % 1024 === 0) yield
   }
-  return { symbols, starts, lengths, counts: Float64Array.from(pieces.values()) }
+  return { symbols, starts, lengths, counts: Float64Array.from(counts) }
 }
 
 function* countPairs({ words, pairs }: TrainingState): Generator<undefined, void> {

@@ -1,6 +1,6 @@
 // A tokenizer as a model folder holds it: encoding by the Rust library behind the npm package `tokenizers`, everything
-// else (ids, special tokens, files) by this class. That package ends the whole process on input it does not expect, so
-// the file is validated first (tokenizer_file.ts) and so is every argument.
+// else (ids, special tokens, files) by this class, which remembers the ids of words. That package ends the process on
+// input it does not expect, so the file is validated first (tokenizer_file.ts) and so is every argument.
 import { createHash } from 'node:crypto'
 import { readFile, stat, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
@@ -9,6 +9,7 @@ import type tokenizers from 'tokenizers'
 import { CaravanError, throwIfAborted } from '../base/errors.js'
 import { makeFolder } from '../base/make_folder.js'
 import { offsetsFromLengths, tokenByteLengths } from './byte_offsets.js'
+import { joinIds, PieceIds } from './piece_ids.js'
 import { parseTokenizerConfig, type TokenizerConfig } from './tokenizer_config.js'
 import { MAX_TOKENIZER_BYTES, parseTokenizerFile, type TokenizerFile } from './tokenizer_file.js'
 
@@ -25,6 +26,9 @@ const require = createRequire(import.meta.url)
 // One call of the native encoder: enough texts to use every core, few enough that copying the result takes < 20 ms.
 const CHUNK_TEXTS = 256
 const CHUNK_UNITS = 16 * 1024
+/** Longest work on the calling thread between two turns of the event loop. */
+const TURN_MS = 8
+const NO_OFFSETS = new Uint32Array(0)
 
 export interface EncodeOptions {
   /** Run the post-processor, which adds beginning and end tokens. Default false: chat templates write their own. */
@@ -40,7 +44,7 @@ export interface Encoded {
   offsets: Uint32Array
 }
 
-/** Encodes and decodes text; immutable. All encoding is asynchronous: it runs on threads of the native library. */
+/** Encodes and decodes text. All encoding is asynchronous: on threads of the native library, or in small parts. */
 export class Tokenizer {
   /** One more than the largest token id, added tokens included. A model's embedding has at least this many rows. */
   readonly vocabularySize: number
@@ -65,6 +69,10 @@ export class Tokenizer {
   readonly #idOf: ReadonlyMap<string, number>
   readonly #tokenOf: ReadonlyMap<number, string>
   readonly #byteLengths: Uint16Array | undefined
+  readonly #pieces: PieceIds | undefined
+  readonly #hasPostProcessor: boolean
+  /** When encoding last gave the event loop a turn, in whichever call. */
+  #turnStarted = 0
 
   private constructor(
     file: TokenizerFile,
@@ -76,6 +84,8 @@ export class Tokenizer {
     this.#native = createNative(file, source)
     this.#idOf = file.idOf
     this.#byteLengths = tokenByteLengths(file.json, file.idOf)
+    this.#pieces = PieceIds.of(file.json, file.addedIds)
+    this.#hasPostProcessor = (file.json.post_processor ?? null) !== null
     this.#tokenOf = new Map(Array.from(file.idOf, ([token, id]) => [id, token]))
     this.vocabularySize = file.vocabularySize
     this.maximumTextUnits = file.maximumUnits
@@ -130,9 +140,47 @@ export class Tokenizer {
     return this.#toTyped(encoding, text, options)
   }
 
-  /** `encode` for many texts, on every core, in chunks small enough to leave the event loop free between them. */
+  /**
+   * `encode` for many texts: by the ids of words that are known, where that gives the same, else on every core, in
+   * chunks small enough to leave the event loop free between them.
+   */
   async encodeBatch(texts: readonly string[], options: EncodeOptions = {}): Promise<Encoded[]> {
     for (const [i, text] of texts.entries()) this.#checkText(text, i)
+    const byPieces = await this.#encodePieces(texts, options)
+    const others = texts.filter((_, i) => byPieces[i] === undefined)
+    const encoded = await this.#encodeWhole(others, options)
+    let next = 0
+    return texts.map((_, i) => byPieces[i] ?? encoded[next++]!)
+  }
+
+  /** By pieces; undefined for texts that have to be encoded whole. */
+  async #encodePieces(texts: readonly string[], options: EncodeOptions): Promise<(Encoded | undefined)[]> {
+    const results: (Encoded | undefined)[] = []
+    const pieces = this.#pieces
+    const offsetsFollow = options.offsets === false || this.#byteLengths !== undefined
+    const areAll = offsetsFollow && !(options.addSpecialTokens && this.#hasPostProcessor)
+    if (pieces === undefined || !areAll) return results
+    while (results.length < texts.length) {
+      const chunk = texts.slice(results.length, chunkEnd(texts, results.length))
+      const cut = pieces.cut(chunk)
+      if (cut.unknown.size > 0) {
+        const encodings = await this.#native.encodeBatch([...cut.unknown.keys()], { addSpecialTokens: false })
+        pieces.learn(
+          cut,
+          encodings.map((encoding) => encoding.getIds()),
+        )
+      }
+      for (const [i, ids] of joinIds(cut).entries()) results.push(ids && this.#withOffsets(ids, chunk[i]!, options))
+      throwIfAborted(options.signal)
+      if (performance.now() - this.#turnStarted < TURN_MS) continue
+      await new Promise((resolve) => setImmediate(resolve))
+      this.#turnStarted = performance.now()
+    }
+    return results
+  }
+
+  /** On every core: while one chunk's results are copied, the next one is encoded. */
+  async #encodeWhole(texts: readonly string[], options: EncodeOptions): Promise<Encoded[]> {
     const results: Encoded[] = []
     const native = { addSpecialTokens: options.addSpecialTokens ?? false }
     const start = (from: number) => {
@@ -145,7 +193,6 @@ export class Tokenizer {
       const finished = await encodings
       throwIfAborted(options.signal)
       from += chunk.length
-      // The next chunk is encoded while this one's results are copied.
       running = from < texts.length ? start(from) : undefined
       for (const [i, encoding] of finished.entries()) {
         results.push(this.#toTyped(encoding, chunk[i]!, options))
@@ -195,10 +242,16 @@ export class Tokenizer {
 
   #toTyped(encoding: tokenizers.Encoding, text: string, options: EncodeOptions): Encoded {
     const ids = Int32Array.from(encoding.getIds())
-    if (options.offsets === false) return { ids, offsets: new Uint32Array(0) }
-    const lengths = options.addSpecialTokens ? undefined : this.#byteLengths
-    const offsets = lengths === undefined ? undefined : offsetsFromLengths(ids, text, lengths)
-    return { ids, offsets: offsets ?? nativeOffsets(encoding, text) }
+    const areOfText = options.offsets === false || !options.addSpecialTokens
+    const known = areOfText ? this.#withOffsets(ids, text, options) : undefined
+    return known ?? { ids, offsets: nativeOffsets(encoding, text) }
+  }
+
+  /** Offsets that follow from the ids; undefined where they are wanted and do not. */
+  #withOffsets(ids: Int32Array, text: string, options: EncodeOptions): Encoded | undefined {
+    if (options.offsets === false) return { ids, offsets: NO_OFFSETS }
+    const offsets = this.#byteLengths && offsetsFromLengths(ids, text, this.#byteLengths)
+    return offsets && { ids, offsets }
   }
 
   #checkText(text: string, index: number | undefined): void {

@@ -183,6 +183,18 @@ describe('Loader', () => {
 })
 
 describe('EncodedBuilder', () => {
+  it('joins the parts of an example that is trained as a whole', () => {
+    const [joined, whole] = [new EncodedBuilder(), new EncodedBuilder()]
+    // Of many lengths, so that the arrays grow within parts and between them.
+    for (let length = 0; length < 150; length++) {
+      const ids = Int32Array.from({ length }, (_, i) => 3 + i)
+      joined.appendTrained([1], ids, [2])
+      whole.append({ ids: Int32Array.of(1, ...ids, 2), mask: new Uint8Array(length + 2).fill(1) })
+    }
+    expect([joined.count, joined.tokenCount]).toEqual([150, whole.tokenCount])
+    expect(joined.finish()).toEqual(whole.finish())
+  })
+
   it('holds many examples in three arrays and gives them back', () => {
     const random = new Random(9)
     const rows = Array.from({ length: 3000 }, () =>

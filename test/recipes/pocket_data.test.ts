@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest'
-import { type PocketRow, pocketData } from '../../lib/recipes/pocket_data.js'
+import { type PocketRow, pocketData, TOKENIZER_DOCUMENTS } from '../../lib/recipes/pocket_data.js'
 import { PROMPT_SETS, promptSet } from '../../lib/recipes/pocket_partition.js'
 import { verifyInstruction } from '../../lib/verify/instruction_constraints.js'
 import { verifyProblemAnswer } from '../../lib/verify/problem_answer.js'
@@ -7,7 +7,7 @@ import { verifyProblemAnswer } from '../../lib/verify/problem_answer.js'
 const data = pocketData(1)
 const begin = process.cpuUsage()
 const rows = data.sftRows()
-const documents = take(data.baseDocuments(), 12_000)
+const documents = take(data.baseDocuments(), TOKENIZER_DOCUMENTS)
 const generationMs = process.cpuUsage(begin).user / 1000
 const held = data.evaluation()
 
@@ -182,9 +182,10 @@ describe('pocketData', () => {
   })
 
   it('trains the tokenizer on 17 000 texts, none of them a held-out prompt', () => {
-    const texts = [...data.tokenizerTexts()]
-    expect(texts).toHaveLength(12_000 + 3_000 + 1_500 + 500)
-    expect(texts.slice(0, 12_000)).toEqual(documents)
+    expect(documents).toHaveLength(12_000)
+    const prompts = [...data.tokenizerPrompts()]
+    expect(prompts).toHaveLength(3_000 + 1_500 + 500)
+    const texts = [...documents, ...prompts]
     const evaluated = new Set(
       [held.problems, held.instructions, held.asked, held.held].flat().map(({ prompt }) => prompt),
     )

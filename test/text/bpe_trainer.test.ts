@@ -91,6 +91,10 @@ describe('BPE trainer', () => {
     const wanted = trainBpe({ texts, ...options })
     expect(await trainBpeAsync({ texts: new Set(texts), ...options })).not.toEqual({})
     expect(await trainBpeAsync({ texts: texts.values(), ...options })).toEqual(wanted)
+    const inTime = (async function* () {
+      for (const text of texts.toReversed()) yield text
+    })()
+    expect(await trainBpeAsync({ texts: inTime, ...options })).toEqual(wanted)
   })
 
   it('leaves the event loop free', async () => {
