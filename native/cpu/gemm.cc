@@ -1,158 +1,13 @@
-// Drivers of the matrix product: which operand is packed, how K and C are cut, who computes which tile. None of these
-// choices can change a bit of the result: cuts of K continue the same chain from f32 sums, tiles partition C.
+// Drivers of the matrix product: they follow the plan, on a pool of threads or on the caller's.
 #include "cpu/gemm.h"
 
 #include "core/fail.h"
 #include "core/scratch.h"
 #include "cpu/gemm_f64.h"
-#include "cpu/gemm_few_rows.h"
+#include "cpu/gemm_plan.h"
 
 namespace caravan::CARAVAN_ISA::packed {
 namespace {
-
-// Units of K up to which a product makes one pass: no sums are spilled, and L2 serves panels of B of 32 KiB.
-constexpr int64_t kWholeUnits = 512;
-// Units of a row of A below which reading it in place, a short stream for the prefetchers, loses to packing.
-constexpr int64_t kMinInPlaceUnits = 256;
-// Units in one of several passes. With 8 lanes a panel of B (16 KiB) stays in L1 while the panels of A go by; with 16
-// lanes a tile needs so few bytes per multiplication that L2 serves it.
-constexpr int64_t kPassUnits = kLanes >= 16 ? 512 : 256;
-// Passes of a product with so few rows that B is read once: short, so that each K row of B is a long sequential read.
-constexpr int64_t kStreamUnits = 16;
-// Panels of rows up to which B is read in place where it is contiguous along N: packing would cost more than it saves.
-constexpr int64_t kDirectPanels = 4;
-// Columns that go by together when B is read in place: 4 KiB of each K row, and their sums stay in L1.
-constexpr int64_t kStreamColumns = 1024;
-// Columns of a product of few rows that one task computes at least.
-constexpr int64_t kFewRowsColumns = 64;
-// Rows up to which B along K (weights) is streamed: one panel at a time is packed into L1 while the next one is asked
-// for, because it is used for too short a time to wait for memory in between.
-constexpr int64_t kStreamedRows = 64;
-// Units of such a panel in one pass: 8 KiB with 16 columns.
-constexpr int64_t kStreamedUnits = 128;
-constexpr int64_t kPassStep = 32;
-// Rows that are read in place meanwhile: they stay in L1.
-constexpr int64_t kStreamedRowsInPlace = 16;
-// Packed columns of B that one task keeps in L2 while its rows go by.
-constexpr int64_t kBlockBytes = (kLanes >= 16 ? 512 : 384) << 10;
-// Rows are taken in chunks, which bounds the memory of packed A and of spilled sums. B is packed again for every chunk:
-// a per cent at kMaxChunkRows.
-constexpr int64_t kChunkBytes = 16 << 20;
-constexpr int64_t kMinChunkRows = 512;
-constexpr int64_t kMaxChunkRows = 2048;
-// A task shorter than this costs more to hand out than it gains (about 20 microseconds).
-constexpr int64_t kTaskFlops = 2 << 20;
-// The same for products that wait for B, in flops, where a byte of B costs as much time as some of them. (The pool is
-// awake then: such products come one after the other.)
-constexpr int64_t kStreamedTaskCost = 1 << 19;
-constexpr int64_t kStreamedByteCost = 6;
-
-inline int64_t aligned(int64_t floats) { return (floats + 15) & ~int64_t{15}; }
-
-/** The choices for one product, all of them functions of the sizes. */
-struct Plan {
-  const GemmArgs& g;
-  bool pairs;
-  int64_t units;       // of K
-  int64_t pass_units;  // of K in one pass
-  int64_t chunk_rows;
-  ASource a_source;
-  BSource b_source;  // kUnits: packed
-  bool b_direct;     // whole panels of B are read in place
-  bool few_rows;     // by gemm_few_rows.h: no panels of B at all
-  bool streamed;     // panel of B after panel of B, each with all its passes
-  int64_t block_columns;
-  int64_t row_splits;
-
-  int64_t passes() const { return ceil_div(units, pass_units); }
-  int64_t a_floats() const {
-    if (a_source != ASource::kPanel) return 0;
-    return aligned(chunk_rows * units + passes() * ceil_div(chunk_rows, kTileRows) * kPanelPadding);
-  }
-  /** Floats from one packed panel of B to the next. */
-  static int64_t panel_floats(int64_t panel_units) { return panel_units * kColumns + kPanelPadding; }
-  /** Panels of B, and of the sums that belong to them, that a task has at a time. */
-  int64_t panels_at_once() const { return streamed ? 1 : ceil_div(block_columns, kColumns); }
-  int64_t b_floats() const { return panels_at_once() * panel_floats(min_of(pass_units, units)); }
-  int64_t sums_floats() const {
-    if (units <= pass_units) return 0;
-    return ceil_div(chunk_rows, kTileRows) * kTileRows * panels_at_once() * kColumns;
-  }
-  int64_t worker_floats() const {
-    if (few_rows) return g.M * ceil_div(block_columns, kColumns) * kColumns;
-    return b_floats() + sums_floats();
-  }
-};
-
-/** Which operands are packed. */
-void choose_sources(Plan& p) {
-  const GemmArgs& g = p.g;
-  p.pairs = kHasPairs && g.a.dtype == DType::kBF16 && g.b.dtype == DType::kBF16;
-  p.units = p.pairs ? ceil_div(g.K, 2) : g.K;
-  const bool odd_pair = p.pairs && g.K % 2 != 0;  // the closing zero exists in packed panels only
-  p.few_rows = g.b.column_stride == 1 ? g.M <= kFewRows : g.b.row_stride == 1 && g.M <= kFewRowsAlongK;
-  p.streamed = !p.few_rows && g.M <= kStreamedRows && g.b.column_stride != 1 && g.b.row_stride == 1;
-  p.b_direct = !p.few_rows && g.M <= kDirectPanels * kTileRows && g.b.column_stride == 1 && !odd_pair;
-  if (p.b_direct && g.b.dtype == DType::kBF16) p.b_source = p.pairs ? BSource::kBf16Pairs : BSource::kBf16;
-  // Packing A pays once it is read for enough columns, and where its rows lie so far apart that they would compete for
-  // the same cache sets.
-  const bool unit_rows = g.a.column_stride == 1 && (p.pairs ? !odd_pair : g.a.dtype == DType::kF32);
-  const bool read_seldom = g.M <= kTileRows || g.N <= 8 * kColumns || (p.streamed && g.M <= kStreamedRowsInPlace);
-  const bool close =
-      p.units >= kMinInPlaceUnits && g.a.row_stride * static_cast<int64_t>(size_of(g.a.dtype)) <= 4 * kWholeUnits;
-  if (unit_rows && p.b_source == BSource::kUnits && (read_seldom || close)) p.a_source = ASource::kRows;
-}
-
-/** Passes over K, chunks of rows. */
-void choose_cuts(Plan& p) {
-  const bool whole = p.few_rows || (p.units <= kWholeUnits && !p.b_direct && !p.streamed);
-  const int64_t wanted = p.b_direct ? kStreamUnits : p.streamed ? kStreamedUnits : kPassUnits;
-  const int64_t passes = whole ? 1 : ceil_div(p.units, wanted);
-  p.pass_units = max_of(ceil_div(p.units, max_of(passes, 1)), 1);
-  // Whole blocks of the transpose.
-  if (p.streamed && passes > 1) p.pass_units = ceil_div(p.pass_units, kPassStep) * kPassStep;
-  int64_t most_rows = passes > 1 ? kMaxChunkRows : p.g.M;
-  if (p.a_source == ASource::kPanel) {
-    most_rows = min_of(max_of(kChunkBytes / 4 / max_of(p.units, 1), kMinChunkRows), kMaxChunkRows);
-  }
-  p.chunk_rows = ceil_div(p.g.M, ceil_div(p.g.M, most_rows));
-}
-
-/** Blocks of C: as many columns as L2 holds, fewer where the threads would not all have work; then rows are split too.
- */
-void choose_blocks(Plan& p, int threads) {
-  const GemmArgs& g = p.g;
-  const int64_t column_panels = ceil_div(g.N, kColumns);
-  const int64_t flops = 2 * p.chunk_rows * g.N * max_of(g.K, 1);
-  const int64_t wanted = threads == 1 ? 1 : min_of(4 * threads, max_of(flops / kTaskFlops, 1));
-  if (p.few_rows || p.streamed) {
-    const int64_t cost = flops + kStreamedByteCost * g.N * g.K * static_cast<int64_t>(size_of(g.b.dtype));
-    const int64_t tasks = threads == 1 ? 1 : max_of(min_of(4 * threads, cost / kStreamedTaskCost), 1);
-    if (p.few_rows) {
-      const int64_t columns = max_of(min_of(kStreamColumns, ceil_div(g.N, tasks)), kFewRowsColumns);
-      p.block_columns = min_of(ceil_div(columns, kColumns), column_panels) * kColumns;
-    } else {
-      p.block_columns = min_of(ceil_div(column_panels, tasks) * kColumns, g.N);
-    }
-    return;
-  }
-  const int64_t panel_bytes = p.pass_units * kColumns * 4;
-  const int64_t most = p.b_direct ? kStreamColumns / kColumns : max_of(kBlockBytes / panel_bytes, 1);
-  int64_t block_panels = min_of(most, max_of(ceil_div(column_panels, wanted), min_of(4, column_panels)));
-  const int64_t tasks = ceil_div(column_panels, block_panels);
-  const int64_t row_panels = ceil_div(p.chunk_rows, kTileRows);
-  if (tasks < wanted) p.row_splits = max_of(min_of(ceil_div(wanted, tasks), row_panels / 8), 1);
-  if (tasks * p.row_splits < wanted) block_panels = max_of(block_panels * tasks * p.row_splits / wanted, 1);
-  p.block_columns = min_of(block_panels * kColumns, g.N);
-}
-
-Plan make_plan(const GemmArgs& g, int threads) {
-  Plan p{g, false, 0, 0, 0, ASource::kPanel, BSource::kUnits, false, false, false, 0, 1};
-  choose_sources(p);
-  choose_cuts(p);
-  choose_blocks(p, threads);
-  return p;
-}
 
 /** Calls body with a value of the operand's element type. */
 template <typename Body>
@@ -162,12 +17,6 @@ inline void with_type(DType dtype, const Body& body) {
   } else {
     body(0.0f);
   }
-}
-
-/** The units of pass `pass`. */
-inline Units pass_of(const Plan& p, int64_t pass) {
-  int64_t begin = pass * p.pass_units;
-  return {begin, min_of(begin + p.pass_units, p.units), p.g.K, pass};
 }
 
 void pack_a_panels(const Plan& p, const RowPanels& rows, APanels out) {
@@ -180,6 +29,21 @@ void pack_a_panels(const Plan& p, const RowPanels& rows, APanels out) {
       }
     }
     with_type(p.g.a.dtype, [&](auto element) { pack_a<false, decltype(element)>(p.g.a, units, rows, out); });
+  }
+}
+
+/** Groups [begin, end) of the rows of A, which are lanes. */
+void pack_row_groups(const Plan& p, int64_t begin, int64_t end, float* packed_a) {
+  const RowGroups rows(p.g.M);
+  for (int64_t group = begin; group < end; group++) {
+    if constexpr (kHasPairs) {
+      if (p.pairs) {
+        pack_row_group<true, bf16>(p.g.a, rows, group, p.g.K, packed_a);
+        continue;
+      }
+    }
+    with_type(p.g.a.dtype,
+              [&](auto element) { pack_row_group<false, decltype(element)>(p.g.a, rows, group, p.g.K, packed_a); });
   }
 }
 
@@ -378,6 +242,14 @@ void run_few_rows(const Plan& p, int64_t column, int64_t columns, float* packed_
   finish(g, {sums, f.stride}, {0, g.M, column, columns});
 }
 
+void run_row_lanes(const Plan& p, int64_t column, int64_t columns, const float* packed_a, float* buffers) {
+  if constexpr (kHasPairs) {
+    if (p.pairs) return run_row_lanes<true, bf16>(p.g, column, columns, packed_a, buffers);
+  }
+  with_type(p.g.b.dtype,
+            [&](auto element) { run_row_lanes<false, decltype(element)>(p.g, column, columns, packed_a, buffers); });
+}
+
 void check_types(const GemmArgs& g) {
   auto fast = [](DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; };
   bool f64 = g.a.dtype == DType::kF64;
@@ -395,6 +267,8 @@ void check_types(const GemmArgs& g) {
 void run_task(const Plan& p, const RowPanels& rows, const Block& block, float* packed_a, float* buffers) {
   if (p.few_rows) {
     run_few_rows(p, block.column, block.columns, packed_a, buffers);
+  } else if (p.row_lanes) {
+    run_row_lanes(p, block.column, block.columns, packed_a, buffers);
   } else if (p.streamed) {
     run_streamed(p, rows, block, packed_a, buffers);
   } else {
@@ -411,7 +285,10 @@ void run_on_pool(const GemmArgs& g, Device& device, ThreadPool& pool) {
   float* worker_buffers = packed_a + p.a_floats();
   for (int64_t row = 0; row < g.M; row += p.chunk_rows) {
     RowPanels rows(row, min_of(p.chunk_rows, g.M - row), g.M);
-    if (p.a_source == ASource::kPanel) {
+    if (p.row_lanes) {
+      parallel_ranges(pool, RowGroups(g.M).count, max_of(1, (16 << 10) / max_of(p.units * kLanes, 1)),
+                      [&](int64_t begin, int64_t end, int) { pack_row_groups(p, begin, end, packed_a); });
+    } else if (p.a_source == ASource::kPanel) {
       int64_t grain = max_of(1, (64 << 10) / max_of(p.units * kTileRows, 1));
       // Rows that are contiguous along M are copied across many panels at once.
       if (g.a.row_stride == 1) grain = max_of(grain, min_of(16, ceil_div(rows.count, pool.threads())));
@@ -445,7 +322,9 @@ int64_t serial_floats(int64_t M, int64_t N, int64_t K) {
   // length.
   static_assert(kBlockBytes / 4 <= kStreamColumns * kPassUnits / 2);
   const int64_t rows = min_of(ceil_div(M, kTileRows) * kTileRows, kMaxChunkRows + kTileRows);
-  return aligned(a) + b + rows * min_of(panels * kColumns, kStreamColumns);
+  const int64_t lane_rows = min_of(M, kStreamedRows);
+  return max_of(aligned(a) + b + rows * min_of(panels * kColumns, kStreamColumns),
+                aligned(RowGroups(lane_rows).lanes() * K) + row_lanes_floats(lane_rows, K));
 }
 
 void run_serial(const GemmArgs& g, float* packed_a) {
@@ -453,7 +332,11 @@ void run_serial(const GemmArgs& g, float* packed_a) {
   float* buffers = packed_a + p.a_floats();
   for (int64_t row = 0; row < g.M; row += p.chunk_rows) {
     RowPanels rows(row, min_of(p.chunk_rows, g.M - row), g.M);
-    if (p.a_source == ASource::kPanel) pack_a_panels(p, rows, {packed_a, 0, rows.count});
+    if (p.row_lanes) {
+      pack_row_groups(p, 0, RowGroups(g.M).count, packed_a);
+    } else if (p.a_source == ASource::kPanel) {
+      pack_a_panels(p, rows, {packed_a, 0, rows.count});
+    }
     for (int64_t column = 0; column < g.N; column += p.block_columns) {
       run_task(p, rows, {0, rows.count, column, min_of(p.block_columns, g.N - column)}, packed_a, buffers);
     }

@@ -8,8 +8,10 @@ namespace caravan::CARAVAN_ISA::packed {
 namespace {
 
 constexpr int kFewRows = 4;
-// Rows where B lies along K; more of them pay for a panel in L1.
-constexpr int kFewRowsAlongK = 2;
+// Rows where B lies along K; more of them pay for a panel in L1 where B is widened, and for lanes of their own where
+// not.
+template <typename T>
+constexpr int kFewRowsAlongK = sizeof(T) == 4 ? 4 : 2;
 // K rows of a strip: sequential streams that the hardware prefetchers follow, beside those of the next strip.
 constexpr int64_t kStripUnits = 4;
 
@@ -58,7 +60,7 @@ inline void sum_transposed_columns(const FewRows& f, int64_t j) {
     for (int line = 0; line < kLanes * kLanes * 4 / 64; line++, ahead += 64) __builtin_prefetch(ahead);
     transposed_block<kPairs>(lanes[v], k, f.K, kPairs ? k / 2 : k,
                              [&](int64_t unit, F32 column) __attribute__((always_inline)) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
                                for (int r = 0; r < kRows; r++) {
                                  acc[r][v] = multiply_add<kPairs>(f.a.at(r, unit), column, acc[r][v]);
                                }
@@ -139,7 +141,11 @@ inline void sum_few_rows(const FewRows& f, int64_t rows) {
     }
   }
   if (rows == 1) return sum_transposed<kPairs, T, 1>(f);
-  sum_transposed<kPairs, T, 2>(f);
+  if (rows == 2) return sum_transposed<kPairs, T, 2>(f);
+  if constexpr (kFewRowsAlongK<T> > 2) {
+    if (rows == 3) return sum_transposed<kPairs, T, 3>(f);
+    sum_transposed<kPairs, T, 4>(f);
+  }
 }
 
 }  // namespace

@@ -219,12 +219,16 @@ void attend_small_tile(const Source<T, Keys>& source, const Tile& tile, const Ti
   const int64_t end = source.end_key(tile), rows = tile.rows(s), stride = s.K * s.C;
   for (int64_t block = source.first_block(tile); block < end; block += kBlockKeys) {
     const int64_t keys = smaller(kBlockKeys, end - block);
-    const MemoryRows next_keys = source.rows_after(a.in[1], tile, block, next);
-    const MemoryRows next_values = source.rows_after(a.in[2], tile, block, next);
-    prefetch_rows(next_keys, 0, next_keys.count);
-    prefetch_rows(next_values, 0, next_values.count);
+    const int64_t parts = ceil_div(keys, F32::kLanes);
+    Ahead next_keys(source.rows_after(a.in[1], tile, block, next), parts);
+    Ahead next_values(source.rows_after(a.in[2], tile, block, next), parts);
     const int64_t offset = source.block_offset(tile, block);
-    transpose_block(a.in[1].as<T>() + offset, stride, keys, s.C, w.keys);
+    for (int64_t j = 0; j < keys; j += F32::kLanes) {
+      next_keys.next_part();
+      next_values.next_part();
+      const T* from = a.in[1].as<T>() + offset + j * stride;
+      transpose_block(from, stride, smaller(F32::kLanes, keys - j), s.C, w.keys + j);
+    }
     const T* values = a.in[2].as<T>() + offset;
     // Values that one strip reads once are not worth a copy.
     if (s.C == s.width) {

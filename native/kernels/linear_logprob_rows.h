@@ -146,7 +146,7 @@ static inline RowSummary summarise_part(float* logits, int64_t count) {
   F32 weighted = zero();
   const auto add = [&](F32 logit) {
     F32 x = logit - shift;
-    F32 e = exp(x);
+    F32 e = exp_bounded(x);
     sum = sum + e;
     if constexpr (kEntropy) weighted = fma(e, bounded(x), weighted);
     return e;

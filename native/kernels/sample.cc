@@ -202,7 +202,7 @@ void weigh(const float* z, int64_t count, float peak, double temperature, float*
     const bool whole = n == F32::kLanes;
     F32 x = (whole ? load(z + i) : load_logits(z + i, n)) - shift;
     if (divides) x = x / divisor;
-    const F32 weight = exp(x);
+    const F32 weight = exp_bounded(x);
     if (whole) {
       store(weights + i, weight);
     } else {

@@ -346,10 +346,10 @@ void test_random_cases(const Isa& isa, TestDevice& device, Pools& pools, int cas
  * threads. */
 void test_chosen_cases(const Isa& isa, TestDevice& device, Pools& pools) {
   Random random(11);
-  const int64_t sizes[][3] = {{1, 2100, 300}, {3, 5, 1},      {30, 300, 400}, {2060, 9, 514}, {4, 1030, 77},
-                              {8, 300, 600},  {130, 70, 513}, {64, 64, 64},   {1200, 33, 40}, {97, 200, 31},
-                              {60, 500, 1},   {29, 65, 1500}, {200, 300, 5},  {1, 40, 2050},  {2, 16, 4100},
-                              {2, 41, 301},   {17, 100, 352}, {65, 90, 288}};
+  const int64_t sizes[][3] = {
+      {1, 2100, 300}, {3, 5, 1},      {30, 300, 400}, {2060, 9, 514}, {4, 1030, 77},  {8, 300, 600}, {130, 70, 513},
+      {64, 64, 64},   {1200, 33, 40}, {97, 200, 31},  {60, 500, 1},   {29, 65, 1500}, {200, 300, 5}, {1, 40, 2050},
+      {2, 16, 4100},  {2, 41, 301},   {17, 100, 352}, {65, 90, 288},  {9, 31, 1024},  {24, 60, 330}, {21, 110, 47}};
   for (auto& size : sizes) {
     for (Layout layout : {Layout::kNT, Layout::kNN, Layout::kTN}) {
       for (DType dtype : {DType::kF32, DType::kBF16}) {
