@@ -14,7 +14,8 @@ endfunction()
 
 if(CARAVAN_SIMT)
   # Kernels that are emulated need not be fast; they must compile fast. The harness is a small file that must be fast.
-  set_source_files_properties(test/native/simt/simt.cc test/native/simt/simt_tensor.cc PROPERTIES COMPILE_OPTIONS -O2)
+  set(fast test/native/simt/simt.cc test/native/simt/simt_hopper.cc test/native/simt/simt_tensor.cc)
+  set_source_files_properties(${fast} PROPERTIES COMPILE_OPTIONS -O2)
   add_compile_options(-O1 -Wno-unknown-pragmas -Wno-unused-function)
   if(CARAVAN_SIMT STREQUAL "address")
     set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=undefined)
@@ -22,7 +23,7 @@ if(CARAVAN_SIMT)
     add_link_options(${sanitize})
   endif()
   include_directories(test/native/simt)
-  add_library(harness OBJECT test/native/simt/simt.cc test/native/simt/simt_runtime.cc test/native/simt/simt_tensor.cc)
+  add_library(harness OBJECT ${fast} test/native/simt/simt_runtime.cc)
   set_source_files_properties(${CARAVAN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   # Names for profilers need nothing of a GPU. Behind all other folders: the toolkit has a cuda_runtime.h, too.
   find_path(CARAVAN_NVTX_INCLUDE nvtx3/nvToolsExt.h HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda

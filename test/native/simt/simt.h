@@ -44,6 +44,17 @@ void run(const Index& grid, const Index& block, size_t shared_bytes, const Body&
 void* dynamic_shared();
 size_t dynamic_shared_bytes();
 int lane();
+int warp();
+
+/** What a thread waits for that other threads bring about, or copies under way. */
+struct Condition {
+  virtual ~Condition() = default;
+  virtual bool holds() const = 0;
+};
+/** Waits until a condition holds; ends the launch when nothing can make it hold any more. */
+void park(const Condition& condition);
+/** Whether asynchronous copies land as late as they may, or at once: as the order of the launch is. */
+bool lands_late();
 
 void block_barrier();
 void warp_barrier(unsigned mask);
