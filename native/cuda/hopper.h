@@ -1,7 +1,7 @@
-// What compute capability 9.0 has beyond tensor_core.h: barriers in shared memory that count bytes, tiles fetched by the
-// copy engine from a tensor map, products of whole warpgroups whose right operand lies in shared memory, and registers
-// that warpgroups pass to each other. One PTX instruction each; under the SIMT harness the layouts and the rules of the
-// PTX ISA are emulated. Files that include this are compiled for sm_90a alone.
+// What compute capability 9.0 has beyond tensor_core.h: barriers in shared memory that count bytes, tiles fetched by
+// the copy engine from a tensor map, products of whole warpgroups whose right operand lies in shared memory, and
+// registers that warpgroups pass to each other. One PTX instruction each; under the SIMT harness the layouts and the
+// rules of the PTX ISA are emulated. Files that include this are compiled for sm_90a alone.
 #pragma once
 #include <cuda.h>
 
@@ -71,11 +71,10 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, unsigned parity) 
 #else
   unsigned over = 0;
   while (over == 0) {
-    asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-        : "=r"(over)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(over)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
   }
 #endif
 }
@@ -134,9 +133,9 @@ __device__ __forceinline__ void take_registers() {
 
 // ---- products of warpgroups -----------------------------------------------------------------------------------------
 
-/** Of a tile of 64-element rows of 16-bit numbers, 128 bytes each, whose 16-byte chunks are swizzled: the chunk's number
- *  is combined by XOR with the row's last three bits. The tile begins at a multiple of 1024 bytes, and descriptors of
- *  its parts are this one plus multiples of 16 bytes. */
+/** Of a tile of 64-element rows of 16-bit numbers, 128 bytes each, whose 16-byte chunks are swizzled: the chunk's
+ * number is combined by XOR with the row's last three bits. The tile begins at a multiple of 1024 bytes, and
+ * descriptors of its parts are this one plus multiples of 16 bytes. */
 __device__ __forceinline__ uint64_t tile_descriptor(const void* tile) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = 8 * 128;
   return kSwizzle128 | kEightRows >> 4 << 32 | uint64_t{1} << 16 | (shared_address(tile) & 0x3ffff) >> 4;
@@ -186,9 +185,17 @@ __device__ __forceinline__ void settle(T& registers) {
   }
 }
 
-/** d[64,64] (+)= a[64,16] b[16,64] by a warpgroup, asynchronously. Warp w holds rows 16 w .. 16 w + 16 of a and d in the
- *  fragments of mma_bf16, d[n] its columns 8 n .. 8 n + 8. b is part of a tile: rows are its columns, or, with kAcross,
- *  its rows. */
+#ifndef CARAVAN_SIMT
+/** The 32 sums of a thread as operands of an instruction. */
+#define CARAVAN_EIGHT(d, n)                                                                                            \
+  "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3]), "+f"(d[n + 1][0]), "+f"(d[n + 1][1]), "+f"(d[n + 1][2]), \
+      "+f"(d[n + 1][3])
+#define CARAVAN_SQUARE(d) CARAVAN_EIGHT(d, 0), CARAVAN_EIGHT(d, 2), CARAVAN_EIGHT(d, 4), CARAVAN_EIGHT(d, 6)
+#endif
+
+/** d[64,64] (+)= a[64,16] b[16,64] by a warpgroup, asynchronously. Warp w holds rows 16 w .. 16 w + 16 of a and d in
+ * the fragments of mma_bf16, d[n] its columns 8 n .. 8 n + 8. b is part of a tile: rows are its columns, or, with
+ * kAcross, its rows. */
 template <bool kAcross>
 __device__ __forceinline__ void warpgroup_product(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
                                                   bool accumulate) {
@@ -201,14 +208,32 @@ __device__ __forceinline__ void warpgroup_product(float (&d)[8][4], const uint32
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
       "%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, %38; }"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),
-        "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),
-        "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),
-        "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+      : CARAVAN_SQUARE(d)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)), "n"(kAcross ? 1 : 0));
   // clang-format on
 #endif
 }
+
+/** The same with a from a tile, 16 of its columns. */
+__device__ __forceinline__ void warpgroup_product_of_tiles(float (&d)[8][4], uint64_t a, uint64_t b, bool accumulate) {
+#ifdef CARAVAN_SIMT
+  simt::wgmma_m64n64k16_bf16_shared(&d[0][0], a, b, accumulate);
+#else
+  // clang-format off
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %34, 0; "
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
+      "%30,%31}, %32, %33, p, 1, 1, 0, 0; }"
+      : CARAVAN_SQUARE(d)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+  // clang-format on
+#endif
+}
+
+#ifndef CARAVAN_SIMT
+#undef CARAVAN_SQUARE
+#undef CARAVAN_EIGHT
+#endif
 
 }  // namespace caravan::cuda

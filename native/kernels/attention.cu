@@ -13,6 +13,7 @@
 // The weights are operands in bf16. The output is divided by the sum of the rounded weights (a product with ones), lse
 // is made of the exact ones.
 #include "core/scratch.h"
+#include "cuda/attention_form.h"
 #include "kernels/attention_general.h"
 #include "kernels/attention_hopper.h"
 #include "kernels/attention_softmax.h"
@@ -371,7 +372,7 @@ void attend_mma(const Args& a, const Sequences& sequences, const Geometry& g) {
   if (!narrow_only) {
     const UnitList units(a, sequences, g, {false, kWideRows, kNarrowRows + 1});
     const int64_t key_rows = a.in[1].count() / (int64_t{g.K} * C);
-    if (key_rows > 0 && hopper_chosen()) {
+    if (key_rows > 0 && attention_form().hopper) {
       attend_hopper(a, p, C, key_rows, units);
     } else {
       launch(a, {dim3(units.blocks(g)), dim3(kWideWarps * kWarp), Shared<C, kWideWarps, kWideFragments>::kBytes},

@@ -6,15 +6,16 @@
 //
 // Bits: block for block the sums of attention_softmax.h. Fragments of a warpgroup are those of its four warps, so all
 // but the two products is the same code; the products are the same chains of sixteen keys or channels. That wgmma adds
-// sixteen products as mma.sync does is documented nowhere: hopper_chosen compares the two on the device, and where they
-// differ, mma.sync stays.
+// sixteen products as mma.sync does is documented nowhere: attention_form compares the two on the device, and where
+// they differ, mma.sync stays.
 #include "kernels/attention_hopper.h"
 
 #include <cstdlib>
 #include <string>
 
-#include "cuda/hopper.h"
+#include "cuda/attention_form.h"
 #include "cuda/tensor_map.h"
+#include "kernels/hopper_tiles.h"
 #include "kernels/philox.h"
 
 namespace caravan::cuda::attention_detail {
@@ -22,50 +23,29 @@ namespace {
 
 #ifndef CARAVAN_NO_HOPPER
 
-constexpr int kGroups = 2, kGroupRows = 64, kWorkers = kGroups * kWarpGroup, kThreads = kWorkers + kWarpGroup;
-static_assert(kHopperRows == kGroups * kGroupRows);
-/** Barriers of part of the block; 0 is __syncthreads. */
-constexpr int kQueriesBarrier = 1, kGroupBarrier = 2;
-
-/** A tile of 64 rows and 64 columns, as fetched and as multiplied: see tile_descriptor. */
-constexpr int kPanelColumns = 64, kPanelBytes = kBlockKeys * kPanelColumns * 2;
-constexpr int kAlignment = 1024;
+static_assert(kHopperRows == kGroups * kGroupRows && kBlockKeys == kTileRows);
+constexpr int kStages = 4;
+using Stages = Ring<kStages>;
 
 template <int C>
 struct Shared {
-  static constexpr int kStages = 4, kPanels = C / kPanelColumns;
-  static constexpr int kTileBytes = kPanels * kPanelBytes, kStageBytes = 2 * kTileBytes;  // keys, then values
-  static constexpr int kRowBytes = C * sizeof(bf16) + sizeof(Range) + sizeof(int) + sizeof(Totals);
+  static constexpr int kStageBytes = 2 * kTileBytes<C>;  // keys, then values
+  static constexpr int kRowBytes = C * sizeof(bf16) + sizeof(Range) + sizeof(int);
   static constexpr size_t kBytes =
-      kAlignment + kStages * (kStageBytes + 2 * sizeof(Barrier)) + size_t{kHopperRows} * kRowBytes;
+      kTileAlignment + kStages * kStageBytes + Stages::kBytes + size_t{kHopperRows} * kRowBytes;
   unsigned char* stages;
   bf16* queries;
-  Barrier *filled, *emptied;
+  Stages ring;
   Range* keys_of_row;
   int* index_of_row;  // in [N, H]; -1 for none
-  Totals* totals;
   __device__ explicit Shared(unsigned char* memory)
-      : stages(memory + (-shared_address(memory) & (kAlignment - 1))),
+      : stages(aligned_tiles(memory)),
         queries(reinterpret_cast<bf16*>(stages + kStages * kStageBytes)),
-        filled(reinterpret_cast<Barrier*>(queries + kHopperRows * C)),
-        emptied(filled + kStages),
-        keys_of_row(reinterpret_cast<Range*>(emptied + kStages)),
-        index_of_row(reinterpret_cast<int*>(keys_of_row + kHopperRows)),
-        totals(reinterpret_cast<Totals*>(index_of_row + kHopperRows)) {}
-};
-
-/** The stages in turns: block `step` of a tile's keys lies in stage step % kStages. */
-template <int C>
-struct Ring {
-  const Shared<C>& shared;
-  __device__ int stage(int step) const { return step % Shared<C>::kStages; }
-  __device__ unsigned parity(int step) const { return static_cast<unsigned>(step / Shared<C>::kStages) & 1u; }
-  __device__ unsigned char* keys(int step) const { return shared.stages + stage(step) * Shared<C>::kStageBytes; }
-  __device__ unsigned char* values(int step) const { return keys(step) + Shared<C>::kTileBytes; }
-  __device__ void wait(int step) const { barrier_wait(shared.filled + stage(step), parity(step)); }
-  __device__ void release(int step) const {
-    if (threadIdx.x % kWarp == 0) barrier_arrive(shared.emptied + stage(step));
-  }
+        ring(queries + kHopperRows * C),
+        keys_of_row(reinterpret_cast<Range*>(ring.emptied + kStages)),
+        index_of_row(reinterpret_cast<int*>(keys_of_row + kHopperRows)) {}
+  __device__ unsigned char* keys(int step) const { return stages + Stages::stage(step) * kStageBytes; }
+  __device__ unsigned char* values(int step) const { return keys(step) + kTileBytes<C>; }
 };
 
 struct Tile {
@@ -78,20 +58,17 @@ struct Tile {
 
 template <int C>
 __device__ __forceinline__ void fetch_blocks(const Problem& p, const CUtensorMap* keys, const CUtensorMap* values,
-                                             const Tile& tile, const Ring<C>& ring) {
+                                             const Tile& tile, const Shared<C>& shared) {
   const int column = tile.kv_head * C;
   for (int block = tile.blocks.first; block < tile.blocks.end; block++) {
     const int step = block - tile.blocks.first;
     const int page = p.sequences.page_of(tile.segment, block);
     const int row = static_cast<int>(p.sequences.key_row(tile.segment, block, page));
-    Barrier* filled = ring.shared.filled + ring.stage(step);
-    barrier_wait(ring.shared.emptied + ring.stage(step), ring.parity(step) ^ 1u);
+    Barrier* filled = shared.ring.filled + Stages::stage(step);
+    shared.ring.wait_emptied(step);
     barrier_arrive_expecting(filled, Shared<C>::kStageBytes);
-#pragma unroll
-    for (int panel = 0; panel < Shared<C>::kPanels; panel++) {
-      fetch_box(ring.keys(step) + panel * kPanelBytes, keys, column + panel * kPanelColumns, row, filled);
-      fetch_box(ring.values(step) + panel * kPanelBytes, values, column + panel * kPanelColumns, row, filled);
-    }
+    fetch_tile<C>(shared.keys(step), keys, column, row, filled);
+    fetch_tile<C>(shared.values(step), values, column, row, filled);
   }
 }
 
@@ -100,78 +77,60 @@ __device__ __forceinline__ void fetch_blocks(const Problem& p, const CUtensorMap
 /** Starts the scores of a warpgroup's 64 rows and a block of keys. */
 template <int C>
 __device__ __forceinline__ void start_scores(Scores<1>& s, uint32_t (&queries)[C / 16][4], const void* keys) {
-  const uint64_t tile = tile_descriptor(keys);
   settle(s);
   products_begin();
-#pragma unroll
-  for (int k = 0; k < C; k += 16) {
-    const int offset = k / kPanelColumns * kPanelBytes + k % kPanelColumns * 2;
-    warpgroup_product<false>(s[0], queries[k / 16], tile + offset / 16, k > 0);
-  }
+  multiply_rows<C>(s[0], queries, keys);
   products_commit();
 }
 
 /** Starts the product of a block's weights and values, from zero. */
 template <int C>
-__device__ __forceinline__ void start_values(float (&t)[C / kPanelColumns][8][4], BlockWeights<1>& block,
-                                             const void* values) {
-  const uint64_t tile = tile_descriptor(values);
+__device__ __forceinline__ void start_values(float (&t)[kPanels<C>][8][4], BlockWeights<1>& block, const void* values) {
   settle(block.weights);
   settle(t);
   products_begin();
-#pragma unroll
-  for (int panel = 0; panel < C / kPanelColumns; panel++) {
-#pragma unroll
-    for (int j = 0; j < kBlockKeys / 16; j++) {
-      const int offset = panel * kPanelBytes + j * 16 * kPanelColumns * 2;
-      warpgroup_product<true>(t[panel], block.weights[0][j], tile + offset / 16, j > 0);
-    }
-  }
+  multiply_across<C>(t, block.weights[0], values, false);
   products_commit();
 }
 
-/** The block that reaches beyond the sequence: what follows there is another's, and a weight of zero does not keep a
- *  NaN out. Both warpgroups write the same zeros. */
 template <int C>
-__device__ __forceinline__ void clear_values(unsigned char* values, int keys) {
-  constexpr int kChunks = kPanelColumns * 2 / 16;
-  const int thread = static_cast<int>(threadIdx.x) % kWarpGroup;
-  for (int i = keys * kChunks + thread; i < kBlockKeys * kChunks; i += kWarpGroup) {
-#pragma unroll
-    for (int panel = 0; panel < C / kPanelColumns; panel++) {
-      store_pack(reinterpret_cast<bf16*>(values + panel * kPanelBytes) + i * 8, Pack<bf16>{});
-    }
-  }
-  fence_async_proxy();
-  sync_threads_of(kGroupBarrier + static_cast<int>(threadIdx.x) / kWarpGroup, kWarpGroup);
-}
-
-template <int C>
-__device__ __forceinline__ void add_values(float (&o)[C / 8][4], const float (&t)[C / kPanelColumns][8][4],
-                                           const float (&kept)[1][2]) {
+__device__ __forceinline__ void add_values(float (&o)[C / 8][4], const float (&t)[kPanels<C>][8][4],
+                                           const float (&kept)[2]) {
 #pragma unroll
   for (int n = 0; n < C / 8; n++) {
 #pragma unroll
-    for (int e = 0; e < 4; e++) o[n][e] = fmaf(o[n][e], kept[0][e / 2], t[n / 8][n % 8][e]);
+    for (int e = 0; e < 4; e++) o[n][e] = fmaf(o[n][e], kept[e / 2], t[n / 8][n % 8][e]);
   }
 }
 
-/** Works off the blocks of keys `own`, whose first is step `step` of the ring, for the rows of one warpgroup. */
+/** Brings a block into the totals of this thread's two rows and its weights to the scale that their product is added
+ *  with; `kept` is the factor of what was summed so far. */
+__device__ __forceinline__ void join_weights(float (&kept)[2], Totals (&totals)[2], BlockWeights<1>& block) {
+  float added[1][2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const Join factors = join_row(totals[h], block.reference[0][h], block.sum[0][h]);
+    kept[h] = factors.kept;
+    added[0][h] = factors.added;
+  }
+  if (__any_sync(kAllLanes, added[0][0] != 1.0f || added[0][1] != 1.0f)) scale_weights(block, added);
+}
+
+/** Works off the blocks of keys `own` for the rows of one warpgroup. */
 template <int C>
-__device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], const Problem& p, const Tile& tile, Range own,
-                                              const Ring<C>& ring) {
+__device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], Totals (&totals)[2], const Problem& p,
+                                              const Tile& tile, Range own, const Shared<C>& shared) {
   const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
-  const Range* seen = ring.shared.keys_of_row + warp_row;
-  Totals* totals = ring.shared.totals + warp_row;
+  const Range* seen = shared.keys_of_row + warp_row;
   const int last_row = max(0, min(16, tile.rows - warp_row) - 1);
   // Every row of the warp sees the keys [all.first, all.end).
   const Range all = {seen[last_row].first, seen[0].end};
   uint32_t queries[C / 16][4];
 #pragma unroll
-  for (int k = 0; k < C; k += 16) left_fragment<C>(queries[k / 16], ring.shared.queries + warp_row * C, 0, k);
+  for (int k = 0; k < C; k += 16) left_fragment<C>(queries[k / 16], shared.queries + warp_row * C, 0, k);
 
   Scores<1> s;
-  float t[C / kPanelColumns][8][4], kept[1][2];
+  float t[kPanels<C>][8][4], kept[2];
   BlockWeights<1> weights;
   const int begin = tile.blocks.first;
   const auto weigh = [&](int block) {
@@ -181,58 +140,63 @@ __device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], const Proble
     if (key < all.first || key + kBlockKeys > all.end) mask_scores(s, seen, key);
     weigh_fragment(s[0], p.exponent.scale, weights.reference[0], weights.sum[0]);
   };
+  const auto add_rounded_sums = [&] {
+    float rounded[1][2];
+    rounded_sums(weights, rounded);
+#pragma unroll
+    for (int h = 0; h < 2; h++) totals[h].rounded_sum = fmaf(totals[h].rounded_sum, kept[h], rounded[0][h]);
+  };
   const auto finish_values = [&](int step) {
     products_wait<0>();
     settle(t);
-    ring.release(step);
+    shared.ring.release(step);
     add_values<C>(o, t, kept);
   };
-  ring.wait(own.first - begin);
-  start_scores<C>(s, queries, ring.keys(own.first - begin));
+  shared.ring.wait_filled(own.first - begin);
+  start_scores<C>(s, queries, shared.keys(own.first - begin));
   products_wait<0>();
   weigh(own.first);
   round_weights(weights.weights[0], s[0]);
   for (int block = own.first; block + 1 < own.end; block++) {
     const int step = block - begin;
-    join_block(kept, totals, weights);
-    ring.wait(step + 1);
-    start_scores<C>(s, queries, ring.keys(step + 1));
-    start_values<C>(t, weights, ring.values(step));
+    join_weights(kept, totals, weights);
+    shared.ring.wait_filled(step + 1);
+    start_scores<C>(s, queries, shared.keys(step + 1));
+    start_values<C>(t, weights, shared.values(step));
+    add_rounded_sums();
     products_wait<1>();
     weigh(block + 1);
     finish_values(step);
     round_weights(weights.weights[0], s[0]);  // only now: the last weights were operands until here
   }
   const int step = own.end - 1 - begin, keys_left = tile.segment.keys - (own.end - 1) * kBlockKeys;
-  if (keys_left < kBlockKeys) clear_values<C>(ring.values(step), keys_left);
-  join_block(kept, totals, weights);
-  start_values<C>(t, weights, ring.values(step));
+  if (keys_left < kBlockKeys) {
+    clear_rows<C>(shared.values(step), keys_left);
+    finish_clearing();
+  }
+  join_weights(kept, totals, weights);
+  start_values<C>(t, weights, shared.values(step));
+  add_rounded_sums();
   finish_values(step);
 }
 
 template <int C>
-__device__ __forceinline__ void attend_rows(const Problem& p, const Tile& tile, const Ring<C>& ring) {
-  const Shared<C>& shared = ring.shared;
+__device__ __forceinline__ void attend_rows(const Problem& p, const Tile& tile, const Shared<C>& shared) {
   fetch_rows<C, kHopperRows, kWorkers>({{shared.queries, p.q}},
                                        [&](int r) { return int64_t{shared.index_of_row[r]} * C; });
   cp_async_commit();
   cp_async_wait<0>();
-  sync_threads_of(kQueriesBarrier, kWorkers);
+  sync_threads_of(kWorkersBarrier, kWorkers);
 
   const int group_row = static_cast<int>(threadIdx.x) / kWarpGroup * kGroupRows;
   Range own = tile.segment.key_blocks(p.geometry, tile.row + group_row, min(kGroupRows, tile.rows - group_row));
   own.first = max(own.first, tile.blocks.first);
   own.end = max(own.end, own.first);
-  const auto pass = [&](int from, int to) {
-    for (int block = from; block < to; block++) {
-      ring.wait(block - tile.blocks.first);
-      ring.release(block - tile.blocks.first);
-    }
-  };
   float o[C / 8][4] = {};
-  pass(tile.blocks.first, min(own.first, tile.blocks.end));
-  if (!own.empty()) attend_blocks<C>(o, p, tile, own, ring);
-  pass(own.end, tile.blocks.end);
+  Totals totals[2] = {{kMinusInfinity, 0.0f, 0.0f}, {kMinusInfinity, 0.0f, 0.0f}};
+  shared.ring.pass(0, min(own.first, tile.blocks.end) - tile.blocks.first);
+  if (!own.empty()) attend_blocks<C>(o, totals, p, tile, own, shared);
+  shared.ring.pass(own.end - tile.blocks.first, tile.blocks.end - tile.blocks.first);
 
   const int lane = threadIdx.x % kWarp, warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
   float factor[2];
@@ -240,7 +204,7 @@ __device__ __forceinline__ void attend_rows(const Problem& p, const Tile& tile, 
   for (int h = 0; h < 2; h++) {
     float lse;
     const int row = warp_row + lane / 4 + h * 8, index = shared.index_of_row[row];
-    factor[h] = finish_row(shared.totals[row], &lse);
+    factor[h] = finish_row(totals[h], &lse);
     if (lane % 4 == 0 && index >= 0) p.lse[index] = lse;
   }
   store_rows<C>(shared.queries + warp_row * C, o, factor, [&](int row) {
@@ -250,7 +214,7 @@ __device__ __forceinline__ void attend_rows(const Problem& p, const Tile& tile, 
 }
 
 template <int C>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kHopperThreads, 1)
     attend_warpgroups(const __grid_constant__ CUtensorMap keys, const __grid_constant__ CUtensorMap values, Problem p,
                       UnitList::Given list) {
   CARAVAN_SHARED(unsigned char, memory);
@@ -261,27 +225,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int row = unit.tile * kHopperRows, rows = min(kHopperRows, segment.rows(g) - row);
   const Tile tile = {segment, static_cast<int>(blockIdx.x) % g.K, row, rows, segment.key_blocks(g, row, rows)};
   const Shared<C> shared(memory);
-  const Ring<C> ring{shared};
-  for (int r = threadIdx.x; r < kHopperRows; r += kThreads) {
+  for (int r = threadIdx.x; r < kHopperRows; r += kHopperThreads) {
     const bool exists = r < rows;
     shared.keys_of_row[r] = exists ? segment.keys_of((row + r) / g.group, g.window) : Range{0, 0};
     shared.index_of_row[r] = exists ? static_cast<int>(row_index(g, segment, tile.kv_head, row + r)) : -1;
-    shared.totals[r] = {kMinusInfinity, 0.0f, 0.0f};
   }
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < Shared<C>::kStages; stage++) {
-      barrier_init(shared.filled + stage, 1);
-      barrier_init(shared.emptied + stage, kWorkers / kWarp);
-    }
-    barriers_made();
-  }
+  if (threadIdx.x == 0) shared.ring.make(1);
   __syncthreads();
   if (threadIdx.x >= kWorkers) {
-    give_registers<40>();
-    if (threadIdx.x == kWorkers) fetch_blocks<C>(p, &keys, &values, tile, ring);
+    give_registers<kFetchingRegisters>();
+    if (threadIdx.x == kWorkers) fetch_blocks<C>(p, &keys, &values, tile, shared);
   } else {
-    take_registers<232>();
-    attend_rows<C>(p, tile, ring);
+    take_registers<kMultiplyingRegisters>();
+    attend_rows<C>(p, tile, shared);
   }
 }
 
@@ -290,8 +246,8 @@ void launch_warpgroups(const Args& a, const Problem& p, int64_t key_rows, const 
   const int64_t columns = int64_t{p.geometry.K} * C;
   const CUtensorMap keys = swizzled_boxes(p.k, key_rows, columns, kBlockKeys);
   const CUtensorMap values = swizzled_boxes(p.v, key_rows, columns, kBlockKeys);
-  launch(a, {dim3(units.blocks(p.geometry)), dim3(kThreads), Shared<C>::kBytes}, attend_warpgroups<C>, keys, values, p,
-         units.given());
+  launch(a, {dim3(units.blocks(p.geometry)), dim3(kHopperThreads), Shared<C>::kBytes}, attend_warpgroups<C>, keys,
+         values, p, units.given());
 }
 
 // ---- whether the products are those of mma.sync ---------------------------------------------------------------------
@@ -309,7 +265,7 @@ __device__ uint32_t probe_pair(unsigned number) {
 /** Counts the elements in which the two kinds of products differ, down and across a tile. */
 __global__ void __launch_bounds__(kWarpGroup) compare_products(int* different) {
   CARAVAN_SHARED(unsigned char, memory);
-  bf16* tile = reinterpret_cast<bf16*>(memory + (-shared_address(memory) & (kAlignment - 1)));
+  bf16* tile = reinterpret_cast<bf16*>(aligned_tiles(memory));
   const int thread = static_cast<int>(threadIdx.x);
   for (int round = 0; round < kProbeRounds; round++) {
     const unsigned base = (blockIdx.x * kProbeRounds + round) * (16 + 16) * kWarpGroup + threadIdx.x;
@@ -367,7 +323,7 @@ bool products_agree(int blocks) {
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
   check(cudaMalloc(&different, sizeof(int)), "memory");
   check(cudaMemsetAsync(different, 0, sizeof(int), stream), "memory");
-  launch(stream, {dim3(static_cast<unsigned>(blocks)), dim3(kWarpGroup), size_t{kAlignment} + kPanelBytes},
+  launch(stream, {dim3(static_cast<unsigned>(blocks)), dim3(kWarpGroup), size_t{kTileAlignment} + kPanelBytes},
          compare_products, static_cast<int*>(different));
   check(cudaMemcpyAsync(&count, different, sizeof(int), cudaMemcpyDeviceToHost, stream), "comparison of products");
   check(cudaStreamSynchronize(stream), "comparison of products");
@@ -384,14 +340,18 @@ int attribute(cudaDeviceAttr name) {
   return value;
 }
 
-bool choose() {
+AttentionForm choose() {
   const char* wanted = std::getenv("CARAVAN_CUDA_ATTENTION");
   const std::string way = wanted == nullptr || *wanted == '\0' ? "auto" : wanted;
   if (way != "auto" && way != "mma" && way != "wgmma") {
     fail("ERR_CONFIG", "CARAVAN_CUDA_ATTENTION must be auto, mma or wgmma; got '%s'", way.c_str());
   }
-  if (way == "mma" || attribute(cudaDevAttrComputeCapabilityMajor) != 9) return false;
-  return way == "wgmma" || products_agree(attribute(cudaDevAttrMultiProcessorCount));
+  if (way == "mma") return {false, "mma.sync, as CARAVAN_CUDA_ATTENTION asks for"};
+  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) return {false, "mma.sync"};
+  if (way == "wgmma") return {true, "wgmma, as CARAVAN_CUDA_ATTENTION asks for"};
+  return products_agree(attribute(cudaDevAttrMultiProcessorCount))
+             ? AttentionForm{true, "wgmma, whose products have the bits of mma.sync here"}
+             : AttentionForm{false, "mma.sync, since products of wgmma have other bits here"};
 }
 
 #endif  // CARAVAN_NO_HOPPER
@@ -400,15 +360,9 @@ bool choose() {
 
 #ifdef CARAVAN_NO_HOPPER
 
-bool hopper_chosen() { return false; }
 void attend_hopper(const Args&, const Problem&, int, int64_t, const UnitList&) {}
 
 #else
-
-bool hopper_chosen() {
-  static const bool chosen = choose();
-  return chosen;
-}
 
 void attend_hopper(const Args& a, const Problem& p, int C, int64_t key_rows, const UnitList& units) {
   return C == 64 ? launch_warpgroups<64>(a, p, key_rows, units) : launch_warpgroups<128>(a, p, key_rows, units);
@@ -417,3 +371,16 @@ void attend_hopper(const Args& a, const Problem& p, int C, int64_t key_rows, con
 #endif
 
 }  // namespace caravan::cuda::attention_detail
+
+namespace caravan::cuda {
+
+const AttentionForm& attention_form() {
+#ifdef CARAVAN_NO_HOPPER
+  static const AttentionForm form = {false, "mma.sync; the module is built without wgmma"};
+#else
+  static const AttentionForm form = attention_detail::choose();
+#endif
+  return form;
+}
+
+}  // namespace caravan::cuda

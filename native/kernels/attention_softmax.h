@@ -228,6 +228,13 @@ __device__ __forceinline__ void scale_weights(BlockWeights<kFragments>& block, c
   }
 }
 
+/** Adds what a block brings to a row's totals but for the sum of its rounded weights. */
+__device__ __forceinline__ Join join_row(Totals& row, float reference, float sum) {
+  const Join factors = join(&row.reference, reference);
+  row.sum = fmaf(row.sum, factors.kept, sum * factors.added);
+  return factors;
+}
+
 /** Adds a block to the totals of a warp's rows, which are in shared memory: the outputs leave no registers for them.
  *  Scales the weights as their product is to be added; `kept` is the factor of what was summed so far. */
 template <int kFragments>
@@ -241,13 +248,11 @@ __device__ __forceinline__ void join_block(float (&kept)[kFragments][2], Totals*
   for (int i = 0; i < kFragments; i++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      Totals& row = after[i][h];
-      row = totals[i * 16 + h * 8 + lane / 4];
-      const Join factors = join(&row.reference, block.reference[i][h]);
+      after[i][h] = totals[i * 16 + h * 8 + lane / 4];
+      const Join factors = join_row(after[i][h], block.reference[i][h], block.sum[i][h]);
       kept[i][h] = factors.kept;
       added[i][h] = factors.added;
       scaled = scaled || factors.added != 1.0f;
-      row.sum = fmaf(row.sum, factors.kept, block.sum[i][h] * factors.added);
     }
   }
   if (__any_sync(kAllLanes, scaled)) scale_weights(block, added);

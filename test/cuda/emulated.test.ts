@@ -62,14 +62,20 @@ function emulated(): NodeJS.ProcessEnv {
   }
 }
 
-function runTests(order: string, files: readonly string[]): Promise<Ended> {
+function runTests(
+  order: string,
+  files: readonly string[],
+  { names = '', ...environment }: { names?: string } & NodeJS.ProcessEnv = {},
+): Promise<Ended> {
   const vitest = join(root, 'node_modules/vitest/vitest.mjs')
   // What is emulated takes its time.
   const words = ['run', '--project', 'units', '--project', 'tests', '--testTimeout', '600000', ...files, ...excluded]
+  if (names !== '') words.push('--testNamePattern', names)
   return run(process.execPath, [vitest, ...words], {
     ...emulated(),
     CARAVAN_TEST_DEVICE: 'cuda',
     CARAVAN_SIMT_ORDER: order,
+    ...environment,
   })
 }
 
@@ -99,6 +105,26 @@ describe('the module for GPUs on the emulated device', () => {
     },
     3_600_000,
   )
+
+  // What attention over many queries is made of, by compute capability; a decode step is the same on all.
+  it.each([
+    ['9.0', { CARAVAN_SIMT_CAPABILITY: '90' }, 'wgmma, whose products have the bits of mma.sync here'],
+    ['8.0', { CARAVAN_SIMT_CAPABILITY: '80' }, 'mma.sync'],
+    ['9.0 with other sums', { CARAVAN_SIMT_WGMMA: 'backwards' }, 'mma.sync, since products of wgmma have other bits'],
+  ])('gives training, prefill and decoding the same bits, compute capability %s', async (_, environment, form) => {
+    const doctor = await run(process.execPath, ['dist/cli/main.js', 'doctor'], { ...emulated(), ...environment })
+    expect(doctor.output).toContain(form)
+    const rows = await runTests('mixed', ['test/ops/rows'], { names: '^attention', ...environment })
+    expect(rows.status, rows.output.slice(-8000)).toBe(0)
+    expect(rows.output).toMatch(/Tests {2}9 passed/)
+  }, 600_000)
+
+  it('passes the tests of attention as compute capability 8.0', async () => {
+    const environment = { names: '^attention(_paged)? sample', CARAVAN_SIMT_CAPABILITY: '80' }
+    const { status, output } = await runTests('mixed', ['test/ops.test'], environment)
+    expect(status, output.slice(-8000)).toBe(0)
+    expect(Number(/Tests {2}(\d+) passed/.exec(output)?.[1])).toBeGreaterThan(15)
+  }, 600_000)
 
   it('is checked and timed by scripts/gpu_check from the first part to the last', async () => {
     const out = mkdtempSync(join(tmpdir(), 'caravan-gpu-check-'))

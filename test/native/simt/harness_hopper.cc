@@ -61,21 +61,23 @@ void shared_barriers() {
     CHECK(contains(outcome(96, order, body(2), kShared), "deadlock"));  // one warp too many: its phases never end
   }
   CHECK(contains(outcome(1, "forward", [] { simt::mbarrier_arrive(barrier_at(0), 0); }, kShared), "never initialised"));
-  CHECK(contains(outcome(1, "forward",
-                         [] {
-                           simt::mbarrier_init(barrier_at(0), 1);
-                           simt::mbarrier_arrive(barrier_at(0), 16);
-                           simt::mbarrier_wait(barrier_at(0), 0);
-                         },
-                         kShared),
+  CHECK(contains(outcome(
+                     1, "forward",
+                     [] {
+                       simt::mbarrier_init(barrier_at(0), 1);
+                       simt::mbarrier_arrive(barrier_at(0), 16);
+                       simt::mbarrier_wait(barrier_at(0), 0);
+                     },
+                     kShared),
                  "deadlock"));
-  CHECK(contains(outcome(1, "forward",
-                         [] {
-                           simt::mbarrier_init(barrier_at(0), 1);
-                           simt::mbarrier_arrive(barrier_at(0), 16);
-                           simt::mbarrier_arrive(barrier_at(0), 16);
-                         },
-                         kShared),
+  CHECK(contains(outcome(
+                     1, "forward",
+                     [] {
+                       simt::mbarrier_init(barrier_at(0), 1);
+                       simt::mbarrier_arrive(barrier_at(0), 16);
+                       simt::mbarrier_arrive(barrier_at(0), 16);
+                     },
+                     kShared),
                  "an arrival too many"));
 }
 
@@ -105,7 +107,8 @@ void registers() {
   CHECK(given(40, 232).empty());
   CHECK(contains(given(56, 232), "more registers"));
   CHECK(contains(given(41, 232), "setmaxnreg of 41"));
-  CHECK(contains(outcome(128, "forward", [] { simt::set_registers(simt::warp() < 2 ? 40 : 48); }), "part of a warpgroup"));
+  CHECK(contains(outcome(128, "forward", [] { simt::set_registers(simt::warp() < 2 ? 40 : 48); }),
+                 "part of a warpgroup"));
 }
 
 // ---- the copy engine ------------------------------------------------------------------------------------------------
@@ -117,10 +120,10 @@ CUtensorMap map_of(const void* data, cuuint64_t columns, CUresult wanted) {
   CUtensorMap map = {};
   const cuuint64_t sizes[] = {columns, kRows}, strides[] = {columns * 2};
   const cuuint32_t box[] = {64, 64}, steps[] = {1, 1};
-  const CUresult result = cuTensorMapEncodeTiled(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box,
+                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   CHECK(result == wanted);
   return map;
 }
@@ -133,18 +136,19 @@ void copies_of_boxes() {
   static std::vector<unsigned char> landed(kTileBytes);
   for (const char* order : {"forward", "reverse"}) {
     const bool late = std::strcmp(order, "forward") == 0;
-    CHECK(outcome(1, order,
-                  [&] {
-                    simt::mbarrier_init(barrier_at(0), 1);
-                    simt::mbarrier_arrive(barrier_at(0), kTileBytes);
-                    simt::bulk_tensor_2d(aligned_tile(), &map, 64, 8, barrier_at(0));
-                    uint16_t first;
-                    std::memcpy(&first, aligned_tile(), 2);
-                    if ((first == 8 * kColumns + 64 + 1) == late) simt::fault("landed when it should not");
-                    simt::mbarrier_wait(barrier_at(0), 0);
-                    std::memcpy(landed.data(), aligned_tile(), kTileBytes);
-                  },
-                  kShared)
+    CHECK(outcome(
+              1, order,
+              [&] {
+                simt::mbarrier_init(barrier_at(0), 1);
+                simt::mbarrier_arrive(barrier_at(0), kTileBytes);
+                simt::bulk_tensor_2d(aligned_tile(), &map, 64, 8, barrier_at(0));
+                uint16_t first;
+                std::memcpy(&first, aligned_tile(), 2);
+                if ((first == 8 * kColumns + 64 + 1) == late) simt::fault("landed when it should not");
+                simt::mbarrier_wait(barrier_at(0), 0);
+                std::memcpy(landed.data(), aligned_tile(), kTileBytes);
+              },
+              kShared)
               .empty());
     int wrong = 0;
     for (int row = 0; row < 64; row++) {
@@ -157,14 +161,15 @@ void copies_of_boxes() {
     CHECK(wrong == 0);
   }
   const auto copied = [&](int offset, bool waits, const CUtensorMap& from) {
-    return outcome(1, "forward",
-                   [&, offset, waits] {
-                     simt::mbarrier_init(barrier_at(0), 1);
-                     simt::mbarrier_arrive(barrier_at(0), kTileBytes);
-                     simt::bulk_tensor_2d(aligned_tile() + offset, &from, 0, 0, barrier_at(0));
-                     if (waits) simt::mbarrier_wait(barrier_at(0), 0);
-                   },
-                   kShared);
+    return outcome(
+        1, "forward",
+        [&, offset, waits] {
+          simt::mbarrier_init(barrier_at(0), 1);
+          simt::mbarrier_arrive(barrier_at(0), kTileBytes);
+          simt::bulk_tensor_2d(aligned_tile() + offset, &from, 0, 0, barrier_at(0));
+          if (waits) simt::mbarrier_wait(barrier_at(0), 0);
+        },
+        kShared);
   };
   CHECK(contains(copied(64, true, map), "not a multiple of 128"));
   CHECK(contains(copied(2 * kTileBytes, true, map), "outside the block's memory"));
@@ -193,6 +198,27 @@ void load_left(uint32_t (&a)[4], int k0) {
 
 float product[64][64];
 
+/** The accumulator: registers in fours for eight columns each; of those, two for row lane / 4, two for that + 8. */
+void show(const float (&d)[32]) {
+  for (int i = 0; i < 32; i++) {
+    const int row = simt::warp() * 16 + simt::lane() / 4 + i / 2 % 2 * 8;
+    product[row][i / 4 * 8 + simt::lane() % 4 * 2 + i % 2] = d[i];
+  }
+}
+
+/** How many elements of the product of `depth` k are wrong. */
+int wrong_elements(int depth) {
+  int wrong = 0;
+  for (int row = 0; row < 64; row++) {
+    for (int n = 0; n < 64; n++) {
+      float sum = 0;
+      for (int k = 0; k < depth; k++) sum += left(row, k) * right(k, n);
+      wrong += product[row][n] != sum;
+    }
+  }
+  return wrong;
+}
+
 /** d[64,64] = a[64,32] b[32,64], the second sixteen k by accumulation; b lies in a tile with n (K-major) or k in its
  *  rows. */
 void multiply(bool transposed) {
@@ -213,55 +239,75 @@ void multiply(bool transposed) {
   simt::wgmma_commit();
   if (d[0] != 1e6f) simt::fault("a product ended before its wait");
   simt::wgmma_wait(0);
-  // The accumulator: registers in fours for eight columns each; of those, two for row lane / 4, two for that + 8.
-  for (int i = 0; i < 32; i++) {
-    const int row = simt::warp() * 16 + simt::lane() / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + simt::lane() % 4 * 2 + i % 2;
-    product[row][column] = d[i];
+  show(d);
+}
+
+/** The same with a, too, from a tile. */
+void multiply_tiles() {
+  unsigned char *rows = aligned_tile(), *columns = rows + kTileBytes;
+  for (int i = static_cast<int>(threadIdx.x); i < 64 * 32; i += 128) {
+    put(rows, i / 32, i % 32, left(i / 32, i % 32));
+    put(columns, i / 32, i % 32, right(i % 32, i / 32));
   }
+  __syncthreads();
+  float d[32];
+  simt::wgmma_fence();
+  for (int k = 0; k < 32; k += 16) {
+    simt::wgmma_m64n64k16_bf16_shared(d, descriptor(rows, k * 2), descriptor(columns, k * 2), k > 0);
+  }
+  simt::wgmma_commit();
+  simt::wgmma_wait(0);
+  show(d);
 }
 
 void warpgroup_products() {
   for (const bool transposed : {false, true}) {
     CHECK(outcome(128, transposed ? "forward" : "reverse", [=] { multiply(transposed); }, kShared).empty());
-    int wrong = 0;
-    for (int row = 0; row < 64; row++) {
-      for (int n = 0; n < 64; n++) {
-        float sum = 0;
-        for (int k = 0; k < 32; k++) sum += left(row, k) * right(k, n);
-        wrong += product[row][n] != sum;
-      }
-    }
-    CHECK(wrong == 0);
+    CHECK(wrong_elements(32) == 0);
   }
+  CHECK(outcome(128, "reverse", [] { multiply_tiles(); }, kShared).empty() && wrong_elements(32) == 0);
 }
 
-enum class Fault { kNone, kNoFence, kNoWait, kOtherWarp, kHalfGroup, kSwizzle, kOutside, kLate, kAcrossRows };
+enum class Fault {
+  kNone,
+  kNoFence,
+  kNoWait,
+  kOtherWarp,
+  kHalfGroup,
+  kSwizzle,
+  kOutside,
+  kLate,
+  kAcrossRows,
+  kInPattern
+};
 
 std::string product_with(Fault fault) {
-  return outcome(128, "forward",
-                 [fault] {
-                   unsigned char* tile = aligned_tile();
-                   if (threadIdx.x == 0) std::memset(tile, 0, kTileBytes);
-                   __syncthreads();
-                   uint32_t a[4];
-                   float d[32];
-                   load_left(a, 0);
-                   uint64_t b = descriptor(tile, 0);
-                   if (fault == Fault::kOtherWarp && simt::warp() == 2) b += 2;
-                   if (fault == Fault::kSwizzle) b ^= 3ull << 62;
-                   if (fault == Fault::kOutside) b += (2 * kTileBytes) >> 4;
-                   if (fault == Fault::kAcrossRows) b += 7;
-                   if (fault != Fault::kNoFence) simt::wgmma_fence();
-                   if (fault != Fault::kHalfGroup || simt::warp() < 2) {
-                     simt::wgmma_m64n64k16_bf16(d, a, b, false, false);
-                   }
-                   simt::wgmma_commit();
-                   if (fault == Fault::kLate && simt::warp() == 0 && simt::lane() == 0) put(tile, 0, 0, 1.0f);
-                   if (fault != Fault::kNoWait) simt::wgmma_wait(0);
-                   if (fault == Fault::kNone && d[0] != 0) simt::fault("not zero");
-                   if (fault == Fault::kLate && threadIdx.x == 0 && d[0] != left(0, 0)) simt::fault("read too early");
-                 },
-                 kShared);
+  return outcome(
+      128, "forward",
+      [fault] {
+        unsigned char* tile = aligned_tile();
+        if (threadIdx.x == 0) std::memset(tile, 0, kTileBytes);
+        __syncthreads();
+        uint32_t a[4];
+        float d[32];
+        load_left(a, 0);
+        uint64_t b = descriptor(tile, 0);
+        if (fault == Fault::kOtherWarp && simt::warp() == 2) b += 2;
+        if (fault == Fault::kSwizzle) b ^= 3ull << 62;
+        if (fault == Fault::kOutside) b += (2 * kTileBytes) >> 4;
+        if (fault == Fault::kAcrossRows) b += 7;
+        if (fault == Fault::kInPattern) b += 8;
+        if (fault != Fault::kNoFence) simt::wgmma_fence();
+        if (fault != Fault::kHalfGroup || simt::warp() < 2) {
+          simt::wgmma_m64n64k16_bf16(d, a, b, false, false);
+        }
+        simt::wgmma_commit();
+        if (fault == Fault::kLate && simt::warp() == 0 && simt::lane() == 0) put(tile, 0, 0, 1.0f);
+        if (fault != Fault::kNoWait) simt::wgmma_wait(0);
+        if (fault == Fault::kNone && d[0] != 0) simt::fault("not zero");
+        if (fault == Fault::kLate && threadIdx.x == 0 && d[0] != left(0, 0)) simt::fault("read too early");
+      },
+      kShared);
 }
 
 void faults_of_products() {
@@ -273,6 +319,7 @@ void faults_of_products() {
   CHECK(contains(product_with(Fault::kHalfGroup), "part of a warpgroup"));
   CHECK(contains(product_with(Fault::kSwizzle), "not emulated"));
   CHECK(contains(product_with(Fault::kOutside), "outside the block's memory"));
+  CHECK(contains(product_with(Fault::kInPattern), "swizzle's pattern"));
   CHECK(contains(product_with(Fault::kAcrossRows), "one row of 128 bytes"));
 }
 

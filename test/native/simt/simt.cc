@@ -301,9 +301,10 @@ bool open_block_barrier() {
     if (state == State::kWarpBarrier || state == State::kParked) {
       grid.running = i;
       place.thread = grid.fibers[static_cast<size_t>(i)].thread;
-      grid.failure = state == State::kParked
-                         ? "deadlock: " + place_text() + " waits for a barrier that nobody completes"
-                         : "divergent warp barrier or collective: " + place_text() + " waits for lanes that do not come";
+      grid.failure =
+          state == State::kParked
+              ? "deadlock: " + place_text() + " waits for a barrier that nobody completes"
+              : "divergent warp barrier or collective: " + place_text() + " waits for lanes that do not come";
       return false;
     }
     any = any || state == State::kBlockBarrier;
@@ -425,6 +426,15 @@ void fault(const char* format, ...) {
 }
 
 void block_barrier() { wait_here(State::kBlockBarrier, 0); }
+
+void step_aside() {
+  struct Always final : Condition {
+    bool holds() const override { return true; }
+  };
+  const Always turn;
+  self().condition = &turn;
+  wait_here(State::kParked, 0);
+}
 
 void park(const Condition& condition) {
   if (condition.holds()) return;

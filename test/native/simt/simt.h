@@ -53,6 +53,8 @@ struct Condition {
 };
 /** Waits until a condition holds; ends the launch when nothing can make it hold any more. */
 void park(const Condition& condition);
+/** Lets all other threads go on as far as they can. */
+void step_aside();
 /** Whether asynchronous copies land as late as they may, or at once: as the order of the launch is. */
 bool lands_late();
 

@@ -49,10 +49,10 @@ constexpr int kMostArrivals = 255, kMostBytes = (1 << 20) - 1;
 
 /** What the 64 bits are, opaque to a kernel. */
 struct BarrierState {
-  int32_t bytes;      // that have yet to come in this phase; negative when they came first
-  uint8_t arrivals;   // that have yet to come
-  uint8_t of_phase;   // arrivals of a whole phase
-  uint8_t parity;     // of the phase under way
+  int32_t bytes;     // that have yet to come in this phase; negative when they came first
+  uint8_t arrivals;  // that have yet to come
+  uint8_t of_phase;  // arrivals of a whole phase
+  uint8_t parity;    // of the phase under way
   uint8_t made;
 };
 static_assert(sizeof(BarrierState) == sizeof(uint64_t));
@@ -97,6 +97,7 @@ void mbarrier_arrive(uint64_t* barrier, int bytes) {
   state.bytes += bytes;
   state.arrivals--;
   end_phase_if_complete(state);
+  if (!lands_late()) step_aside();
 }
 
 void mbarrier_wait(uint64_t* barrier, unsigned parity) {
@@ -218,12 +219,18 @@ bool land_copy() {
 
 namespace {
 
-/** What one warp has to do of a product. */
+/** An instruction, the same in all four warps of a warpgroup. */
+struct Instruction {
+  bool a_is_shared;
+  uint64_t a, b;  // a: where it is shared
+  bool accumulate, transposed;
+  bool operator==(const Instruction&) const = default;
+};
+/** What one warp has to do of it. */
 struct Product {
+  Instruction instruction;
   float* d[kWarp];
   const uint32_t* a[kWarp];
-  uint64_t b;
-  bool accumulate, transposed;
 };
 struct WarpProducts {
   bool fenced = false;
@@ -231,40 +238,59 @@ struct WarpProducts {
   std::deque<std::vector<Product>> groups;
   size_t issued = 0;
 };
-/** The instructions of a warpgroup, to be the same in all four warps. */
-struct Issued {
-  uint64_t b;
-  bool accumulate, transposed;
-};
 WarpProducts products[kMostWarps];
-std::vector<Issued> issued[kMostWarps / kWarpsOfGroup];
+std::vector<Instruction> issued[kMostWarps / kWarpsOfGroup];
 
-/** Descriptor fields, all in bytes. */
+/** Descriptor fields, in bytes. The leading dimension's is for operands of more than 64 columns in N, or without
+ *  swizzle. */
 struct Descriptor {
-  unsigned start, leading, stride;
+  unsigned start = 0, stride = 0;
 };
-Descriptor decoded(uint64_t bits) {
+Descriptor decoded(uint64_t bits, bool is_k_major) {
   if (bits >> 62 != 1) fault("a matrix descriptor with another swizzle than that of 128 bytes: not emulated");
   if ((bits >> 49 & 7) != 0) fault("a matrix descriptor with a base offset: not emulated");
   constexpr uint64_t kUnused = 3ull << 14 | 3ull << 30 | 7ull << 46 | 0x3ffull << 52;
-  if ((bits & kUnused) != 0) fault("a matrix descriptor with reserved bits set: 0x%llx", static_cast<unsigned long long>(bits));
+  if ((bits & kUnused) != 0)
+    fault("a matrix descriptor with reserved bits set: 0x%llx", static_cast<unsigned long long>(bits));
   const auto field = [&](int shift) { return static_cast<unsigned>(bits >> shift & 0x3fff) << 4; };
-  return {field(0), field(16), field(32)};
+  if ((field(0) >> 7 & 7) != 0) fault("a matrix that does not begin with a row of its swizzle's pattern");
+  if (is_k_major && field(0) % 128 > 128 - 32) fault("sixteen k that do not lie in one row of 128 bytes");
+  return {field(0), field(32)};
+}
+
+float element(unsigned address) {
+  uint16_t bits;
+  std::memcpy(&bits, shared_pointer(swizzled(address), 2, "wgmma"), 2);
+  return value_of(bits);
 }
 
 /** b[k][n] as the descriptor says. K-major: a row of 128 bytes for each n, its k side by side, eight rows to a swizzle
  *  atom, atoms `stride` apart. N-major: a row of 128 bytes for each k, 64 n side by side, eight k to an atom, atoms of
- *  further k `stride` apart, of further n `leading` apart. */
-void load_right(const Product& product, float (&b)[16][64]) {
-  const Descriptor at = decoded(product.b);
-  if (!product.transposed && at.start % 128 > 128 - 32) fault("sixteen k that do not lie in one row of 128 bytes");
+ *  further k `stride` apart. */
+void load_right(const Instruction& instruction, float (&b)[16][64]) {
+  const Descriptor at = decoded(instruction.b, !instruction.transposed);
   for (unsigned k = 0; k < 16; k++) {
     for (unsigned n = 0; n < 64; n++) {
-      const unsigned offset = product.transposed ? n / 64 * at.leading + k / 8 * at.stride + k % 8 * 128 + n % 64 * 2
-                                                 : n / 8 * at.stride + n % 8 * 128 + k * 2;
-      uint16_t bits;
-      std::memcpy(&bits, shared_pointer(swizzled(at.start + offset), 2, "wgmma"), 2);
-      b[k][n] = value_of(bits);
+      b[k][n] = element(at.start + (instruction.transposed ? k / 8 * at.stride + k % 8 * 128 + n * 2
+                                                           : n / 8 * at.stride + n % 8 * 128 + k * 2));
+    }
+  }
+}
+
+/** The sixteen rows of a warp of a: of those in registers, a[0] holds rows 0-7, k 0-7, a[1] rows 8-15, a[2] and a[3]
+ *  k 8-15; lane row % 8 * 4 + k % 8 / 2 holds two of them. */
+void load_left(const Product& product, float (&a)[16][16]) {
+  const bool is_shared = product.instruction.a_is_shared;
+  const Descriptor at = is_shared ? decoded(product.instruction.a, true) : Descriptor{};
+  for (unsigned row = 0; row < 16; row++) {
+    for (unsigned k = 0; k < 16; k++) {
+      if (is_shared) {
+        const unsigned m = static_cast<unsigned>(warp() % kWarpsOfGroup) * 16 + row;
+        a[row][k] = element(at.start + m / 8 * at.stride + m % 8 * 128 + k * 2);
+      } else {
+        const uint32_t pair = product.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+        a[row][k] = value_of(static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16));
+      }
     }
   }
 }
@@ -278,25 +304,49 @@ bool sums_backwards() {
   return wanted;
 }
 
-/** The sixteen rows of a warp. Sums are those of the emulated mma. */
+/** Sums are those of the emulated mma. */
 void multiply(const Product& product) {
-  float b[16][64];
-  load_right(product, b);
+  float a[16][16], b[16][64];
+  load_left(product, a);
+  load_right(product.instruction, b);
   const bool backwards = sums_backwards();
   for (int row = 0; row < 16; row++) {
     float sums[64] = {};
     for (int i = 0; i < 16; i++) {
       const int k = backwards ? 15 - i : i;
-      // a[0]: rows 0-7, k 0-7; a[1]: rows 8-15; a[2], a[3]: k 8-15. Lane row % 8 * 4 + k % 8 / 2 holds two of them.
-      const uint32_t pair = product.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-      const float left = value_of(static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16));
-      for (int n = 0; n < 64; n++) sums[n] += left * b[k][n];
+      for (int n = 0; n < 64; n++) sums[n] += a[row][k] * b[k][n];
     }
     for (int n = 0; n < 64; n++) {
       float& d = product.d[row % 8 * 4 + n % 8 / 2][n / 8 * 4 + row / 8 * 2 + n % 2];
-      d = product.accumulate ? d + sums[n] : sums[n];
+      d = product.instruction.accumulate ? d + sums[n] : sums[n];
     }
   }
+}
+
+void issue(const Instruction& instruction, float* d, const uint32_t* a) {
+  struct Operands {
+    Instruction instruction;
+    float* d;
+    const uint32_t* a;
+  };
+  const Operands own{instruction, d, a};
+  Operands all[kWarp];
+  gather_bytes(&own, sizeof(own), all);
+  WarpProducts& of_warp = products[warp()];
+  if (!of_warp.fenced) fault("wgmma whose registers no wgmma.fence has ordered");
+  if (!(all[0].instruction == instruction)) fault("wgmma with other operands than the rest of the warp");
+  if (lane() != 0) return;
+  std::vector<Instruction>& of_group = issued[warp() / kWarpsOfGroup];
+  if (of_warp.issued == of_group.size()) of_group.push_back(instruction);
+  if (!(of_group[of_warp.issued++] == instruction)) {
+    fault("wgmma with other operands than another warp of the warpgroup");
+  }
+  Product product{instruction, {}, {}};
+  for (int l = 0; l < kWarp; l++) {
+    product.d[l] = all[l].d;
+    product.a[l] = all[l].a;
+  }
+  of_warp.open.push_back(product);
 }
 
 }  // namespace
@@ -307,33 +357,11 @@ void wgmma_fence() {
 }
 
 void wgmma_m64n64k16_bf16(float* d, const uint32_t (&a)[4], uint64_t b, bool accumulate, bool transposed) {
-  struct Operands {
-    float* d;
-    const uint32_t* a;
-    uint64_t b;
-    bool accumulate, transposed;
-  };
-  const Operands own{d, a, b, accumulate, transposed};
-  Operands all[kWarp];
-  gather_bytes(&own, sizeof(own), all);
-  WarpProducts& of_warp = products[warp()];
-  if (!of_warp.fenced) fault("wgmma whose registers no wgmma.fence has ordered");
-  if (all[0].b != b || all[0].accumulate != accumulate || all[0].transposed != transposed) {
-    fault("wgmma with other operands than the rest of the warp");
-  }
-  if (lane() != 0) return;
-  std::vector<Issued>& of_group = issued[warp() / kWarpsOfGroup];
-  if (of_warp.issued == of_group.size()) of_group.push_back({b, accumulate, transposed});
-  const Issued& first = of_group[of_warp.issued++];
-  if (first.b != b || first.accumulate != accumulate || first.transposed != transposed) {
-    fault("wgmma with other operands than another warp of the warpgroup");
-  }
-  Product product{{}, {}, b, accumulate, transposed};
-  for (int l = 0; l < kWarp; l++) {
-    product.d[l] = all[l].d;
-    product.a[l] = all[l].a;
-  }
-  of_warp.open.push_back(product);
+  issue({false, 0, b, accumulate, transposed}, d, a);
+}
+
+void wgmma_m64n64k16_bf16_shared(float* d, uint64_t a, uint64_t b, bool accumulate) {
+  issue({true, a, b, accumulate, false}, d, nullptr);
 }
 
 void wgmma_commit() {
@@ -364,7 +392,7 @@ void begin_hopper_block() {
   copies.clear();
   for (NamedBarrier& barrier : named) barrier = NamedBarrier{};
   for (WarpProducts& of_warp : products) of_warp = WarpProducts{};
-  for (std::vector<Issued>& of_group : issued) of_group.clear();
+  for (std::vector<Instruction>& of_group : issued) of_group.clear();
   std::fill(registers, registers + kMostWarps, 0);
 }
 

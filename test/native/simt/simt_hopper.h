@@ -1,7 +1,8 @@
 // Compute capability 9.0 on the host, after the PTX ISA: barriers in shared memory, the copy engine, named barriers and
 // products of warpgroups. What is asynchronous happens as late as it may: a product at the wait for it, from the
-// registers and the shared memory of that moment; a copy when nothing else can go on, the newest first, or, with the
-// threads in reverse order, at once, which shows who asks for it too early.
+// registers and the shared memory of that moment; a copy when nothing else can go on, the newest first. With the
+// threads in reverse order a copy lands at once, and who arrives at a barrier lets all others go on first, which shows
+// a tile that is given back or asked for too early.
 #pragma once
 #include <cuda.h>
 
@@ -26,6 +27,9 @@ void wgmma_wait(int pending);
 /** d[64,64] (+)= a[64,16] b[16,64]; d[32] and a are a thread's fragments, b a matrix descriptor, `transposed` the last
  *  immediate of the instruction. */
 void wgmma_m64n64k16_bf16(float* d, const uint32_t (&a)[4], uint64_t b, bool accumulate, bool transposed);
+
+/** The same with a from shared memory, rows side by side in k. */
+void wgmma_m64n64k16_bf16_shared(float* d, uint64_t a, uint64_t b, bool accumulate);
 
 // ---- for the scheduler ----------------------------------------------------------------------------------------------
 
