@@ -163,15 +163,15 @@ __device__ __forceinline__ void add_positions(KeyGradients<C>& sums, Weights& we
                                               int position) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, group = threadIdx.x / kWarpGroup;
   const Segment& segment = piece.segment;
-  const int window = p.geometry.window, shift = position + 1 + segment.keys - segment.queries;
-  const int key = piece.first + warp * 16;  // of the warp
-  // Position `position` + i sees the keys up to i + shift, excluded.
-  const bool masked = key + 16 > shift || position + kTileRows > segment.queries ||
-                      (window > 0 && key < shift + kTileRows - 1 - window);
+  // Position `position` + i sees the keys [i + seen.first, i + seen.end).
+  const int end = position + 1 + segment.keys - segment.queries, window = p.geometry.window;
+  const Range seen = {window > 0 ? end - window : -segment.queries, end};
+  const int key = piece.first + warp * 16, left = segment.queries - position;
+  const bool masked = key + 16 > seen.end || key < seen.first + kTileRows - 1 || left < kTileRows;
   shared.ring.wait_filled(step);
-  if (position + kTileRows > segment.queries) {
-    clear_rows<C>(shared.queries(step), segment.queries - position);
-    clear_rows<C>(shared.slopes(step), segment.queries - position);
+  if (left < kTileRows) {
+    clear_rows<C>(shared.queries(step), left);
+    clear_rows<C>(shared.slopes(step), left);
     finish_clearing();
   }
   Square s, d;
@@ -184,8 +184,8 @@ __device__ __forceinline__ void add_positions(KeyGradients<C>& sums, Weights& we
   products_commit();
   const float2* rows = shared.rows(step) + lane % 4 * 2;
   const auto visible = [&](int n, int e) {
-    const int at = n * 8 + lane % 4 * 2 + e % 2, own = key + lane / 4 + e / 2 * 8;
-    return position + at < segment.queries && own < at + shift && (window == 0 || own >= at + shift - window);
+    const int i = n * 8 + lane % 4 * 2 + e % 2, own = key + lane / 4 + e / 2 * 8 - i;
+    return own >= seen.first && own < seen.end && i < left;
   };
   weigh(
       s, d, p.exponent, [&](int n, int e) { return rows[n * 8 + e % 2].x; },
