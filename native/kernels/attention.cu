@@ -1,7 +1,7 @@
 // attention and attention_paged, as attention.cc. bf16 heads of 64 and 128: tiles of mma.m16n8k16 fed by cp.async, the
 // next block of 64 keys on its way while one is worked on; a warp keeps its rows' outputs in registers. Scores never
 // leave the registers. Traffic: q and o once, k and v once per tile of 128 rows (a decode step: once). Everything else
-// is attention_general.cu.
+// is attention_general.cu. Compute capability 9.0 has a form of its own for many queries: attention_hopper.cu.
 //
 // Bits: a row's result does not depend on the kernel, the tile or the batch it is computed in, which takes more than a
 // fixed order of blocks, because a decode step is spread over many blocks and training is not. The weights of a block
@@ -372,7 +372,7 @@ void attend_mma(const Args& a, const Sequences& sequences, const Geometry& g) {
   if (!narrow_only) {
     const UnitList units(a, sequences, g, {false, kWideRows, kNarrowRows + 1});
     const int64_t key_rows = a.in[1].count() / (int64_t{g.K} * C);
-    if (key_rows > 0 && attention_form().hopper) {
+    if (key_rows > 0 && attention_form().wgmma_forward) {
       attend_hopper(a, p, C, key_rows, units);
     } else {
       launch(a, {dim3(units.blocks(g)), dim3(kWideWarps * kWarp), Shared<C, kWideWarps, kWideFragments>::kBytes},

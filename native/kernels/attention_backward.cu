@@ -5,7 +5,8 @@
 // atomics in a fixed order and no workspace but delta. bf16 heads of 64 and 128 run on mma.m16n8k16: a warp keeps its
 // 16 keys (rows) of k and v (q and do) as fragments in registers beside their gradients, the other side comes through
 // shared memory, 64 rows (keys) at a time, the next ones under way; p and ds go from one product's registers to the
-// next one's, rounded to bf16. Other calls are attention_general.cu. Traffic: own side once, other side once per 128,
+// next one's, rounded to bf16. Other calls are attention_general.cu, those of compute capability 9.0
+// attention_backward_hopper.cu. Traffic: own side once, other side once per 128,
 // from L2 for the most part.
 #include "core/scratch.h"
 #include "cuda/attention_form.h"
@@ -311,7 +312,7 @@ void backward_mma(const Args& a, const Sequences& sequences, const Geometry& g, 
       sequences,           g,     a.in[0].as<bf16>(),  a.in[1].as<bf16>(),  a.in[2].as<bf16>(),  a.in[3].as<bf16>(),
       a.in[5].as<float>(), delta, a.out[0].as<bf16>(), a.out[1].as<bf16>(), a.out[2].as<bf16>(), scale,
       scale * kLog2E};
-  if (sequences.keys > 0 && attention_form().hopper) return backward_hopper(a, p, C);
+  if (sequences.keys > 0 && attention_form().wgmma_backward) return backward_hopper(a, p, C);
   {
     const UnitList units(a, sequences, g, {true, kOwn<C>, 0});
     launch(a, {dim3(units.blocks(g)), dim3(kThreads<C>), Shared<C>::kBytes}, gradient<C, true>, p, units.given());

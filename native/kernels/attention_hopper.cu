@@ -346,12 +346,12 @@ AttentionForm choose() {
   if (way != "auto" && way != "mma" && way != "wgmma") {
     fail("ERR_CONFIG", "CARAVAN_CUDA_ATTENTION must be auto, mma or wgmma; got '%s'", way.c_str());
   }
-  if (way == "mma") return {false, "mma.sync, as CARAVAN_CUDA_ATTENTION asks for"};
-  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) return {false, "mma.sync"};
-  if (way == "wgmma") return {true, "wgmma, as CARAVAN_CUDA_ATTENTION asks for"};
+  if (way == "mma") return {false, false, "mma.sync, as CARAVAN_CUDA_ATTENTION asks for"};
+  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9) return {false, false, "mma.sync"};
+  if (way == "wgmma") return {true, true, "wgmma, as CARAVAN_CUDA_ATTENTION asks for"};
   return products_agree(attribute(cudaDevAttrMultiProcessorCount))
-             ? AttentionForm{true, "wgmma, whose products have the bits of mma.sync here"}
-             : AttentionForm{false, "mma.sync, since products of wgmma have other bits here"};
+             ? AttentionForm{true, true, "wgmma, whose products have the bits of mma.sync here"}
+             : AttentionForm{false, true, "wgmma backward alone, since its products have other bits than mma.sync here"};
 }
 
 #endif  // CARAVAN_NO_HOPPER
@@ -376,7 +376,7 @@ namespace caravan::cuda {
 
 const AttentionForm& attention_form() {
 #ifdef CARAVAN_NO_HOPPER
-  static const AttentionForm form = {false, "mma.sync; the module is built without wgmma"};
+  static const AttentionForm form = {false, false, "mma.sync; the module is built without wgmma"};
 #else
   static const AttentionForm form = attention_detail::choose();
 #endif

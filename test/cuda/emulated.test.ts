@@ -110,7 +110,7 @@ describe('the module for GPUs on the emulated device', () => {
   it.each([
     ['9.0', { CARAVAN_SIMT_CAPABILITY: '90' }, 'wgmma, whose products have the bits of mma.sync here'],
     ['8.0', { CARAVAN_SIMT_CAPABILITY: '80' }, 'mma.sync'],
-    ['9.0 with other sums', { CARAVAN_SIMT_WGMMA: 'backwards' }, 'mma.sync, since products of wgmma have other bits'],
+    ['9.0 with other sums', { CARAVAN_SIMT_WGMMA: 'backwards' }, 'wgmma backward alone, since its products have other bits'],
   ])('gives training, prefill and decoding the same bits, compute capability %s', async (_, environment, form) => {
     const doctor = await run(process.execPath, ['dist/cli/main.js', 'doctor'], { ...emulated(), ...environment })
     expect(doctor.output).toContain(form)
