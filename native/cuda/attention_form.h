@@ -10,9 +10,9 @@ struct AttentionForm {
   std::string reason;
 };
 
-/** That of the current device, found out once a process. wgmma is taken where the device has it; forward, where training
- *  and decoding must agree, only when its products have the bits of mma.sync. CARAVAN_CUDA_ATTENTION: auto, mma (never
- *  wgmma), wgmma (whatever its bits). Throws ERR_CONFIG for anything else. */
+/** That of the current device, found out once a process. wgmma is taken where the device has it; forward, where
+ *  training and decoding must agree, only when its products have the bits of mma.sync. CARAVAN_CUDA_ATTENTION: auto,
+ * mma (never wgmma), wgmma (whatever its bits). Throws ERR_CONFIG for anything else. */
 const AttentionForm& attention_form();
 
 }  // namespace caravan::cuda

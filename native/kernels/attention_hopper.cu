@@ -351,7 +351,7 @@ AttentionForm choose() {
   if (way == "wgmma") return {true, true, "wgmma, as CARAVAN_CUDA_ATTENTION asks for"};
   return products_agree(attribute(cudaDevAttrMultiProcessorCount))
              ? AttentionForm{true, true, "wgmma, whose products have the bits of mma.sync here"}
-             : AttentionForm{false, true, "wgmma backward alone, since its products have other bits than mma.sync here"};
+             : AttentionForm{false, true, "wgmma backward alone, since its products have other bits than mma.sync"};
 }
 
 #endif  // CARAVAN_NO_HOPPER

@@ -110,14 +110,22 @@ describe('the module for GPUs on the emulated device', () => {
   it.each([
     ['9.0', { CARAVAN_SIMT_CAPABILITY: '90' }, 'wgmma, whose products have the bits of mma.sync here'],
     ['8.0', { CARAVAN_SIMT_CAPABILITY: '80' }, 'mma.sync'],
-    ['9.0 with other sums', { CARAVAN_SIMT_WGMMA: 'backwards' }, 'wgmma backward alone, since its products have other bits'],
-  ])('gives training, prefill and decoding the same bits, compute capability %s', async (_, environment, form) => {
-    const doctor = await run(process.execPath, ['dist/cli/main.js', 'doctor'], { ...emulated(), ...environment })
-    expect(doctor.output).toContain(form)
-    const rows = await runTests('mixed', ['test/ops/rows'], { names: '^attention', ...environment })
-    expect(rows.status, rows.output.slice(-8000)).toBe(0)
-    expect(rows.output).toMatch(/Tests {2}9 passed/)
-  }, 600_000)
+    [
+      '9.0 with other sums',
+      { CARAVAN_SIMT_WGMMA: 'backwards' },
+      'wgmma backward alone, since its products have other bits',
+    ],
+  ])(
+    'gives training, prefill and decoding the same bits, compute capability %s',
+    async (_, environment, form) => {
+      const doctor = await run(process.execPath, ['dist/cli/main.js', 'doctor'], { ...emulated(), ...environment })
+      expect(doctor.output).toContain(form)
+      const rows = await runTests('mixed', ['test/ops/rows'], { names: '^attention', ...environment })
+      expect(rows.status, rows.output.slice(-8000)).toBe(0)
+      expect(rows.output).toMatch(/Tests {2}9 passed/)
+    },
+    600_000,
+  )
 
   it('passes the tests of attention as compute capability 8.0', async () => {
     const environment = { names: '^attention(_paged)? sample', CARAVAN_SIMT_CAPABILITY: '80' }

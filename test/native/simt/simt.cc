@@ -60,12 +60,6 @@ constexpr size_t kMostValueBytes = 64;
 
 enum class State { kReady, kWarpBarrier, kBlockBarrier, kParked, kDone };
 
-struct AsyncCopy {
-  void* to;
-  const void* from;
-  bool valid;
-};
-
 struct Fiber {
   void* stack_pointer = nullptr;
   char* stack = nullptr;  // from its first step to its last, unless the next thread inherits it
@@ -74,8 +68,6 @@ struct Fiber {
   const Condition* condition = nullptr;  // while parked
   Index thread;
   int parity = 0;
-  std::vector<AsyncCopy> open;                 // copies of the group that is being collected
-  std::vector<std::vector<AsyncCopy>> groups;  // committed, not landed
 };
 
 /** Values that the lanes of one warp show each other: two buffers in turns for full warps, one for parts of warps. */
@@ -135,9 +127,7 @@ void fiber_main() {
   for (;;) {
     (*grid.body)();
     Fiber& fiber = self();
-    if (!fiber.open.empty() || !fiber.groups.empty()) {
-      grid.failure = "a thread ended with asynchronous copies under way";
-    }
+    if (copies_left(grid.running)) grid.failure = "a thread ended with asynchronous copies under way";
     fiber.state = State::kDone;
     const int next = next_to_start();
     if (next < 0) break;
@@ -198,8 +188,6 @@ void prepare(Fiber& fiber, const Index& thread) {
   fiber.thread = thread;
   fiber.state = State::kReady;
   fiber.parity = 0;
-  fiber.open.clear();
-  fiber.groups.clear();
 }
 
 void prepare_block(const Index& block) {
@@ -323,6 +311,7 @@ bool open_block_barrier() {
 
 void run_block(const Index& block) {
   prepare_block(block);
+  begin_copies(grid.count);
   begin_hopper_block();
   if (!grid.shared.empty()) std::memset(grid.shared.data(), 0xcb, grid.shared.size());
   const int warps = (grid.count + kWarp - 1) / kWarp;
@@ -384,6 +373,7 @@ void* dynamic_shared() { return grid.shared.data(); }
 size_t dynamic_shared_bytes() { return grid.shared.size(); }
 int lane() { return grid.running % kWarp; }
 int warp() { return grid.running / kWarp; }
+int thread_of_block() { return grid.running; }
 bool lands_late() { return grid.order == Order::kForward; }
 
 void run(const Index& size, const Index& block, size_t shared_bytes, const Body& body) {
@@ -485,31 +475,6 @@ unsigned ballot(unsigned mask, bool flag) {
   }
   if (!whole) warp_barrier(mask);
   return result;
-}
-
-void cp_async16(void* shared, const void* global, bool valid) {
-  const auto misaligned = [](const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) != 0; };
-  if (misaligned(shared) || (valid && misaligned(global))) fault("cp.async of 16 bytes at a misaligned address");
-  self().open.push_back({shared, global, valid});
-}
-
-void cp_async_commit() {
-  self().groups.push_back(std::move(self().open));
-  self().open.clear();
-}
-
-void cp_async_wait(int pending) {
-  auto& groups = self().groups;
-  while (groups.size() > static_cast<size_t>(pending)) {
-    for (const AsyncCopy& copy : groups.front()) {
-      if (copy.valid) {
-        std::memcpy(copy.to, copy.from, 16);
-      } else {
-        std::memset(copy.to, 0, 16);
-      }
-    }
-    groups.erase(groups.begin());
-  }
 }
 
 }  // namespace simt

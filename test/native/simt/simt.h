@@ -45,6 +45,7 @@ void* dynamic_shared();
 size_t dynamic_shared_bytes();
 int lane();
 int warp();
+int thread_of_block();
 
 /** What a thread waits for that other threads bring about, or copies under way. */
 struct Condition {
@@ -82,6 +83,9 @@ void cp_async16(void* shared, const void* global, bool valid);
 void cp_async_commit();
 /** Until at most `pending` of the newest groups of this thread have not landed. */
 void cp_async_wait(int pending);
+/** For the scheduler: forgets all copies; whether a thread has some under way. */
+void begin_copies(int threads);
+bool copies_left(int thread);
 /** Four 8x8 matrices of 16-bit values; lane l gives the address of row l % 8 of matrix l / 8. */
 void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed);
 /** d[16,8] += a[16,16] b[16,8], bf16 operands and f32 sums, in the fragment layout of mma.m16n8k16. */
