@@ -162,11 +162,12 @@ struct TensorMap {
 };
 static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap));
 
+/** Checked when it is asked for: it may land when no thread runs that could be told. */
 struct Copy {
   unsigned to;
   TensorMap map;
   int column, row;
-  uint64_t* done;
+  BarrierState* done;
 };
 std::deque<Copy> copies;
 
@@ -177,8 +178,8 @@ void land(const Copy& copy) {
     for (int c = 0; c < map.box_columns; c++) {
       const int64_t row = int64_t{copy.row} + r, column = int64_t{copy.column} + c;
       const bool inside = row >= 0 && row < map.rows && column >= 0 && column < map.columns;
-      unsigned char* to =
-          shared_pointer(swizzled(copy.to + static_cast<unsigned>(r * row_bytes + c * 2)), 2, "a bulk copy");
+      unsigned char* to = static_cast<unsigned char*>(dynamic_shared()) +
+                          (swizzled(copy.to + static_cast<unsigned>(r * row_bytes + c * 2)) - kWindow);
       if (inside) {
         std::memcpy(to, map.data + row * map.stride + column * 2, 2);
       } else {
@@ -186,20 +187,19 @@ void land(const Copy& copy) {
       }
     }
   }
-  BarrierState& state = made_state_of(copy.done);
-  state.bytes -= map.box_rows * row_bytes;
-  end_phase_if_complete(state);
+  copy.done->bytes -= map.box_rows * row_bytes;
+  end_phase_if_complete(*copy.done);
 }
 
 }  // namespace
 
 void bulk_tensor_2d(void* to, const CUtensorMap* map, int column, int row, uint64_t* done) {
-  Copy copy{shared_address(to), {}, column, row, done};
+  Copy copy{shared_address(to), {}, column, row, &made_state_of(done)};
   std::memcpy(&copy.map, map, sizeof(TensorMap));
   if (reinterpret_cast<uintptr_t>(map) % 64 != 0) fault("a misaligned tensor map");
   if (copy.map.mark != kMapMark) fault("a tensor map that the driver has not written");
   if (copy.to % 128 != 0) fault("a bulk copy to shared address 0x%x, not a multiple of 128", copy.to);
-  made_state_of(done);
+  shared_pointer(copy.to, static_cast<size_t>(copy.map.box_rows * copy.map.box_columns * 2), "a bulk copy");
   if (lands_late()) {
     copies.push_back(copy);
   } else {
