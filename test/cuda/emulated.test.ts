@@ -128,10 +128,10 @@ describe('the module for GPUs on the emulated device', () => {
   )
 
   it('passes the tests of attention as compute capability 8.0', async () => {
-    const environment = { names: '^attention(_paged)? sample', CARAVAN_SIMT_CAPABILITY: '80' }
+    const environment = { names: '^attention(_paged)? sample .*C:(64|128)', CARAVAN_SIMT_CAPABILITY: '80' }
     const { status, output } = await runTests('mixed', ['test/ops.test'], environment)
     expect(status, output.slice(-8000)).toBe(0)
-    expect(Number(/Tests {2}(\d+) passed/.exec(output)?.[1])).toBeGreaterThan(15)
+    expect(Number(/Tests {2}(\d+) passed/.exec(output)?.[1])).toBe(9)
   }, 600_000)
 
   it('is checked and timed by scripts/gpu_check from the first part to the last', async () => {
