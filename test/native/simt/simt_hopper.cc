@@ -97,7 +97,7 @@ void mbarrier_arrive(uint64_t* barrier, int bytes) {
   state.bytes += bytes;
   state.arrivals--;
   end_phase_if_complete(state);
-  if (!lands_late()) step_aside();
+  if (bytes == 0 && !lands_late()) step_aside();
 }
 
 void mbarrier_wait(uint64_t* barrier, unsigned parity) {
