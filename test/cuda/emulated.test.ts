@@ -107,13 +107,15 @@ describe('the module for GPUs on the emulated device', () => {
   )
 
   // Attention over many queries has two forms; a decoding step, which must agree with both, has one.
+  const other = { CARAVAN_SIMT_WGMMA: 'backwards' }
+  const older = { CARAVAN_SIMT_CAPABILITY: '80' }
   it.each([
-    ['9.0', {}, 'wgmma, whose products have the bits of mma.sync here', 'test/ops/rows', 5],
-    ['9.0 with other sums', { CARAVAN_SIMT_WGMMA: 'backwards' }, 'wgmma backward alone', 'test/ops/rows', 5],
-    ['8.0', { CARAVAN_SIMT_CAPABILITY: '80' }, 'mma.sync', 'test/ops.test', 9],
+    { capability: '9.0', environment: {}, form: 'wgmma, whose products have', file: 'test/ops/rows', tests: 5 },
+    { capability: '9.0 with other sums', environment: other, form: 'wgmma back', file: 'test/ops/rows', tests: 5 },
+    { capability: '8.0', environment: older, form: 'mma.sync', file: 'test/ops.test', tests: 9 },
   ])(
-    'passes the tests of attention as compute capability %s',
-    async (_, environment, form, file, tests) => {
+    'passes the tests of attention as compute capability $capability',
+    async ({ environment, form, file, tests }) => {
       const doctor = await run(process.execPath, ['dist/cli/main.js', 'doctor'], { ...emulated(), ...environment })
       expect(doctor.output).toMatch(new RegExp(`attention +${form}`))
       const names = '^attention .*agree: bf16, C (64|128)|^attention(_paged)? sample .*C:(64|128)'
