@@ -14,7 +14,8 @@ endfunction()
 
 if(CARAVAN_SIMT)
   # Kernels that are emulated need not be fast; they must compile fast. The harness is a small file that must be fast.
-  set_source_files_properties(test/native/simt/simt.cc test/native/simt/simt_tensor.cc PROPERTIES COMPILE_OPTIONS -O2)
+  set(fast test/native/simt/simt.cc test/native/simt/simt_hopper.cc test/native/simt/simt_tensor.cc)
+  set_source_files_properties(${fast} PROPERTIES COMPILE_OPTIONS -O2)
   add_compile_options(-O1 -Wno-unknown-pragmas -Wno-unused-function)
   if(CARAVAN_SIMT STREQUAL "address")
     set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=undefined)
@@ -22,7 +23,7 @@ if(CARAVAN_SIMT)
     add_link_options(${sanitize})
   endif()
   include_directories(test/native/simt)
-  add_library(harness OBJECT test/native/simt/simt.cc test/native/simt/simt_runtime.cc test/native/simt/simt_tensor.cc)
+  add_library(harness OBJECT ${fast} test/native/simt/simt_runtime.cc)
   set_source_files_properties(${CARAVAN_CUDA_KERNELS} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
   # Names for profilers need nothing of a GPU. Behind all other folders: the toolkit has a cuda_runtime.h, too.
   find_path(CARAVAN_NVTX_INCLUDE nvtx3/nvToolsExt.h HINTS ENV CUDA_HOME ENV CUDA_PATH /usr/local/cuda
@@ -32,7 +33,8 @@ if(CARAVAN_SIMT)
   endif()
   caravan_cuda_module(caravan_simt $<TARGET_OBJECTS:harness>)
   target_compile_definitions(caravan_simt PRIVATE CARAVAN_SIMT)
-  add_executable(harness_test test/native/simt/harness_test.cc $<TARGET_OBJECTS:harness>)
+  add_executable(harness_test test/native/simt/harness_test.cc test/native/simt/harness_hopper.cc
+    $<TARGET_OBJECTS:harness>)
   return()
 endif()
 
@@ -73,20 +75,31 @@ set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O1 -Xfatbin=-compress-all --exp
   -DCARAVAN_CUDA -DCARAVAN_ISA=cuda -I${CMAKE_CURRENT_SOURCE_DIR}/native
   -Xcompiler=-fPIC,-fvisibility=hidden,-Wall)
 # One PTX, assembled for every architecture: the front end, most of the time that nvcc takes, runs once a file. As long
-# as no kernel is written for newer GPUs alone, their machine code is the same as from PTX of their own.
+# as no kernel is written for newer GPUs alone, their machine code is the same as from PTX of their own. What is written
+# for compute capability 9.0 alone lies in files of its own, *_hopper.cu, compiled for that and nothing else.
 list(GET CARAVAN_CUDA_ARCHS 0 oldest)
 list(TRANSFORM CARAVAN_CUDA_ARCHS PREPEND sm_ OUTPUT_VARIABLE codes)
 string(JOIN "," codes ${codes} compute_${oldest})
-list(APPEND nvcc -gencode=arch=compute_${oldest},code=[${codes}])
+set(everywhere -gencode=arch=compute_${oldest},code=[${codes}])
+if("90a" IN_LIST CARAVAN_CUDA_ARCHS)
+  set(hopper -gencode=arch=compute_90a,code=sm_90a)
+else()
+  message(STATUS "CARAVAN_CUDA_ARCHS has no 90a: the module is without its kernels for compute capability 9.0")
+  set(hopper ${everywhere} -DCARAVAN_NO_HOPPER)
+endif()
 set(objects)
 foreach(source ${CARAVAN_CUDA_KERNELS})
   get_filename_component(folder ${source} DIRECTORY)
   get_filename_component(folder ${folder} NAME)
   get_filename_component(stem ${source} NAME)
   set(object ${CMAKE_CURRENT_BINARY_DIR}/cuda/${folder}_${stem}.o)
+  set(architectures ${everywhere})
+  if(stem MATCHES "_hopper\\.cu$")
+    set(architectures ${hopper})
+  endif()
   add_custom_command(OUTPUT ${object} DEPENDS ${source} DEPFILE ${object}.d COMMENT "nvcc ${stem}" VERBATIM
     COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_CURRENT_BINARY_DIR}/cuda
-    COMMAND ${nvcc} -MD -MF ${object}.d -c ${source} -o ${object})
+    COMMAND ${nvcc} ${architectures} -MD -MF ${object}.d -c ${source} -o ${object})
   list(APPEND objects ${object})
 endforeach()
 set(CARAVAN_CUDA_KERNELS ${objects})

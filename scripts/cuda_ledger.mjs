@@ -15,6 +15,8 @@ const document = join(root, 'docs/cuda_ledger.md')
 const architectures = ['80', '90a']
 /** Of the PTX that is assembled for every architecture, as in cmake/Cuda.cmake. */
 const virtualArchitecture = 'compute_80'
+/** Files for compute capability 9.0 alone, as there. */
+const isHopper = (file) => file.endsWith('_hopper.cu')
 /** Static shared memory that a block may have anywhere. */
 const MOST_SHARED = 48 << 10
 /** Kernels that use the stack for a reason. */
@@ -77,9 +79,10 @@ function withoutArguments(name) {
 
 function compile(nvcc, file, archs, folder) {
   const target = join(folder, `${basename(file)}.fatbin`)
-  const codes = archs.map((arch) => `sm_${arch}`).join(',')
+  const codes = (isHopper(file) ? ['90a'] : archs).map((arch) => `sm_${arch}`).join(',')
+  const virtual = isHopper(file) ? 'compute_90a' : virtualArchitecture
   const words = ['-std=c++20', '--expt-relaxed-constexpr', '-diag-suppress=177', '-DCARAVAN_CUDA', '-DCARAVAN_ISA=cuda']
-  words.push(`-I${join(root, 'native')}`, '-fatbin', `-gencode=arch=${virtualArchitecture},code=[${codes}]`)
+  words.push(`-I${join(root, 'native')}`, '-fatbin', `-gencode=arch=${virtual},code=[${codes}]`)
   words.push('-Xptxas=-v')
   return new Promise((resolve) => {
     const child = spawn(nvcc, [...words, join(root, file), '-o', target])
@@ -112,6 +115,11 @@ function faultsOf(kernel) {
   return faults
 }
 
+/** Products of warpgroups that the assembler makes wait for each other. */
+function serialized(file, text) {
+  return [...text.matchAll(/.*wgmma.mma_async instructions are serialized.*/g)].map(([line]) => `${file}: ${line}`)
+}
+
 function tableOf(kernels) {
   const head = [
     '# The CUDA ledger',
@@ -141,20 +149,24 @@ if (spawnSync(nvcc, ['--version']).status !== 0) {
   process.exit(process.argv.includes('--check') ? 0 : 1)
 }
 const one = option('file')
-const files = sourceFiles(root, ['native/cuda', 'native/kernels'], ['.cu']).filter((file) => !one || file.includes(one))
+const files = sourceFiles(root, ['native/cuda', 'native/kernels'], ['.cu'])
+  .filter((file) => !one || file.includes(one))
+  .filter((file) => !isHopper(file) || [undefined, '90a'].includes(option('arch')))
 const archs = option('arch') ? [option('arch')] : architectures
 const kernels = []
+const faults = []
 for (const { file, status, text } of await compileAll(nvcc, files, archs)) {
   if (status !== 0) {
     console.error(`${file} does not compile:\n${text}`)
     process.exit(1)
   }
   kernels.push(...parseLedger(text).map((kernel) => ({ ...kernel, file })))
+  faults.push(...serialized(file, text))
 }
 demangled(kernels)
 const key = ({ file, name, arch }) => `${file} ${name} ${arch}`
 kernels.sort((a, b) => (key(a) < key(b) ? -1 : 1))
-const faults = kernels.flatMap(faultsOf)
+faults.push(...kernels.flatMap(faultsOf))
 const table = tableOf(kernels)
 if (one || option('arch')) console.log(table)
 else if (!process.argv.includes('--check')) writeFileSync(document, table)

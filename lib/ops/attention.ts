@@ -128,6 +128,9 @@ const samples: readonly Sample[] = [
   { N: 90, M: 147, H: 3, K: 1, C: 128, S: 2, queries: [80, 10], keys: [133, 14], scale: 0.09, window: 40 },
   { N: 5, M: 300, H: 8, K: 2, C: 64, S: 3, queries: [1, 3, 1], keys: [200, 70, 30], scale: -0.125, window: 0 },
   { N: 2, M: 210, H: 2, K: 1, C: 128, S: 1, queries: [2], keys: [210], scale: 0.09, window: 100 },
+  // Tiles of many blocks of keys, more than are under way at once; heads in threes, which fill no tile evenly.
+  { N: 51, M: 707, H: 4, K: 2, C: 64, S: 2, queries: [20, 31], keys: [607, 100], scale: 0.125, window: 0 },
+  { N: 70, M: 601, H: 3, K: 1, C: 128, S: 1, queries: [70], keys: [601], scale: -0.09, window: 170 },
   {
     N: 2048,
     M: 2048,
@@ -195,6 +198,7 @@ const pagedSamples: readonly Sample[] = [
   { N: 75, P: 5, M: 3, H: 4, K: 2, C: 17, S: 2, queries: [72, 3], keys: [72, 64], scale: 0.25, window: 20 },
   { N: 75, P: 5, M: 4, H: 4, K: 1, C: 128, S: 2, queries: [72, 3], keys: [72, 100], scale: 0.09, window: 0 },
   { N: 3, P: 9, M: 7, H: 6, K: 3, C: 64, S: 3, queries: [1, 1, 1], keys: [200, 64, 100], scale: 0.125, window: 0 },
+  { N: 40, P: 10, M: 9, H: 2, K: 1, C: 64, S: 2, queries: [39, 1], keys: [400, 100], scale: 0.125, window: 0 },
   {
     N: 32,
     P: 512,

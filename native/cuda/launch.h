@@ -32,12 +32,12 @@ struct Launch {
 // What follows is the language of kernel files.
 #if defined(__CUDACC__) || defined(CARAVAN_SIMT)
 
-/** Runs a __global__ function on the stream of `a`. A grid of zero blocks is nothing to do, not an error. */
+/** Runs a __global__ function on a stream. A grid of zero blocks is nothing to do, not an error. */
 template <typename... Parameters, typename... Given>
-void launch(const Args& a, const Launch& at, void (*kernel)(Parameters...), Given&&... given) {
+void launch(cudaStream_t stream, const Launch& at, void (*kernel)(Parameters...), Given&&... given) {
   if (at.grid.x == 0 || at.grid.y == 0 || at.grid.z == 0) return;
 #ifdef CARAVAN_SIMT
-  check(simt_launch(at.grid, at.block, at.shared_bytes, stream_of(a),
+  check(simt_launch(at.grid, at.block, at.shared_bytes, stream,
                     [kernel, ... values = static_cast<Parameters>(std::forward<Given>(given))] { kernel(values...); }),
         "launch");
 #else
@@ -48,10 +48,16 @@ void launch(const Args& a, const Launch& at, void (*kernel)(Parameters...), Give
           "shared memory");
   }
   // clang-format off
-  kernel<<<at.grid, at.block, at.shared_bytes, stream_of(a)>>>(static_cast<Parameters>(std::forward<Given>(given))...);
+  kernel<<<at.grid, at.block, at.shared_bytes, stream>>>(static_cast<Parameters>(std::forward<Given>(given))...);
   // clang-format on
 #endif
   check(cudaGetLastError(), "launch");
+}
+
+/** The same on the stream of `a`. */
+template <typename... Parameters, typename... Given>
+void launch(const Args& a, const Launch& at, void (*kernel)(Parameters...), Given&&... given) {
+  launch(stream_of(a), at, kernel, std::forward<Given>(given)...);
 }
 
 #endif  // kernel files

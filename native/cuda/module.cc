@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "core/backend.h"
+#include "cuda/attention_form.h"
 #include "cuda/device.h"
 #include "cuda/library.h"
 #include "cuda/ranges.h"
@@ -54,6 +55,16 @@ std::string unavailable() {
   return "compute capability 8.0 or newer is needed; found " + all;
 }
 
+/** Found out by a kernel, where there is a GPU to run it. */
+std::string attention_finding() {
+  if (!unavailable().empty()) return "";
+  try {
+    return attention_form().reason;
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
 std::vector<Finding> findings() {
   int driver = 0, runtime = 0;
   cudaDriverGetVersion(&driver);
@@ -68,6 +79,8 @@ std::vector<Finding> findings() {
     const Library& blas = cublas_lt_library();
     found.push_back({"cuBLASLt", blas.handle != nullptr ? blas.path : blas.reason + "; own matrix products are used"});
   }
+  const std::string attention = attention_finding();
+  if (!attention.empty()) found.push_back({"attention", attention});
   const Library& nccl = nccl_library();
   found.push_back({"NCCL", nccl.handle != nullptr ? nccl_version(nccl) + ", " + nccl.path : nccl.reason});
   return found;

@@ -1,7 +1,7 @@
 // attention and attention_paged, as attention.cc. bf16 heads of 64 and 128: tiles of mma.m16n8k16 fed by cp.async, the
 // next block of 64 keys on its way while one is worked on; a warp keeps its rows' outputs in registers. Scores never
 // leave the registers. Traffic: q and o once, k and v once per tile of 128 rows (a decode step: once). Everything else
-// is attention_general.cu.
+// is attention_general.cu. Compute capability 9.0 has a form of its own for many queries: attention_hopper.cu.
 //
 // Bits: a row's result does not depend on the kernel, the tile or the batch it is computed in, which takes more than a
 // fixed order of blocks, because a decode step is spread over many blocks and training is not. The weights of a block
@@ -13,7 +13,9 @@
 // The weights are operands in bf16. The output is divided by the sum of the rounded weights (a product with ones), lse
 // is made of the exact ones.
 #include "core/scratch.h"
+#include "cuda/attention_form.h"
 #include "kernels/attention_general.h"
+#include "kernels/attention_hopper.h"
 #include "kernels/attention_softmax.h"
 #include "kernels/dispatch.h"
 
@@ -21,16 +23,6 @@ namespace caravan::cuda {
 namespace {
 
 using namespace attention_detail;
-
-/** A call as the kernels see it. */
-struct Problem {
-  Sequences sequences;
-  Geometry geometry;
-  const bf16 *q, *k, *v;
-  bf16* o;
-  float* lse;
-  Exponent exponent;
-};
 
 /** Where a split sequence leaves the products of its blocks of keys: a slot per block, each K x row_capacity rows. */
 struct Splits {
@@ -184,6 +176,7 @@ __device__ __forceinline__ void attend_tile(const Problem& p, const RowTile& til
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
 constexpr int kWideWarps = 4, kWideFragments = 2, kWideRows = kWideWarps * kWideFragments * 16;
+static_assert(kWideRows == kHopperRows);
 /** Rows of a segment up to which single warps serve it, 16 rows each: decode steps. */
 constexpr int kNarrowTile = 16, kNarrowRows = 32;
 
@@ -378,8 +371,13 @@ void attend_mma(const Args& a, const Sequences& sequences, const Geometry& g) {
       sequences.queries <= 2 * sequences.count || int64_t{sequences.queries} * g.group <= kNarrowRows;
   if (!narrow_only) {
     const UnitList units(a, sequences, g, {false, kWideRows, kNarrowRows + 1});
-    launch(a, {dim3(units.blocks(g)), dim3(kWideWarps * kWarp), Shared<C, kWideWarps, kWideFragments>::kBytes},
-           attend_wide<C>, p, units.given());
+    const int64_t key_rows = a.in[1].count() / (int64_t{g.K} * C);
+    if (key_rows > 0 && attention_form().wgmma_forward) {
+      attend_hopper(a, p, C, key_rows, units);
+    } else {
+      launch(a, {dim3(units.blocks(g)), dim3(kWideWarps * kWarp), Shared<C, kWideWarps, kWideFragments>::kBytes},
+             attend_wide<C>, p, units.given());
+    }
   }
   attend_narrow_tiles<C>(a, p, narrow_only);
 }

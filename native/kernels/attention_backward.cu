@@ -5,11 +5,13 @@
 // atomics in a fixed order and no workspace but delta. bf16 heads of 64 and 128 run on mma.m16n8k16: a warp keeps its
 // 16 keys (rows) of k and v (q and do) as fragments in registers beside their gradients, the other side comes through
 // shared memory, 64 rows (keys) at a time, the next ones under way; p and ds go from one product's registers to the
-// next one's, rounded to bf16. Other calls are attention_general.cu. Traffic: own side once, other side once per 128,
+// next one's, rounded to bf16. Other calls are attention_general.cu, those of compute capability 9.0
+// attention_backward_hopper.cu. Traffic: own side once, other side once per 128,
 // from L2 for the most part.
 #include "core/scratch.h"
+#include "cuda/attention_form.h"
+#include "kernels/attention_backward_hopper.h"
 #include "kernels/attention_general.h"
-#include "kernels/attention_mma.h"
 #include "kernels/dispatch.h"
 
 namespace caravan::cuda {
@@ -17,15 +19,7 @@ namespace {
 
 using namespace attention_detail;
 
-/** A call as the kernels see it; exponent is scale as a factor of base-2 exponents. */
-struct Problem {
-  Sequences sequences;
-  Geometry geometry;
-  const bf16 *d_o, *q, *k, *v;
-  const float *lse, *delta;
-  bf16 *dq, *dk, *dv;
-  float scale, exponent;
-};
+using Problem = BackwardProblem;
 
 /** Warps of a block. Wide heads: as many as share a step's tiles best; narrow ones: so few that three blocks fit. */
 template <int C>
@@ -318,6 +312,7 @@ void backward_mma(const Args& a, const Sequences& sequences, const Geometry& g, 
       sequences,           g,     a.in[0].as<bf16>(),  a.in[1].as<bf16>(),  a.in[2].as<bf16>(),  a.in[3].as<bf16>(),
       a.in[5].as<float>(), delta, a.out[0].as<bf16>(), a.out[1].as<bf16>(), a.out[2].as<bf16>(), scale,
       scale * kLog2E};
+  if (sequences.keys > 0 && attention_form().wgmma_backward) return backward_hopper(a, p, C);
   {
     const UnitList units(a, sequences, g, {true, kOwn<C>, 0});
     launch(a, {dim3(units.blocks(g)), dim3(kThreads<C>), Shared<C>::kBytes}, gradient<C, true>, p, units.given());

@@ -34,8 +34,7 @@ template <int kFragments>
 using Scores = float[kFragments][kBlockKeys / 8][4];
 
 template <int C, int kFragments>
-__device__ __forceinline__ void block_scores(Scores<kFragments>& s, const bf16* queries, const bf16* keys,
-                                             bool negate) {
+__device__ __forceinline__ void block_scores(Scores<kFragments>& s, const bf16* queries, const bf16* keys) {
 #pragma unroll
   for (int k = 0; k < C; k += 16) {
     uint32_t left[kFragments][4];
@@ -51,7 +50,10 @@ __device__ __forceinline__ void block_scores(Scores<kFragments>& s, const bf16* 
       }
     }
   }
-  if (!negate) return;
+}
+
+template <int kFragments>
+__device__ __forceinline__ void negate_scores(Scores<kFragments>& s) {
 #pragma unroll
   for (int i = 0; i < kFragments; i++) {
 #pragma unroll
@@ -109,24 +111,47 @@ struct Exponent {
   bool negate;
 };
 
+/** A call as the kernels see it. */
+struct Problem {
+  Sequences sequences;
+  Geometry geometry;
+  const bf16 *q, *k, *v;
+  bf16* o;
+  float* lse;
+  Exponent exponent;
+};
+
+/** Scores of a fragment's rows to weights relative to 2^reference, and their sums. */
+__device__ __forceinline__ void weigh_fragment(float (&s)[kBlockKeys / 8][4], float scale, float (&reference)[2],
+                                               float (&sums)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float sum = weigh_row(s, h, scale, &reference[h]);
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    sums[h] = sum + __shfl_xor_sync(kAllLanes, sum, 2);
+  }
+}
+
+/** The weights of a fragment's rows, rounded, as left operands. */
+__device__ __forceinline__ void round_weights(uint32_t (&weights)[kBlockKeys / 16][4],
+                                              const float (&s)[kBlockKeys / 8][4]) {
+#pragma unroll
+  for (int j = 0; j < kBlockKeys / 16; j++) as_left_fragment(weights[j], s[2 * j], s[2 * j + 1]);
+}
+
 /** Weights of a block of keys, the first of which is `key`, for a warp's rows. keys_of_row is looked at when `masked`:
  *  some row does not see some of the keys. */
 template <int C, int kFragments>
 __device__ __forceinline__ void weigh_block(BlockWeights<kFragments>& block, const bf16* queries, const bf16* keys,
                                             const Exponent& exponent, const Range* keys_of_row, int key, bool masked) {
   Scores<kFragments> s = {};
-  block_scores<C>(s, queries, keys, exponent.negate);
+  block_scores<C>(s, queries, keys);
+  if (exponent.negate) negate_scores(s);
   if (masked) mask_scores(s, keys_of_row, key);
 #pragma unroll
   for (int i = 0; i < kFragments; i++) {
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float sum = weigh_row(s[i], h, exponent.scale, &block.reference[i][h]);
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      block.sum[i][h] = sum + __shfl_xor_sync(kAllLanes, sum, 2);
-    }
-#pragma unroll
-    for (int j = 0; j < kBlockKeys / 16; j++) as_left_fragment(block.weights[i][j], s[i][2 * j], s[i][2 * j + 1]);
+    weigh_fragment(s[i], exponent.scale, block.reference[i], block.sum[i]);
+    round_weights(block.weights[i], s[i]);
   }
   end_phase();
 }
@@ -203,42 +228,52 @@ __device__ __forceinline__ void scale_weights(BlockWeights<kFragments>& block, c
   }
 }
 
-/** Adds a block to the outputs of a warp's rows and to their totals, which are in shared memory: the outputs leave no
- *  registers for them. */
+/** Adds what a block brings to a row's totals but for the sum of its rounded weights. */
+__device__ __forceinline__ Join join_row(Totals& row, float reference, float sum) {
+  const Join factors = join(&row.reference, reference);
+  row.sum = fmaf(row.sum, factors.kept, sum * factors.added);
+  return factors;
+}
+
+/** Adds a block to the totals of a warp's rows, which are in shared memory: the outputs leave no registers for them.
+ *  Scales the weights as their product is to be added; `kept` is the factor of what was summed so far. */
+template <int kFragments>
+__device__ __forceinline__ void join_block(float (&kept)[kFragments][2], Totals* totals,
+                                           BlockWeights<kFragments>& block) {
+  const int lane = threadIdx.x % kWarp;
+  float added[kFragments][2], rounded[kFragments][2];
+  Totals after[kFragments][2];
+  bool scaled = false;
+#pragma unroll
+  for (int i = 0; i < kFragments; i++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      after[i][h] = totals[i * 16 + h * 8 + lane / 4];
+      const Join factors = join_row(after[i][h], block.reference[i][h], block.sum[i][h]);
+      kept[i][h] = factors.kept;
+      added[i][h] = factors.added;
+      scaled = scaled || factors.added != 1.0f;
+    }
+  }
+  if (__any_sync(kAllLanes, scaled)) scale_weights(block, added);
+  rounded_sums(block, rounded);
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kFragments; i++) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      after[i][h].rounded_sum = fmaf(after[i][h].rounded_sum, kept[i][h], rounded[i][h]);
+      if (lane % 4 == 0) totals[i * 16 + h * 8 + lane / 4] = after[i][h];
+    }
+  }
+}
+
+/** Adds a block to the outputs of a warp's rows and to their totals. */
 template <int C, int kFragments>
 __device__ __forceinline__ void add_block(float (&o)[kFragments][C / 8][4], Totals* totals,
                                           BlockWeights<kFragments>& block, const bf16* values) {
-  const int lane = threadIdx.x % kWarp;
   float kept[kFragments][2];
-  {
-    float added[kFragments][2], rounded[kFragments][2];
-    Totals after[kFragments][2];
-    bool scaled = false;
-#pragma unroll
-    for (int i = 0; i < kFragments; i++) {
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        Totals& row = after[i][h];
-        row = totals[i * 16 + h * 8 + lane / 4];
-        const Join factors = join(&row.reference, block.reference[i][h]);
-        kept[i][h] = factors.kept;
-        added[i][h] = factors.added;
-        scaled = scaled || factors.added != 1.0f;
-        row.sum = fmaf(row.sum, factors.kept, block.sum[i][h] * factors.added);
-      }
-    }
-    if (__any_sync(kAllLanes, scaled)) scale_weights(block, added);
-    rounded_sums(block, rounded);
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kFragments; i++) {
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        after[i][h].rounded_sum = fmaf(after[i][h].rounded_sum, kept[i][h], rounded[i][h]);
-        if (lane % 4 == 0) totals[i * 16 + h * 8 + lane / 4] = after[i][h];
-      }
-    }
-  }
+  join_block(kept, totals, block);
   block_product<C>(block, values, [&](int n, const float (&t)[kFragments][kSlice][4]) {
 #pragma unroll
     for (int i = 0; i < kFragments; i++) {

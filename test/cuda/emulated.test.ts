@@ -62,14 +62,20 @@ function emulated(): NodeJS.ProcessEnv {
   }
 }
 
-function runTests(order: string, files: readonly string[]): Promise<Ended> {
+function runTests(
+  order: string,
+  files: readonly string[],
+  { names = '', ...environment }: { names?: string } & NodeJS.ProcessEnv = {},
+): Promise<Ended> {
   const vitest = join(root, 'node_modules/vitest/vitest.mjs')
   // What is emulated takes its time.
   const words = ['run', '--project', 'units', '--project', 'tests', '--testTimeout', '600000', ...files, ...excluded]
+  if (names !== '') words.push('--testNamePattern', names)
   return run(process.execPath, [vitest, ...words], {
     ...emulated(),
     CARAVAN_TEST_DEVICE: 'cuda',
     CARAVAN_SIMT_ORDER: order,
+    ...environment,
   })
 }
 
@@ -98,6 +104,26 @@ describe('the module for GPUs on the emulated device', () => {
       expect(status, output.slice(-8000)).toBe(0)
     },
     3_600_000,
+  )
+
+  // Attention over many queries has two forms; a decoding step, which must agree with both, has one.
+  const other = { CARAVAN_SIMT_WGMMA: 'backwards' }
+  const older = { CARAVAN_SIMT_CAPABILITY: '80' }
+  it.each([
+    { capability: '9.0', environment: {}, form: 'wgmma, whose products have', file: 'test/ops/rows', tests: 5 },
+    { capability: '9.0 with other sums', environment: other, form: 'wgmma back', file: 'test/ops/rows', tests: 5 },
+    { capability: '8.0', environment: older, form: 'mma.sync', file: 'test/ops.test', tests: 9 },
+  ])(
+    'passes the tests of attention as compute capability $capability',
+    async ({ environment, form, file, tests }) => {
+      const doctor = await run(process.execPath, ['dist/cli/main.js', 'doctor'], { ...emulated(), ...environment })
+      expect(doctor.output).toMatch(new RegExp(`attention +${form}`))
+      const names = '^attention .*agree: bf16, C (64|128)|^attention(_paged)? sample .*C:(64|128)'
+      const { status, output } = await runTests('mixed', [file], { names, ...environment })
+      expect(status, output.slice(-8000)).toBe(0)
+      expect(output).toContain(`Tests  ${tests} passed`)
+    },
+    600_000,
   )
 
   it('is checked and timed by scripts/gpu_check from the first part to the last', async () => {

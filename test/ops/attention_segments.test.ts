@@ -26,14 +26,11 @@ const variants: (readonly [FloatType, number])[] = [
   ['bf16', 128],
 ]
 
-function normal(dtype: FloatType, shape: number[], seed: number): Tensor {
+/** Normal numbers; NaN in the rows from `nanFrom` on. */
+function normal(dtype: FloatType, shape: number[], seed: number, nanFrom = shape[0]!): Tensor {
   const random = new Random(seed, 3)
-  return upload(
-    device,
-    dtype,
-    Float64Array.from({ length: countOf(shape) }, () => random.normal()),
-    shape,
-  )
+  const values = Float64Array.from({ length: countOf(shape) }, () => random.normal())
+  return upload(device, dtype, values.fill(NaN, (nanFrom * values.length) / shape[0]!), shape)
 }
 
 const table = (rows: number[][]) => upload(device, 'i32', rows.flat(), [rows.length, 4])
@@ -41,12 +38,20 @@ const table = (rows: number[][]) => upload(device, 'i32', rows.flat(), [rows.len
 /** Results of attention and, where the keys are the sequences' own, of its backward pass. */
 async function results(
   dtype: FloatType,
-  { N, M, C, rows, own }: { N: number; M: number; C: number; rows: number[][]; own: boolean },
+  {
+    N,
+    M,
+    C,
+    rows,
+    own,
+    nanFrom,
+  }: { N: number; M: number; C: number; rows: number[][]; own: boolean; nanFrom?: number },
 ) {
-  const [q, k, v] = [normal(dtype, [N, H, C], 1), normal(dtype, [M, K, C], 2), normal(dtype, [M, K, C], 3)]
+  const [q, k] = [normal(dtype, [N, H, C], 1, nanFrom), normal(dtype, [M, K, C], 2, nanFrom)]
+  const v = normal(dtype, [M, K, C], 3, nanFrom)
   const call = { q, k, v, segments: table(rows), scale: 0.3, window: 0 }
   const { o, lse } = attentionOp(call)
-  const dout = normal(dtype, [N, H, C], 4)
+  const dout = normal(dtype, [N, H, C], 4, nanFrom)
   const gradients = own ? attentionBackwardOp({ ...call, do: dout, o, lse }) : {}
   const values = await readAll({ o, lse, ...gradients })
   disposeAll({ q, k, v, segments: call.segments, o, lse, dout }, gradients)
@@ -90,6 +95,21 @@ describe.each(variants)('%s, C %i', (dtype, C) => {
     for (const name of ['dk', 'dv']) {
       expect(rowsOf(values.get(name)!, M, [3, 70]).every((value) => Number.isFinite(value) && value !== 0)).toBe(true)
     }
+  })
+
+  it('a sequence of NaN spoils no other', async () => {
+    const rows = [
+      [0, 90, 0, 90],
+      [90, 160, 90, 160],
+    ]
+    const [whole, spoilt] = [
+      await results(dtype, { N: 160, M: 160, C, rows, own: true }),
+      await results(dtype, { N: 160, M: 160, C, rows, own: true, nanFrom: 90 }),
+    ]
+    for (const [name, values] of whole) {
+      expect(rowsOf(spoilt.get(name)!, 160, [0, 90]), name).toEqual(rowsOf(values, 160, [0, 90]))
+    }
+    expect(rowsOf(spoilt.get('o')!, 160, [90, 160]).every(Number.isNaN)).toBe(true)
   })
 
   it('queries without keys are 0, with an lse of -inf', async () => {

@@ -26,7 +26,7 @@ describe('gpu_check --dry-run', () => {
     expect(stderr).toBe('')
     expect(status).toBe(0)
     const lines = stdout.trim().split('\n')
-    for (const line of lines) expect(line).toMatch(/^(CARAVAN_CUDA_GEMM=\w+ )?timeout \d+ /)
+    for (const line of lines) expect(line).toMatch(/^(CARAVAN_CUDA_(GEMM|ATTENTION)=\w+ )?timeout \d+ /)
     expect(lines.some((line) => command.test(line))).toBe(true)
     expect(existsSync(out)).toBe(false)
   })

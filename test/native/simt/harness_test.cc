@@ -1,18 +1,11 @@
 // The harness for GPU kernels must see what a GPU would not survive: kernels with one fault each, and the same ones
 // right.
-#include <cuda_runtime.h>
+#include "harness.h"
 
-#include <functional>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "../check.h"
-
-namespace {
-
-/** Runs `body` as one block of `threads`; the message of what went wrong, or "". */
-std::string outcome(unsigned threads, const char* order, const std::function<void()>& body, size_t shared_bytes = 0) {
+std::string outcome(unsigned threads, const char* order, const std::function<void()>& body, size_t shared_bytes) {
   setenv("CARAVAN_SIMT_ORDER", order, 1);
   try {
     simt::run({1, 1, 1}, {threads, 1, 1}, shared_bytes, simt::BodyOf(body));
@@ -22,7 +15,7 @@ std::string outcome(unsigned threads, const char* order, const std::function<voi
   }
 }
 
-bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+namespace {
 
 /** Every thread writes its number and reads its neighbour's. */
 std::vector<int> neighbours(bool with_barrier, const char* order) {
@@ -155,5 +148,6 @@ int main() {
   copies();
   late_reads();
   tensor_cores();
+  hopper_checks();
   return check::finish("harness_test");
 }

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "simt_hopper.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -56,23 +58,16 @@ constexpr int kWarp = 32;
 constexpr size_t kStackBytes = CARAVAN_SIMT_ASAN ? 512 << 10 : 128 << 10;
 constexpr size_t kMostValueBytes = 64;
 
-enum class State { kReady, kWarpBarrier, kBlockBarrier, kDone };
-
-struct AsyncCopy {
-  void* to;
-  const void* from;
-  bool valid;
-};
+enum class State { kReady, kWarpBarrier, kBlockBarrier, kParked, kDone };
 
 struct Fiber {
   void* stack_pointer = nullptr;
   char* stack = nullptr;  // from its first step to its last, unless the next thread inherits it
   State state = State::kDone;
   unsigned mask = 0;
+  const Condition* condition = nullptr;  // while parked
   Index thread;
   int parity = 0;
-  std::vector<AsyncCopy> open;                 // copies of the group that is being collected
-  std::vector<std::vector<AsyncCopy>> groups;  // committed, not landed
 };
 
 /** Values that the lanes of one warp show each other: two buffers in turns for full warps, one for parts of warps. */
@@ -132,9 +127,7 @@ void fiber_main() {
   for (;;) {
     (*grid.body)();
     Fiber& fiber = self();
-    if (!fiber.open.empty() || !fiber.groups.empty()) {
-      grid.failure = "a thread ended with asynchronous copies under way";
-    }
+    if (copies_left(grid.running)) grid.failure = "a thread ended with asynchronous copies under way";
     fiber.state = State::kDone;
     const int next = next_to_start();
     if (next < 0) break;
@@ -195,8 +188,6 @@ void prepare(Fiber& fiber, const Index& thread) {
   fiber.thread = thread;
   fiber.state = State::kReady;
   fiber.parity = 0;
-  fiber.open.clear();
-  fiber.groups.clear();
 }
 
 void prepare_block(const Index& block) {
@@ -278,15 +269,30 @@ std::string place_text() {
   return text;
 }
 
+/** Lets the parked threads go on whose condition holds by now; true if there was one. */
+bool wake_parked() {
+  bool any = false;
+  for (int i = 0; i < grid.count; i++) {
+    Fiber& fiber = grid.fibers[static_cast<size_t>(i)];
+    if (fiber.state != State::kParked || !fiber.condition->holds()) continue;
+    fiber.state = State::kReady;
+    any = true;
+  }
+  return any;
+}
+
 /** Opens the block barrier if every living thread waits at it; false if a thread is somewhere else. */
 bool open_block_barrier() {
   bool any = false;
   for (int i = 0; i < grid.count; i++) {
     const State state = grid.fibers[static_cast<size_t>(i)].state;
-    if (state == State::kWarpBarrier) {
+    if (state == State::kWarpBarrier || state == State::kParked) {
       grid.running = i;
       place.thread = grid.fibers[static_cast<size_t>(i)].thread;
-      grid.failure = "divergent warp barrier or collective: " + place_text() + " waits for lanes that do not come";
+      grid.failure =
+          state == State::kParked
+              ? "deadlock: " + place_text() + " waits for a barrier that nobody completes"
+              : "divergent warp barrier or collective: " + place_text() + " waits for lanes that do not come";
       return false;
     }
     any = any || state == State::kBlockBarrier;
@@ -305,6 +311,8 @@ bool open_block_barrier() {
 
 void run_block(const Index& block) {
   prepare_block(block);
+  begin_copies(grid.count);
+  begin_hopper_block();
   if (!grid.shared.empty()) std::memset(grid.shared.data(), 0xcb, grid.shared.size());
   const int warps = (grid.count + kWarp - 1) / kWarp;
   do {
@@ -312,7 +320,9 @@ void run_block(const Index& block) {
       run_warp(grid.order == Order::kForward ? i : warps - 1 - i);
       if (!grid.failure.empty()) return;
     }
-  } while (open_block_barrier());
+  } while (wake_parked() || land_copy() || open_block_barrier());
+  const char* undone = left_undone();
+  if (grid.failure.empty() && undone != nullptr) grid.failure = undone;
 }
 
 /** Waits, and lets the next lane go on at once where it has been started: half the switches of a way round by the
@@ -362,6 +372,9 @@ inline void copy_value(void* to, const void* from, size_t bytes) {
 void* dynamic_shared() { return grid.shared.data(); }
 size_t dynamic_shared_bytes() { return grid.shared.size(); }
 int lane() { return grid.running % kWarp; }
+int warp() { return grid.running / kWarp; }
+int thread_of_block() { return grid.running; }
+bool lands_late() { return grid.order == Order::kForward; }
 
 void run(const Index& size, const Index& block, size_t shared_bytes, const Body& body) {
   std::lock_guard<std::mutex> lock(one_launch);
@@ -403,6 +416,21 @@ void fault(const char* format, ...) {
 }
 
 void block_barrier() { wait_here(State::kBlockBarrier, 0); }
+
+void step_aside() {
+  struct Always final : Condition {
+    bool holds() const override { return true; }
+  };
+  const Always turn;
+  self().condition = &turn;
+  wait_here(State::kParked, 0);
+}
+
+void park(const Condition& condition) {
+  if (condition.holds()) return;
+  self().condition = &condition;
+  wait_here(State::kParked, 0);
+}
 
 void warp_barrier(unsigned mask) {
   mask &= existing_lanes();
@@ -447,31 +475,6 @@ unsigned ballot(unsigned mask, bool flag) {
   }
   if (!whole) warp_barrier(mask);
   return result;
-}
-
-void cp_async16(void* shared, const void* global, bool valid) {
-  const auto misaligned = [](const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) != 0; };
-  if (misaligned(shared) || (valid && misaligned(global))) fault("cp.async of 16 bytes at a misaligned address");
-  self().open.push_back({shared, global, valid});
-}
-
-void cp_async_commit() {
-  self().groups.push_back(std::move(self().open));
-  self().open.clear();
-}
-
-void cp_async_wait(int pending) {
-  auto& groups = self().groups;
-  while (groups.size() > static_cast<size_t>(pending)) {
-    for (const AsyncCopy& copy : groups.front()) {
-      if (copy.valid) {
-        std::memcpy(copy.to, copy.from, 16);
-      } else {
-        std::memset(copy.to, 0, 16);
-      }
-    }
-    groups.erase(groups.begin());
-  }
 }
 
 }  // namespace simt

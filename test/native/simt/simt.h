@@ -44,6 +44,20 @@ void run(const Index& grid, const Index& block, size_t shared_bytes, const Body&
 void* dynamic_shared();
 size_t dynamic_shared_bytes();
 int lane();
+int warp();
+int thread_of_block();
+
+/** What a thread waits for that other threads bring about, or copies under way. */
+struct Condition {
+  virtual ~Condition() = default;
+  virtual bool holds() const = 0;
+};
+/** Waits until a condition holds; ends the launch when nothing can make it hold any more. */
+void park(const Condition& condition);
+/** Lets all other threads go on as far as they can. */
+void step_aside();
+/** Whether asynchronous copies land as late as they may, or at once: as the order of the launch is. */
+bool lands_late();
 
 void block_barrier();
 void warp_barrier(unsigned mask);
@@ -69,6 +83,9 @@ void cp_async16(void* shared, const void* global, bool valid);
 void cp_async_commit();
 /** Until at most `pending` of the newest groups of this thread have not landed. */
 void cp_async_wait(int pending);
+/** For the scheduler: forgets all copies; whether a thread has some under way. */
+void begin_copies(int threads);
+bool copies_left(int thread);
 /** Four 8x8 matrices of 16-bit values; lane l gives the address of row l % 8 of matrix l / 8. */
 void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed);
 /** d[16,8] += a[16,16] b[16,8], bf16 operands and f32 sums, in the fragment layout of mma.m16n8k16. */

@@ -1,3 +1,4 @@
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <chrono>
@@ -54,6 +55,12 @@ cudaError_t keep(cudaError_t error) {
   return error;
 }
 
+/** CARAVAN_SIMT_CAPABILITY: 90, or another compute capability to pretend to. */
+int capability() {
+  const char* wanted = std::getenv("CARAVAN_SIMT_CAPABILITY");
+  return wanted == nullptr ? 90 : std::atoi(wanted);
+}
+
 /** Runs now, or later with the graph. */
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work) {
   if (stream->capture != nullptr) {
@@ -102,14 +109,25 @@ cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return keep(cudaErrorInvalidValue);
-  *properties = cudaDeviceProp{"SIMT emulation on the host", kDeviceBytes, 9, 0, 4};
+  *properties = cudaDeviceProp{"SIMT emulation on the host", kDeviceBytes, capability() / 10, capability() % 10, 4};
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 227 << 10;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? 4
+           : attribute == cudaDevAttrComputeCapabilityMajor ? capability() / 10
+                                                            : 227 << 10;
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : keep(cudaErrorInvalidValue); }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  const bool known = std::strcmp(name, "cuTensorMapEncodeTiled") == 0;
+  *function = known ? reinterpret_cast<void*>(&cuTensorMapEncodeTiled) : nullptr;
+  *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
+}
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   std::lock_guard<std::mutex> lock(mutex);
   *free_bytes = kDeviceBytes - allocated;

@@ -1,6 +1,7 @@
 // What a warp does together for its tensor cores: ldmatrix and mma, put together from values that lanes show each
-// other.
+// other; and the asynchronous copies of threads.
 #include <cstring>
+#include <vector>
 
 #include "simt.h"
 
@@ -16,7 +17,58 @@ float bf16_value(uint32_t pair, int half) {
   return value;
 }
 
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  bool valid;
+};
+struct Copies {
+  std::vector<AsyncCopy> open;                 // of the group that is being collected
+  std::vector<std::vector<AsyncCopy>> groups;  // committed, not landed
+};
+std::vector<Copies> copies;  // of each thread
+
+Copies& own_copies() { return copies[static_cast<size_t>(thread_of_block())]; }
+
 }  // namespace
+
+void begin_copies(int threads) {
+  if (copies.size() < static_cast<size_t>(threads)) copies.resize(static_cast<size_t>(threads));
+  for (Copies& of_thread : copies) {
+    of_thread.open.clear();
+    of_thread.groups.clear();
+  }
+}
+
+bool copies_left(int thread) {
+  const Copies& of_thread = copies[static_cast<size_t>(thread)];
+  return !of_thread.open.empty() || !of_thread.groups.empty();
+}
+
+void cp_async16(void* shared, const void* global, bool valid) {
+  const auto misaligned = [](const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) != 0; };
+  if (misaligned(shared) || (valid && misaligned(global))) fault("cp.async of 16 bytes at a misaligned address");
+  own_copies().open.push_back({shared, global, valid});
+}
+
+void cp_async_commit() {
+  own_copies().groups.push_back(std::move(own_copies().open));
+  own_copies().open.clear();
+}
+
+void cp_async_wait(int pending) {
+  auto& groups = own_copies().groups;
+  while (groups.size() > static_cast<size_t>(pending)) {
+    for (const AsyncCopy& copy : groups.front()) {
+      if (copy.valid) {
+        std::memcpy(copy.to, copy.from, 16);
+      } else {
+        std::memset(copy.to, 0, 16);
+      }
+    }
+    groups.erase(groups.begin());
+  }
+}
 
 void ldmatrix_x4(uint32_t (&r)[4], const void* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) & 15) fault("ldmatrix of a misaligned row");
