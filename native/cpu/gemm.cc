@@ -70,6 +70,23 @@ struct Block {
   int64_t column, columns;
 };
 
+/** A rectangle of B that will be packed next, asked for some lines at a time while the multipliers work. */
+struct ComingB {
+  const char* row = nullptr;
+  int64_t stride = 0, rows = 0, bytes = 0;  // of a row
+  int64_t at = 0, lines_a_tile = 0;
+  void ask() {
+    for (int64_t line = 0; line < lines_a_tile && rows > 0; line++) {
+      __builtin_prefetch(row + at, 0, 2);
+      at += 64;
+      if (at < bytes) continue;
+      at = 0;
+      row += stride;
+      rows--;
+    }
+  }
+};
+
 /** One pass over one panel of columns for all row panels of a block. */
 struct ColumnPanel {
   const void* b;
@@ -81,6 +98,7 @@ struct ColumnPanel {
   float* sums;                  // spilled sums of this column panel, tile after tile
   const char* ahead = nullptr;  // memory to ask for during this pass, or null
   int64_t ahead_bytes = 0;
+  ComingB* coming = nullptr;  // the same for what another panel of this block will need
 };
 
 inline TileFunction choose_tile(const Plan& p, const ColumnPanel& c, int height) {
@@ -150,6 +168,7 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
       const char* out = static_cast<const char*>(g.c) + (row * g.c_row_stride + c.column) * c_bytes;
       prefetch_rows(out, g.c_row_stride * c_bytes, height, c.n * c_bytes);
     }
+    if (c.coming != nullptr) c.coming->ask();
     run(t);
     if (last && !plain) finish(g, {spilled, kColumns}, {row, height, c.column, c.n});
   }
@@ -206,14 +225,35 @@ void run_streamed(const Plan& p, const RowPanels& rows, const Block& block, floa
   }
 }
 
+/** What the pass `pass` of a block reads of B; nothing where there is no such pass. */
+ComingB coming_b(const Plan& p, const Block& block, int64_t pass) {
+  const GemmArgs& g = p.g;
+  ComingB coming;
+  if (pass * p.pass_units >= p.units) return coming;
+  const int64_t element = static_cast<int64_t>(size_of(g.b.dtype));
+  const Units units = pass_of(p, pass);
+  const int64_t k = units.begin * (p.pairs ? 2 : 1), count = units.count() * (p.pairs ? 2 : 1);
+  coming.row = static_cast<const char*>(g.b.data) + (k * g.b.row_stride + block.column * g.b.column_stride) * element;
+  const bool along_n = g.b.column_stride == 1;
+  coming.stride = (along_n ? g.b.row_stride : g.b.column_stride) * element;
+  coming.rows = along_n ? count : block.columns;
+  coming.bytes = (along_n ? block.columns : count) * element;
+  const int64_t tiles = ceil_div(block.columns, kColumns) * (block.last_panel - block.first_panel);
+  coming.lines_a_tile = ceil_div(coming.rows * ceil_div(coming.bytes, 64), tiles);
+  return coming;
+}
+
 /** Computes a block of C. `buffers` are the caller's own: panels of B, then spilled sums. */
 void run_block(const Plan& p, const RowPanels& rows, const Block& block, float* packed_a, float* buffers) {
   // K = 0 still makes one pass, over nothing: the epilogue is due.
   for (int64_t pass = 0; pass == 0 || pass * p.pass_units < p.units; pass++) {
     Units units = pass_of(p, pass);
     if (!p.b_direct && p.g.b.column_stride == 1) pack_b_rows(p, units, block.column, block.columns, buffers);
+    ComingB coming = coming_b(p, block, pass + 1);
     for (int64_t column = block.column; column < block.column + block.columns; column += kColumns) {
-      run_column_panel(p, rows, block, column_panel(p, block, column, units, buffers), packed_a);
+      ColumnPanel c = column_panel(p, block, column, units, buffers);
+      c.coming = &coming;
+      run_column_panel(p, rows, block, c, packed_a);
     }
   }
 }
@@ -310,10 +350,9 @@ void run_on_pool(const GemmArgs& g, Device& device, ThreadPool& pool) {
 int64_t serial_floats(int64_t M, int64_t N, int64_t K) {
   const int64_t panels = ceil_div(N, kColumns);
   const int64_t row_panels = ceil_div(min_of(M, kMaxChunkRows), kTileRows);
-  const int64_t streamed_panels = min_of(row_panels, ceil_div(kStreamedRows, kTileRows));
-  const int64_t padding = max_of(max_of(ceil_div(K, kPassUnits) * row_panels,
-                                        ceil_div(K, kStreamUnits) * min_of(row_panels, kDirectPanels)),
-                                 ceil_div(K, kStreamedUnits) * streamed_panels) *
+  static_assert(kStreamedUnits <= kPassUnits);
+  const int64_t padding = max_of(ceil_div(K, kStreamedUnits) * row_panels,
+                                 ceil_div(K, kStreamUnits) * min_of(row_panels, kDirectPanels)) *
                           kPanelPadding;
   const int64_t a = min_of(min_of(M, kMaxChunkRows) * K, max_of(kChunkBytes / 4, kMinChunkRows * K)) + padding;
   const int64_t b = min_of(panels * Plan::panel_floats(min_of(K, kWholeUnits)),

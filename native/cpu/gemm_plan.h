@@ -18,6 +18,10 @@ constexpr int64_t kPassUnits = kLanes >= 16 ? 512 : 256;
 constexpr int64_t kStreamUnits = 16;
 // Panels of rows up to which B is read in place where it is contiguous along N: packing would cost more than it saves.
 constexpr int64_t kDirectPanels = 4;
+// Longer rows than kChunkBytes has room for are read in place as well, unless they collide: bytes of a way of L1, and
+// how far apart in it neighbours have to begin.
+constexpr int64_t kWayBytes = 4096;
+constexpr int64_t kMinApart = 512;
 // Columns that go by together when B is read in place: 4 KiB of each K row, and their sums stay in L1.
 constexpr int64_t kStreamColumns = 1024;
 // Columns of a product of few rows that one task computes at least.
@@ -26,6 +30,9 @@ constexpr int64_t kFewRowsColumns = 64;
 // are lanes then; but of so few rows that widening B for them would cost more than half of the product, one panel of B
 // at a time is widened and packed into L1 while the next one is asked for.
 constexpr int64_t kStreamedRows = 64;
+// More rows stream such a B, too, where they stay in L2 or near it, while B comes from memory.
+constexpr int64_t kStreamedBytes = 16 << 20;
+constexpr int64_t kMostStreamedA = 2 << 20;
 constexpr int64_t kWidenedPanelRows = 12;
 // Units of such a panel in one pass: 8 KiB with 16 columns.
 constexpr int64_t kStreamedUnits = 128;
@@ -41,6 +48,8 @@ constexpr int64_t kMinChunkRows = 512;
 constexpr int64_t kMaxChunkRows = 2048;
 // A task shorter than this costs more to hand out than it gains (about 20 microseconds).
 constexpr int64_t kTaskFlops = 2 << 20;
+// Bytes of A up to which four tasks a thread share out the columns, for the sake of a processor that is disturbed.
+constexpr int64_t kMostCachedA = 4 << 20;
 // The same for products that wait for B, in flops, where a byte of B costs as much time as some of them. (The pool is
 // awake then: such products come one after the other.)
 constexpr int64_t kStreamedTaskCost = 1 << 19;
@@ -96,18 +105,23 @@ inline void choose_sources(Plan& p) {
   const int few = along_k ? (g.b.dtype == DType::kF32 ? kFewRowsAlongK<float> : kFewRowsAlongK<bf16>) : kFewRows;
   p.few_rows = (along_k || g.b.column_stride == 1) && g.M <= few;
   const bool some_rows = !p.few_rows && along_k && g.M <= kStreamedRows;
+  const bool huge_b = along_k && p.units > kWholeUnits && 4 * g.M * g.K <= kMostStreamedA &&
+                      g.N * g.K * static_cast<int64_t>(size_of(g.b.dtype)) >= kStreamedBytes;
   const bool widened = g.b.dtype == DType::kBF16 && !p.pairs;
   p.row_lanes = some_rows && g.a.column_stride == 1 && !odd_pair && !(widened && g.M <= kWidenedPanelRows);
-  p.streamed = some_rows && !p.row_lanes;
+  p.streamed = (some_rows || huge_b) && !p.few_rows && !p.row_lanes;
   p.b_direct = !p.few_rows && g.M <= kDirectPanels * kTileRows && g.b.column_stride == 1 && !odd_pair;
   if (p.b_direct && g.b.dtype == DType::kBF16) p.b_source = p.pairs ? BSource::kBf16Pairs : BSource::kBf16;
   // Packing A pays once it is read for enough columns, and where its rows lie so far apart that they would compete for
   // the same cache sets.
   const bool unit_rows = g.a.column_stride == 1 && (p.pairs ? !odd_pair : g.a.dtype == DType::kF32);
   const bool read_seldom = g.M <= kTileRows || g.N <= 8 * kColumns || (p.streamed && g.M <= kStreamedRowsInPlace);
-  const bool close =
-      p.units >= kMinInPlaceUnits && g.a.row_stride * static_cast<int64_t>(size_of(g.a.dtype)) <= 4 * kWholeUnits;
-  if (unit_rows && p.b_source == BSource::kUnits && (read_seldom || close)) p.a_source = ASource::kRows;
+  const int64_t row_bytes = g.a.row_stride * static_cast<int64_t>(size_of(g.a.dtype));
+  const bool close = p.units >= kMinInPlaceUnits && row_bytes <= 4 * kWholeUnits;
+  // The rows of one tile begin in sets of L1 of their own.
+  const int64_t apart = row_bytes % kWayBytes;
+  const bool endless = 4 * p.units * kMinChunkRows > kChunkBytes && apart >= kMinApart && apart <= kWayBytes - kMinApart;
+  if (unit_rows && p.b_source == BSource::kUnits && (read_seldom || close || endless)) p.a_source = ASource::kRows;
 }
 
 /** Passes over K, chunks of rows. */
@@ -131,7 +145,9 @@ inline void choose_blocks(Plan& p, int threads) {
   const GemmArgs& g = p.g;
   const int64_t column_panels = ceil_div(g.N, kColumns);
   const int64_t flops = 2 * p.chunk_rows * g.N * max_of(g.K, 1);
-  const int64_t wanted = threads == 1 ? 1 : min_of(4 * threads, max_of(flops / kTaskFlops, 1));
+  // An A that no cache holds is read again for every block of columns.
+  const int64_t tasks_a_thread = 4 * p.chunk_rows * g.K > kMostCachedA ? 2 : 4;
+  const int64_t wanted = threads == 1 ? 1 : min_of(tasks_a_thread * threads, max_of(flops / kTaskFlops, 1));
   if (p.few_rows || p.row_lanes || p.streamed) {
     const int64_t cost = flops + kStreamedByteCost * g.N * g.K * static_cast<int64_t>(size_of(g.b.dtype));
     const int64_t tasks = threads == 1 ? 1 : max_of(min_of(4 * threads, cost / kStreamedTaskCost), 1);

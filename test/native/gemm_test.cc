@@ -349,7 +349,8 @@ void test_chosen_cases(const Isa& isa, TestDevice& device, Pools& pools) {
   const int64_t sizes[][3] = {
       {1, 2100, 300}, {3, 5, 1},      {30, 300, 400}, {2060, 9, 514}, {4, 1030, 77},  {8, 300, 600}, {130, 70, 513},
       {64, 64, 64},   {1200, 33, 40}, {97, 200, 31},  {60, 500, 1},   {29, 65, 1500}, {200, 300, 5}, {1, 40, 2050},
-      {2, 16, 4100},  {2, 41, 301},   {17, 100, 352}, {65, 90, 288},  {9, 31, 1024},  {24, 60, 330}, {21, 110, 47}};
+      {2, 16, 4100},  {2, 41, 301},   {17, 100, 352}, {65, 90, 288},  {9, 31, 1024},  {24, 60, 330}, {21, 110, 47},
+      {13, 150, 8500}};
   for (auto& size : sizes) {
     for (Layout layout : {Layout::kNT, Layout::kNN, Layout::kTN}) {
       for (DType dtype : {DType::kF32, DType::kBF16}) {
@@ -359,6 +360,14 @@ void test_chosen_cases(const Isa& isa, TestDevice& device, Pools& pools) {
       }
     }
   }
+}
+
+/** Weights larger than a cache go by panel after panel for more rows. Only where the processor has the instructions:
+ *  emulated ones would take half a minute. */
+void test_large_weights(const Isa& isa, TestDevice& device, Pools& pools) {
+  if (std::strncmp(isa.name, "emulated", 8) == 0) return;
+  Random random(13);
+  check_case(isa, {65, 8100, 520, Layout::kNT, DType::kF32, DType::kF32, DType::kF32}, device, pools, random);
 }
 
 void test_f64(const Isa& isa, TestDevice& device, Pools& pools) {
@@ -420,6 +429,7 @@ int main(int argc, char** argv) {
     int before = check::failures;
     test_random_cases(isa, device, pools, cases);
     test_chosen_cases(isa, device, pools);
+    test_large_weights(isa, device, pools);
     test_f64(isa, device, pools);
     test_special_values(isa, device, pools);
     test_wrong_types(isa, device, pools);
