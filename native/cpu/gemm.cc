@@ -351,9 +351,9 @@ int64_t serial_floats(int64_t M, int64_t N, int64_t K) {
   const int64_t panels = ceil_div(N, kColumns);
   const int64_t row_panels = ceil_div(min_of(M, kMaxChunkRows), kTileRows);
   static_assert(kStreamedUnits <= kPassUnits);
-  const int64_t padding = max_of(ceil_div(K, kStreamedUnits) * row_panels,
-                                 ceil_div(K, kStreamUnits) * min_of(row_panels, kDirectPanels)) *
-                          kPanelPadding;
+  const int64_t padding =
+      max_of(ceil_div(K, kStreamedUnits) * row_panels, ceil_div(K, kStreamUnits) * min_of(row_panels, kDirectPanels)) *
+      kPanelPadding;
   const int64_t a = min_of(min_of(M, kMaxChunkRows) * K, max_of(kChunkBytes / 4, kMinChunkRows * K)) + padding;
   const int64_t b = min_of(panels * Plan::panel_floats(min_of(K, kWholeUnits)),
                            kBlockBytes / 4 + Plan::panel_floats(kWholeUnits) + kPanelPadding * panels);

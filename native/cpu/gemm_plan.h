@@ -120,7 +120,8 @@ inline void choose_sources(Plan& p) {
   const bool close = p.units >= kMinInPlaceUnits && row_bytes <= 4 * kWholeUnits;
   // The rows of one tile begin in sets of L1 of their own.
   const int64_t apart = row_bytes % kWayBytes;
-  const bool endless = 4 * p.units * kMinChunkRows > kChunkBytes && apart >= kMinApart && apart <= kWayBytes - kMinApart;
+  const bool endless =
+      4 * p.units * kMinChunkRows > kChunkBytes && apart >= kMinApart && apart <= kWayBytes - kMinApart;
   if (unit_rows && p.b_source == BSource::kUnits && (read_seldom || close || endless)) p.a_source = ASource::kRows;
 }
 
