@@ -1,5 +1,6 @@
 // The work of `caravan bench step`: the real losses on batches of random tokens, as bench/torch_peer.py makes them.
 import { Random } from '../base/random.js'
+import { AnswerLayout } from '../data/answer_layout.js'
 import type { PairBatch } from '../data/pairs.js'
 import { type PreferenceLossOptions, preferenceLoss } from '../losses/preference.js'
 import { sftLoss } from '../losses/sft.js'
@@ -101,8 +102,8 @@ interface PairsAndReference {
   reference: Float64Array
 }
 
-/** B / 2 pairs of random tokens a step, the first quarter of each answer being its prompt. The reference pass is a
- *  forward pass of the same model: it costs what one of a second model would. */
+/** B / 2 pairs of random tokens a step, the first quarter of each side being the prompt that both have, laid down once
+ *  as in a run. The reference pass is a forward pass of the same model: it costs what one of a second model would. */
 class RandomPairs implements Method<CausalLm, PairsAndReference> {
   readonly name = 'bench'
   readonly unitSeed = true
@@ -127,31 +128,31 @@ class RandomPairs implements Method<CausalLm, PairsAndReference> {
 
   /** [2 P] sums over the answers, known as zeros where the pass is left out. */
   async #reference(batch: PairBatch): Promise<Float64Array> {
-    const { T } = this.work.shape
     const reference = new Float64Array(2 * batch.pairs.length)
     if (this.work.cachedReference) return reference
     using logp = scope(() => pairLogprobs(this.work.model, batch))
-    const values = await logp.read()
-    for (let n = 0; n < values.length; n++) reference[Math.floor(n / T)]! += values[n]!
+    const values = (await logp.read()) as Float32Array
+    for (let side = 0; side < reference.length; side++) {
+      const answer = values.subarray(batch.spans[3 * side]!, batch.spans[3 * side + 1]!)
+      reference[side] = answer.reduce((sum, value) => sum + value, 0)
+    }
     return reference
   }
 
   #pairs(count: number): PairBatch {
     const { T, config } = this.work.shape
-    const B = 2 * count
-    const inputIds = Int32Array.from({ length: B * T }, () => this.#random.integer(0, config.V))
     const prompt = T / 4
-    const trained = (i: number) => i % T >= prompt - 1 && i % T < T - 1
-    const bounds = Array.from({ length: B + 1 }, (_, i) => i * T)
-    return {
-      inputIds,
-      positions: inputIds.map((_, i) => i % T),
-      segments: selfSegments(bounds).data,
-      keyRows: undefined,
-      labels: inputIds.map((_, i) => (trained(i) ? inputIds[i + 1]! : -100)),
-      spans: Int32Array.from({ length: 3 * B }, (_, i) => [(i / 3) * T, ((i - 1) / 3) * T + T, T - prompt][i % 3]!),
-      pairs: Int32Array.from({ length: count }, (_, pair) => pair),
+    const draw = (length: number) => Int32Array.from({ length }, () => this.#random.integer(0, config.V))
+    // The last token of a prompt predicts something else on each side, so it stays with its side.
+    const side = T - prompt + 1
+    const layout = new AnswerLayout({ tokens: count * (prompt - 1 + 2 * side), answers: 2 * count })
+    const trained = new Uint8Array(side).fill(1, 1)
+    for (let pair = 0; pair < count; pair++) {
+      const ids = draw(prompt)
+      layout.addPrompt(ids.subarray(0, -1))
+      for (let s = 0; s < 2; s++) layout.addAnswer(Int32Array.of(ids.at(-1)!, ...draw(T - prompt)), trained)
     }
+    return { ...layout.finish(), pairs: Int32Array.from({ length: count }, (_, pair) => pair) }
   }
 
   loss(model: CausalLm, { batch, reference }: PairsAndReference): MicroLoss {

@@ -1,6 +1,13 @@
 // What `caravan score` says of a row: the log-probability of every token, or the score of a reward model.
 import { CaravanError } from '../base/errors.js'
-import { type CausalLm, loadModel, loadRewardModel, type PackedRows, type RewardModel } from '../models/index.js'
+import {
+  type CausalLm,
+  loadModel,
+  loadRewardModel,
+  type PackedRows,
+  type RewardModel,
+  readRows,
+} from '../models/index.js'
 import { linearLogprob, selfSegments, targetsOn } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { scope, Tensor } from '../tensor/index.js'
@@ -80,9 +87,10 @@ async function rewards(model: RewardModel, batch: readonly ScoreRow[]): Promise<
   const present = batch.flatMap(({ ids }, i) => (ids.length > 0 ? [i] : []))
   if (present.length === 0) return batch.map(() => 0)
   const last = Int32Array.from(present, (i) => sequences.starts[i + 1]! - 1)
-  using scores = scope(() =>
-    model.scores(rowsOn(model.device, sequences), Tensor.from(model.device, last, [last.length])),
-  )
+  using scores = scope(() => {
+    const rows = rowsOn(model.device, sequences, (row) => last.includes(row))
+    return model.scores(rows, Tensor.from(model.device, last, [last.length]))
+  })
   const values = await scores.read()
   return batch.map((_, i) => values[present.indexOf(i)] ?? 0)
 }
@@ -107,12 +115,17 @@ function packed(batch: readonly ScoreRow[]): PackedSequences {
   return { ids, positions, starts }
 }
 
-function rowsOn(device: Device, { ids, positions, starts }: PackedSequences): PackedRows {
+function rowsOn(
+  device: Device,
+  { ids, positions, starts }: PackedSequences,
+  reads = (_row: number) => true,
+): PackedRows {
   // Empty sequences have no segment.
   const { data, shape } = selfSegments([...new Set(starts)])
   return {
     ids: Tensor.from(device, ids, [ids.length]),
     positions: Tensor.from(device, positions, [ids.length]),
     segments: Tensor.from(device, data, shape),
+    read: readRows(device, data, reads),
   }
 }

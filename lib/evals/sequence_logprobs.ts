@@ -3,7 +3,7 @@
 // computed once a pass. Queries see the same keys in the same order as alone, so no bit depends on the neighbours.
 import { throwIfAborted } from '../base/errors.js'
 import { NO_TARGET } from '../data/pack.js'
-import type { CausalLm, PackedRows } from '../models/index.js'
+import { type CausalLm, type PackedRows, readRows } from '../models/index.js'
 import { linearLogprob, targetsOn } from '../ops/index.js'
 import type { Device } from '../runtime/index.js'
 import { scope, Tensor, withoutTape } from '../tensor/index.js'
@@ -90,11 +90,13 @@ class SharedLayout {
   }
 
   rows(device: Device): PackedRows {
+    const segments = Int32Array.from(this.#segments)
     return {
       ids: vector(device, this.#ids),
       positions: vector(device, this.#positions),
-      segments: Tensor.from(device, Int32Array.from(this.#segments), [this.spans.length, 4]),
+      segments: Tensor.from(device, segments, [this.spans.length, 4]),
       keyRows: this.#shares ? vector(device, this.#keyRows) : undefined,
+      read: readRows(device, segments, (row) => this.#labels[row] !== NO_TARGET),
     }
   }
 

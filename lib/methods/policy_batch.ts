@@ -110,9 +110,9 @@ export function stateValues(
     const begin = rows.spans[3 * s]!
     return Array.from({ length: tokens.length + Number(after(s)) }, (_, t) => begin + t)
   })
-  return model.scores(answerRows(model.device, rows), Tensor.from(model.device, Int32Array.from(at), [at.length]), {
-    checkpoint,
-  })
+  const asked = new Set(at)
+  const packed = answerRows(model.device, rows, (row) => asked.has(row))
+  return model.scores(packed, Tensor.from(model.device, Int32Array.from(at), [at.length]), { checkpoint })
 }
 
 export interface PassOptions {

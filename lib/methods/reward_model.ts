@@ -56,6 +56,7 @@ export function pairRewards(model: RewardModel, micro: PairBatch, checkpoint: Ch
   const P = micro.pairs.length
   const last = Int32Array.from({ length: 2 * P }, (_, side) => micro.spans[3 * side + 1]! - 1)
   const { device } = model
-  const scores = model.scores(answerRows(device, micro), Tensor.from(device, last, [2 * P]), { checkpoint })
+  const packed = answerRows(device, micro, (row) => last.includes(row))
+  const scores = model.scores(packed, Tensor.from(device, last, [2 * P]), { checkpoint })
   return reshape(scores, [P, 2])
 }

@@ -1,6 +1,7 @@
 // Language models: configuration, Hugging Face folders in and out, sizes and costs.
 
 export type { PackedRows } from '../nn/decoder.js'
+export { readRows } from '../nn/read_rows.js'
 export {
   type AdaptableModel,
   adapterParameters,

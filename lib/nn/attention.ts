@@ -15,6 +15,14 @@ export interface KeyValueStore {
   attend(layer: number, rows: { q: Tensor; k: Tensor; v: Tensor; segments: Tensor }, options: AttentionOptions): Tensor
 }
 
+/** Some rows of a pass, for which alone a block computes what comes out of it. */
+export interface ReadRows {
+  /** [R] i32, ascending: of the sequence of each segment the last ones. */
+  rows: Tensor
+  /** [S,4] i32: the segments of the pass with these rows as queries, counted by their place in `rows`. */
+  segments: Tensor
+}
+
 /** What every layer of one forward pass shares. */
 export interface AttentionContext {
   /** Cosines and sines of the positions, [N,C] f32. */
@@ -24,6 +32,8 @@ export interface AttentionContext {
   /** [M] i32: the rows whose keys and values `segments` speaks of, where sequences share a prefix; default: all. */
   keyRows?: Tensor
   store?: KeyValueStore
+  /** The rows that are queries; default: all. */
+  read?: ReadRows
 }
 
 export class SelfAttention extends Module {
@@ -55,20 +65,25 @@ export class SelfAttention extends Module {
     this.output = new Linear(scope.at('output'), { inputs: H * C, outputs: D, bias: outputBias, role: 'branch_output' })
   }
 
-  /** [N,D] from x [N,D]; `residual` [N,D] is added where the sum is stored. */
+  /** [N,D] from x [N,D], or [R,D] where R rows are read; `residual` of the same shape is added where the sum is
+   *  stored. */
   forward(x: Tensor, context: AttentionContext, residual?: Tensor): Tensor {
     const { H, K, C, windows } = this.shape
-    const q = rope(this.heads(this.query.forward(x), H, this.queryNorm), context.table)
+    const { read } = context
+    const asking = read ? takeRows(x, read.rows) : x
+    const askingTable = read ? takeRows(context.table, read.rows) : context.table
+    const q = rope(this.heads(this.query.forward(asking), H, this.queryNorm), askingTable)
     const own = {
       k: rope(this.heads(this.key.forward(x), K, this.keyNorm), context.table),
       v: this.heads(this.value.forward(x), K),
     }
-    const { segments, keyRows, store } = context
+    const { keyRows, store } = context
+    const segments = read?.segments ?? context.segments
     const options = { scale: 1 / Math.sqrt(C), window: windows[this.layer]! }
     const o = store
       ? store.attend(this.layer, { q, ...own, segments }, options)
       : attention(q, { ...shared(own, keyRows), segments }, options)
-    return this.output.forward(reshape(o, [x.shape[0]!, H * C]), residual)
+    return this.output.forward(reshape(o, [asking.shape[0]!, H * C]), residual)
   }
 
   /** Rows [N, heads * C] -> [N, heads, C], normed per head or as a whole, then clamped. */

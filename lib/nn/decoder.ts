@@ -1,8 +1,8 @@
 // One decoder for every family: embedding, blocks, final norm. Rows of all sequences lie end to end, so there is no
 // batch dimension and no padding; which rows see which is said by the segment table alone.
-import { ropeTable } from '../ops/index.js'
+import { placeRows, ropeTable, takeRows } from '../ops/index.js'
 import { type Checkpointing, checkpoint, keep, scope, Tensor } from '../tensor/index.js'
-import { type AttentionContext, type KeyValueStore, SelfAttention } from './attention.js'
+import { type AttentionContext, type KeyValueStore, type ReadRows, SelfAttention } from './attention.js'
 import { type DecoderShape, ropeFrequencies } from './decoder_shape.js'
 import { Embedding } from './embedding.js'
 import type { Lora } from './lora.js'
@@ -20,6 +20,9 @@ export interface PackedRows {
   segments: Tensor
   /** [M]: the rows whose keys and values `segments` speaks of, where sequences share a prefix. */
   keyRows?: Tensor
+  /** The rows that somebody reads; the last block computes nothing for others, whose hidden rows are 0. Default:
+   *  all. */
+  read?: ReadRows
 }
 
 export interface ForwardOptions {
@@ -48,14 +51,16 @@ export class Block extends Module {
     this.mlp = new Mlp(at.at('mlp'), { D: shape.D, F: shape.F, bias: shape.mlpBias })
   }
 
-  /** [N,D] from x [N,D]. The residual is added in the epilogue of the last op of each branch. */
+  /** [N,D] from x [N,D], or [R,D] where R rows are read. The residual is added in the epilogue of the last op of each
+   *  branch. */
   forward(x: Tensor, context: AttentionContext): Tensor {
     return scope(() => {
+      const residual = context.read ? takeRows(x, context.read.rows) : x
       if (this.shape.normPlacement === 'post') {
-        const h = this.attentionNorm.forward(this.attention.forward(x, context), x)
+        const h = this.attentionNorm.forward(this.attention.forward(x, context), residual)
         return this.mlpNorm.forward(this.mlp.forward(h), h)
       }
-      const h = this.attention.forward(this.attentionNorm.forward(x), context, x)
+      const h = this.attention.forward(this.attentionNorm.forward(x), context, residual)
       return this.mlp.forward(this.mlpNorm.forward(h), h)
     })
   }
@@ -85,22 +90,26 @@ export class Decoder extends Module {
   /** Hidden rows [N,D] after the final norm. */
   forward(rows: PackedRows, options: ForwardOptions = {}): Tensor {
     return scope(() => {
-      const { segments, keyRows } = rows
+      const { segments, keyRows, read } = rows
       const { checkpoint: mode = 'none', store } = options
       const table = ropeTable(rows.positions, this.#frequencies)
       let x = this.embedding.forward(rows.ids)
       const inPass = this.lora?.masks?.begin() ?? ((part) => part())
       for (const block of this.blocks) {
         const before = x
+        const context = { table, segments, keyRows, store, read: block === this.blocks.at(-1) ? read : undefined }
+        // What the second run of a body reads besides parameters must come in as its inputs.
+        const inputs = [before, table, segments, keyRows, context.read?.rows, context.read?.segments]
         x = checkpoint(
           mode,
-          (h, t, s, r) => inPass(() => block.forward(h!, { table: t!, segments: s!, keyRows: r, store })),
-          ...[before, table, segments].concat(keyRows ?? []),
+          () => inPass(() => block.forward(before, context)),
+          ...inputs.filter((tensor) => tensor !== undefined),
         )
         // Nobody but the tape, where one records, needs the input of a finished block.
         keep(before).dispose()
       }
-      return this.norm.forward(x)
+      const hidden = this.norm.forward(x)
+      return read ? placeRows(hidden, read.rows, rows.ids.shape[0]!) : hidden
     })
   }
 

@@ -94,10 +94,27 @@ export function takeRows(x: Tensor, rows: Tensor): Tensor {
     inputs: [x],
     outputs: [y],
     saved: [rows],
-    backward([dy]) {
-      const { dw } = embeddingBackwardOp({ dy: dy!, ids: rows, V: x.shape[0]! })
-      return [dw.dtype === x.dtype ? dw : cast(dw, x.dtype)]
-    },
+    backward: ([dy]) => [rowsPlaced(dy!, rows, x.shape[0]!)],
   })
   return y
+}
+
+/** An activation [M,D] with the rows of `x` [N,D] at `rows` [N], in order and each once, and zeros elsewhere; in the
+ *  dtype of x. */
+export function placeRows(x: Tensor, rows: Tensor, M: number): Tensor {
+  const y = withoutTape(() => rowsPlaced(x, rows, M))
+  if (!x.tracked) return y
+  recordingTape()?.add({
+    name: 'place_rows',
+    inputs: [x],
+    outputs: [y],
+    saved: [rows],
+    backward: ([dy]) => [embedding(rows, dy!)],
+  })
+  return y
+}
+
+function rowsPlaced(x: Tensor, rows: Tensor, M: number): Tensor {
+  const { dw } = embeddingBackwardOp({ dy: x, ids: rows, V: M })
+  return dw.dtype === x.dtype ? dw : cast(dw, x.dtype)
 }

@@ -81,9 +81,10 @@ async function answerScores(
   const found = new Map<Generated, number>()
   for (const { rows, samples } of policyRows([{ prompt: prompt.ids, samples: answers }], tokens)) {
     const last = Int32Array.from(samples, (_, s) => rows.spans[3 * s + 1]! - 1)
-    using scores = scope(() =>
-      model.scores(answerRows(model.device, rows), Tensor.from(model.device, last, [last.length])),
-    )
+    using scores = scope(() => {
+      const packed = answerRows(model.device, rows, (row) => last.includes(row))
+      return model.scores(packed, Tensor.from(model.device, last, [last.length]))
+    })
     const values = await scores.read()
     for (const [s, sample] of samples.entries()) found.set(sample, values[s]!)
   }

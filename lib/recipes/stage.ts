@@ -121,7 +121,7 @@ export const sftDefaults = {
 const pairDefaults = {
   ...chatDefaults,
   /** The prompt that both answers of a pair follow is computed once. */
-  sharePrompt: false,
+  sharePrompt: true,
   /** Pairs of the recipe's own data. */
   rows: 3000,
 }
