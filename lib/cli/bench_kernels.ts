@@ -185,6 +185,10 @@ interface Contender {
   seconds: () => Promise<number | undefined>
 }
 
+/** Threads of pools go on waiting for work, on processors that the next one then shares with them, for a millisecond
+ *  (ONNX Runtime) or some (the OpenMP of PyTorch). */
+const REST_MS = 5
+
 /** Lets all measure in turns, each until it has `samples` readings, or three and its time is up. */
 async function takeTurns(contenders: readonly Contender[], samples: number): Promise<{ [name: string]: Spread }> {
   const runners = contenders.map((contender) => ({ ...contender, times: [] as number[], spent: 0, ended: false }))
@@ -193,6 +197,7 @@ async function takeTurns(contenders: readonly Contender[], samples: number): Pro
       if (runner.ended) continue
       const started = performance.now()
       const seconds = await runner.seconds()
+      if (runners.length > 1) await new Promise((resolve) => setTimeout(resolve, REST_MS))
       runner.spent += (performance.now() - started) / 1000
       if (seconds !== undefined) runner.times.push(seconds)
       const fewest = runner.spent > 4 * KERNEL_SECONDS ? 2 : FEWEST_SAMPLES

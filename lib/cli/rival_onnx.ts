@@ -19,8 +19,6 @@ interface Session {
 }
 
 const PACKAGE = 'onnxruntime-node'
-/** Its threads spin for about a millisecond after a call; that must not fall into the turn of the next one. */
-const REST_MS = 3
 
 export async function startOnnxRuntime({ threads, dtype }: RivalOptions): Promise<Rival | AbsentRival> {
   const runtime = await optionalPackage<OnnxRuntime>(PACKAGE)
@@ -52,9 +50,7 @@ class OnnxRival implements Rival {
       await this.#run()
       this.#repeats = Math.max(1, Math.min(2000, Math.ceil(budget / Math.max(1e-7, await this.#timed(1)))))
     }
-    const seconds = await this.#timed(this.#repeats)
-    await new Promise((resolve) => setTimeout(resolve, REST_MS))
-    return seconds
+    return await this.#timed(this.#repeats)
   }
 
   close(): void {
