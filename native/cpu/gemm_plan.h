@@ -18,8 +18,9 @@ constexpr int64_t kPassUnits = kLanes >= 16 ? 512 : 256;
 constexpr int64_t kStreamUnits = 16;
 // Panels of rows up to which B is read in place where it is contiguous along N: packing would cost more than it saves.
 constexpr int64_t kDirectPanels = 4;
-// Longer rows than kChunkBytes has room for are read in place as well, unless they collide: bytes of a way of L1, and
-// how far apart in it neighbours have to begin.
+// Longer rows than kChunkBytes has room for are read in place as well where there are not many, unless they collide:
+// bytes of a way of L1, and how far apart in it neighbours have to begin.
+constexpr int64_t kFewEndlessRows = 256;
 constexpr int64_t kWayBytes = 4096;
 constexpr int64_t kMinApart = 512;
 // Columns that go by together when B is read in place: 4 KiB of each K row, and their sums stay in L1.
@@ -30,11 +31,11 @@ constexpr int64_t kFewRowsColumns = 64;
 // are lanes then; but of so few rows that widening B for them would cost more than half of the product, one panel of B
 // at a time is widened and packed into L1 while the next one is asked for.
 constexpr int64_t kStreamedRows = 64;
-// More rows stream such a B, too, where they stay in L2 or near it, while B comes from memory.
+constexpr int64_t kWidenedPanelRows = 12;
+// More rows stream a B of so many bytes, too, which comes from memory, if A is small enough to stay near L2 meanwhile.
 constexpr int64_t kStreamedBytes = 16 << 20;
 constexpr int64_t kMostStreamedA = 2 << 20;
-constexpr int64_t kWidenedPanelRows = 12;
-// Units of such a panel in one pass: 8 KiB with 16 columns.
+// Units of a streamed panel in one pass: 8 KiB with 16 columns.
 constexpr int64_t kStreamedUnits = 128;
 constexpr int64_t kPassStep = 32;
 // Rows that are read in place meanwhile: they stay in L1.
@@ -46,10 +47,10 @@ constexpr int64_t kBlockBytes = (kLanes >= 16 ? 512 : 384) << 10;
 constexpr int64_t kChunkBytes = 16 << 20;
 constexpr int64_t kMinChunkRows = 512;
 constexpr int64_t kMaxChunkRows = 2048;
-// A task shorter than this costs more to hand out than it gains (about 20 microseconds).
-constexpr int64_t kTaskFlops = 2 << 20;
 // Bytes of A up to which four tasks a thread share out the columns, for the sake of a processor that is disturbed.
 constexpr int64_t kMostCachedA = 4 << 20;
+// A task shorter than this costs more to hand out than it gains (about 20 microseconds).
+constexpr int64_t kTaskFlops = 2 << 20;
 // The same for products that wait for B, in flops, where a byte of B costs as much time as some of them. (The pool is
 // awake then: such products come one after the other.)
 constexpr int64_t kStreamedTaskCost = 1 << 19;
@@ -120,8 +121,8 @@ inline void choose_sources(Plan& p) {
   const bool close = p.units >= kMinInPlaceUnits && row_bytes <= 4 * kWholeUnits;
   // The rows of one tile begin in sets of L1 of their own.
   const int64_t apart = row_bytes % kWayBytes;
-  const bool endless =
-      4 * p.units * kMinChunkRows > kChunkBytes && apart >= kMinApart && apart <= kWayBytes - kMinApart;
+  const bool endless = g.M <= kFewEndlessRows && 4 * p.units * kMinChunkRows > kChunkBytes && apart >= kMinApart &&
+                       apart <= kWayBytes - kMinApart;
   if (unit_rows && p.b_source == BSource::kUnits && (read_seldom || close || endless)) p.a_source = ASource::kRows;
 }
 
