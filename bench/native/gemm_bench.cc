@@ -230,8 +230,7 @@ void parse(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   // The rival's idle threads would go on waiting on the processors that ours then share with them.
-  if (setenv("OMP_WAIT_POLICY", "passive", 0) == 0 && std::getenv("CARAVAN_BENCH_PASSIVE") == nullptr) {
-    setenv("CARAVAN_BENCH_PASSIVE", "1", 1);
+  if (std::getenv("OMP_WAIT_POLICY") == nullptr && setenv("OMP_WAIT_POLICY", "passive", 1) == 0) {
     execv("/proc/self/exe", argv);
   }
   parse(argc, argv);
@@ -255,8 +254,15 @@ int main(int argc, char** argv) {
       {4096, 64, 64},   {4096, 256, 256},   {2048, 256, 1024},  {256, 4096, 4096}, {512, 256, 32000}, {128, 2048, 128},
       {352, 2048, 128}, {2048, 128, 352},   {128, 64, 128},     {64, 64, 64},      {32, 32, 32},      {16, 16, 16},
       {1, 2048, 2048},  {4, 2048, 2048},    {8, 2048, 2048},    {16, 2048, 2048}};
-  Shape one{};
-  if (std::sscanf(g_options.shape.c_str(), "%ldx%ldx%ld", &one.M, &one.K, &one.N) == 3) shapes = {one};
+  if (!g_options.shape.empty()) {
+    Shape one{};
+    const int read = std::sscanf(g_options.shape.c_str(), "%ldx%ldx%ld", &one.M, &one.K, &one.N);
+    if (read != 3 || one.M < 1 || one.K < 1 || one.N < 1) {
+      std::fprintf(stderr, "gemm_bench: --shape takes MxKxN, as in 2048x128x352; got '%s'\n", g_options.shape.c_str());
+      return 1;
+    }
+    shapes = {one};
+  }
   CpuDevice device(g_options.threads, size_t{2} << 30, choice->name);
   for (const Shape& s : shapes) {
     char name[64];

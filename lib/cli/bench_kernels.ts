@@ -197,8 +197,8 @@ async function takeTurns(contenders: readonly Contender[], samples: number): Pro
       if (runner.ended) continue
       const started = performance.now()
       const seconds = await runner.seconds()
-      if (runners.length > 1) await new Promise((resolve) => setTimeout(resolve, REST_MS))
       runner.spent += (performance.now() - started) / 1000
+      if (runners.length > 1) await new Promise((resolve) => setTimeout(resolve, REST_MS))
       if (seconds !== undefined) runner.times.push(seconds)
       const fewest = runner.spent > 4 * KERNEL_SECONDS ? 2 : FEWEST_SAMPLES
       const enough = runner.times.length >= fewest && runner.spent > KERNEL_SECONDS

@@ -363,7 +363,7 @@ void test_chosen_cases(const Isa& isa, TestDevice& device, Pools& pools) {
 }
 
 /** Weights larger than a cache go by panel after panel for more rows. Only where the processor has the instructions:
- *  emulated ones would take half a minute. */
+ *  emulated ones would take ten seconds more. */
 void test_large_weights(const Isa& isa, TestDevice& device, Pools& pools) {
   if (std::strncmp(isa.name, "emulated", 8) == 0) return;
   Random random(13);

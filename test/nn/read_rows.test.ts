@@ -21,7 +21,7 @@ afterAll(async () => {
   device.close()
 })
 
-/** Prompts of 0 to 90 tokens, each before two or three answers of which some tokens are trained. */
+/** Prompts of 0 to 90 tokens, each before three answers of which some tokens are trained. */
 function randomAnswers(V: number) {
   const random = new Random(5)
   const draw = (length: number) => Int32Array.from({ length }, () => random.integer(0, V))
