@@ -61,10 +61,10 @@ export interface CheckResult {
 /** More faults of one op say nothing new. */
 const MOST_FAULTS = 5
 
-/** Checks the op named, or all; prints a line each. The exit code is 1 when one is wrong. */
-export async function benchCheck(name: string | undefined, flags: BenchCheckFlags): Promise<number> {
+/** Checks the ops named, or all; prints a line each. The exit code is 1 when one is wrong. */
+export async function benchCheck(names: readonly string[], flags: BenchCheckFlags): Promise<number> {
   const terminal = new Terminal(process.stdout)
-  const ops = opsNamed(name)
+  const ops = opsNamed(names)
   using under = openDevice({ kind: flags.device, threads: flags.threads })
   const machine = machineLine(under)
   const tableFaults = compareTables(under.kind)
@@ -95,13 +95,12 @@ export function isWrong({ faults, repeats }: CheckResult): boolean {
   return faults.length > 0 || !repeats
 }
 
-function opsNamed(name: string | undefined): Op[] {
+function opsNamed(names: readonly string[]): Op[] {
   const ops = declaredOps()
-  if (name === undefined) return [...ops.values()]
-  const op = ops.get(name)
-  if (op) return [op]
-  const nearest = nearestName(name, [...ops.keys()])
-  throw new CaravanError('ERR_USAGE', `there is no op '${name}'`, {
+  const unknown = names.find((name) => !ops.has(name))
+  if (unknown === undefined) return names.length === 0 ? [...ops.values()] : names.map((name) => ops.get(name)!)
+  const nearest = nearestName(unknown, [...ops.keys()])
+  throw new CaravanError('ERR_USAGE', `there is no op '${unknown}'`, {
     hint: nearest ? `did you mean ${nearest}?` : 'docs/ops.md lists the ops',
   })
 }

@@ -56,7 +56,7 @@ function modelOption(): Option {
 
 function addCheckCommand(bench: Command, ended: Ended): void {
   bench
-    .command('check [op]')
+    .command('check [ops...]')
     .description('kernels of a device against the CPU engine in f64, and twice for equal bits')
     .option(
       '--extent <which>',
@@ -70,7 +70,7 @@ function addCheckCommand(bench: Command, ended: Ended): void {
     .addOption(deviceOption())
     .addOption(threadsOption())
     .addOption(jsonOption('print as JSON, one line an op'))
-    .action(async (op, flags) => ended(await (await import('./bench_check.js')).benchCheck(op, flags)))
+    .action(async (ops, flags) => ended(await (await import('./bench_check.js')).benchCheck(ops, flags)))
 }
 
 function addStepCommands(bench: Command, ended: Ended): void {

@@ -316,6 +316,24 @@ struct RowsShared {
   __device__ unsigned char* values(int step) const { return keys(step) + kTileBytes<C>; }
 };
 
+/** The left operand of a warpgroup's products: rows of a tile. Those of 64 columns lie as the products read them; the
+ *  others are taken into registers. (In registers, ptxas 13.0 gives those of 64 columns to ds, too, and the second block
+ *  of keys would be multiplied by what the first has left there.) */
+template <int C>
+struct OwnRows {
+  uint32_t operand[C / 16][4];
+  __device__ __forceinline__ OwnRows(const bf16* rows, int, int warp_row) {
+#pragma unroll
+    for (int k = 0; k < C; k += 16) left_fragment<C>(operand[k / 16], rows + warp_row * C, 0, k);
+  }
+};
+template <>
+struct OwnRows<kPanelColumns> {
+  const void* operand;
+  __device__ __forceinline__ OwnRows(const bf16* rows, int group_row, int)
+      : operand(rows + group_row * kPanelColumns) {}
+};
+
 template <int C>
 __device__ __forceinline__ void fetch_key_blocks(const Maps* maps, const Piece& piece, const Range& blocks,
                                                  const RowsShared<C>& shared) {
@@ -338,13 +356,9 @@ __device__ __forceinline__ void gradients_of_rows(const BackwardProblem& p, cons
                                 [&](int r) { return int64_t{shared.index_of_row[r]} * C; });
   cp_async_commit();
   cp_async_wait<0>();
+  fence_async_proxy();
   sync_threads_of(kWorkersBarrier, kWorkers);
-  uint32_t queries[C / 16][4], slopes[C / 16][4];
-#pragma unroll
-  for (int k = 0; k < C; k += 16) {
-    left_fragment<C>(queries[k / 16], shared.queries + warp_row * C, 0, k);
-    left_fragment<C>(slopes[k / 16], shared.slopes + warp_row * C, 0, k);
-  }
+  const OwnRows<C> queries(shared.queries, group_row, warp_row), slopes(shared.slopes, group_row, warp_row);
   float lse[2], delta[2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -373,9 +387,9 @@ __device__ __forceinline__ void gradients_of_rows(const BackwardProblem& p, cons
     settle(s);
     settle(d);
     products_begin();
-    multiply_rows<C>(s, queries, shared.keys(step));
+    multiply_rows<C>(s, queries.operand, shared.keys(step));
     products_commit();
-    multiply_rows<C>(d, slopes, shared.values(step));
+    multiply_rows<C>(d, slopes.operand, shared.values(step));
     products_commit();
     const auto visible = [&](int n, int e) {
       const Range range = seen[lane / 4 + e / 2 * 8];
@@ -399,6 +413,8 @@ __device__ __forceinline__ void gradients_of_rows(const BackwardProblem& p, cons
   settle(dq);
   if (!own.empty()) shared.ring.release(own.end - 1 - blocks.first);
   shared.ring.pass(own.end - blocks.first, blocks.end - blocks.first);
+  // The results pass through the tile of queries, once no warp of the group needs it.
+  sync_threads_of(kGroupBarrier + static_cast<int>(threadIdx.x) / kWarpGroup, kWarpGroup);
   store_gradients<C>(shared.queries + warp_row * C, dq, p.scale, [&](int row) {
     const int index = shared.index_of_row[warp_row + row];
     return index >= 0 ? p.dq + int64_t{index} * C : nullptr;

@@ -1,6 +1,6 @@
 // Element-wise primitives on the device, as elementwise.cc: f32 and bf16 in f32 arithmetic, f64 in its own. Operands
-// broadcast as in NumPy. One thread an element; traffic per element: each operand once.
-#include "cuda/numbers.h"
+// broadcast as in NumPy. Traffic per element: each operand once, by 16 bytes a thread where nothing is broadcast.
+#include "cuda/packs.h"
 #include "kernels/broadcast_device.h"
 #include "kernels/dispatch.h"
 
@@ -97,14 +97,40 @@ __device__ __forceinline__ To stored(F x) {
   }
 }
 
+/** The elements that a thread of the contiguous kernels owns: as many as 16 bytes hold of the type of the result. */
+template <typename T>
+constexpr int kOwnElements = 16 / sizeof(T);
+
 template <typename T, typename Op>
-__global__ void map(const T* x, T* y, int64_t count, Op op) {
-  const Stride own = own_elements();
-  for (int64_t i = own.first; i < count; i += own.step) y[i] = stored<T>(op(widen(x[i])));
+__global__ void __launch_bounds__(kSpanThreads) map(const T* x, T* y, int64_t count, Op op, bool aligned) {
+  constexpr int kOwn = kOwnElements<T>;
+  const int64_t at = own_span<kOwn>();
+  const int left = span_left<kOwn>(at, count);
+  const bool whole = aligned && left == kOwn;
+  const auto xs = whole ? load_whole<kOwn>(x + at) : load_each<kOwn>(x + at, left);
+  Span<T, kOwn> ys;
+#pragma unroll
+  for (int k = 0; k < kOwn; k++) ys.x[k] = stored<T>(op(widen(xs.x[k])));
+  whole ? store_whole(y + at, ys) : store_each(y + at, ys, left);
+}
+
+/** Of two operands of the shape of the result. `c` may be `a`. */
+template <typename C, typename T, typename Op>
+__global__ void __launch_bounds__(kSpanThreads) zip(const C* a, const T* b, C* c, int64_t count, Op op, bool aligned) {
+  constexpr int kOwn = kOwnElements<C>;
+  const int64_t at = own_span<kOwn>();
+  const int left = span_left<kOwn>(at, count);
+  const bool whole = aligned && left == kOwn;
+  const auto as = whole ? load_whole<kOwn>(a + at) : load_each<kOwn>(a + at, left);
+  const auto bs = whole ? load_whole<kOwn>(b + at) : load_each<kOwn>(b + at, left);
+  Span<C, kOwn> cs;
+#pragma unroll
+  for (int k = 0; k < kOwn; k++) cs.x[k] = stored<C>(op(widen(as.x[k]), widen(bs.x[k])));
+  whole ? store_whole(c + at, cs) : store_each(c + at, cs, left);
 }
 
 template <typename T, typename Op>
-__global__ void zip(BroadcastPlan<2> plan, const T* a, const T* b, T* c, int64_t count, Op op) {
+__global__ void zip_broadcast(BroadcastPlan<2> plan, const T* a, const T* b, T* c, int64_t count, Op op) {
   const Stride own = own_elements();
   for (int64_t i = own.first; i < count; i += own.step) {
     int64_t at[2];
@@ -113,34 +139,39 @@ __global__ void zip(BroadcastPlan<2> plan, const T* a, const T* b, T* c, int64_t
   }
 }
 
+template <typename T>
+Launch own_grid(int64_t count) {
+  return {dim3(span_blocks<kOwnElements<T>>(count)), dim3(kSpanThreads)};
+}
+
 template <typename Op>
 void unary(const char* name, const Args& a, const Op& op) {
-  const View& x = a.in[0];
-  const int64_t count = x.count();
-  with_float_type(name, x.dtype, [&]<typename T>(T) {
-    launch(a, element_grid(count), map<T, Op>, x.as<T>(), a.out[0].as<T>(), count, op);
+  const int64_t count = a.in[0].count();
+  with_float_type(name, a.in[0].dtype, [&]<typename T>(T) {
+    const T* x = a.in[0].as<T>();
+    T* y = a.out[0].as<T>();
+    launch(a, own_grid<T>(count), map<T, Op>, x, y, count, op, is_aligned(x, y));
   });
 }
 
 template <typename Op>
-void binary(const char* name, const Args& a, const Op& op) {
-  const BroadcastPlan<2> plan = plan_broadcast<2>(a.out[0], a.in);
-  const int64_t count = a.out[0].count();
-  with_float_type(name, a.in[0].dtype, [&]<typename T>(T) {
-    launch(a, element_grid(count), zip<T, Op>, plan, a.in[0].as<T>(), a.in[1].as<T>(), a.out[0].as<T>(), count, op);
+void binary(const char* name, const Args& args, const Op& op) {
+  const int64_t count = args.out[0].count();
+  const bool same = args.in[0].count() == count && args.in[1].count() == count;
+  with_float_type(name, args.in[0].dtype, [&]<typename T>(T) {
+    const T *a = args.in[0].as<T>(), *b = args.in[1].as<T>();
+    T* c = args.out[0].as<T>();
+    if (same) return launch(args, own_grid<T>(count), zip<T, T, Op>, a, b, c, count, op, is_aligned(a, b, c));
+    launch(args, element_grid(count), zip_broadcast<T, Op>, plan_broadcast<2>(args.out[0], args.in), a, b, c, count, op);
   });
-}
-
-template <typename T, typename S>
-__global__ void add_elements(T* y, const S* x, int64_t count) {
-  const Stride own = own_elements();
-  for (int64_t i = own.first; i < count; i += own.step) y[i] = stored<T>(widen(y[i]) + widen(x[i]));
 }
 
 template <typename T, typename S>
 void add_into_typed(const Args& a) {
   const int64_t count = a.in[0].count();
-  launch(a, element_grid(count), add_elements<T, S>, a.in[0].as<T>(), a.in[1].as<S>(), count);
+  T* y = a.in[0].as<T>();
+  const S* x = a.in[1].as<S>();
+  launch(a, own_grid<T>(count), zip<T, S, Add>, static_cast<const T*>(y), x, y, count, Add{}, is_aligned(y, x));
 }
 
 CARAVAN_KERNEL(add, cuda, "a[...] b[...] -> c[...]") { binary("add", a, Add{}); }

@@ -172,49 +172,75 @@ struct WeightSum {
   }
 };
 
+/** Whether a row is fetched while the one before is computed: where a block works on one row at a time, nothing else
+ *  would be on its way from memory, and two blocks a multiprocessor have the registers for it. */
+template <typename S>
+constexpr bool kFetchesAhead = S::kHeld && S::kGroups == 1 && S::kPacks <= 2;
+
+/** What a row of the gradient is made of. */
+template <typename S>
+struct BackwardRow {
+  RowOf<S> x, dy;
+  float scale;
+  int64_t row;
+  int width;  // 0 for a row that does not exist
+
+  __device__ __forceinline__ BackwardRow(const Backward<typename S::T>& p, int64_t at, int64_t end)
+      : row(at < end ? at : 0), width(at < end ? p.D : 0) {
+    x.load(p.x + row * p.D, width);
+    dy.load(p.dy + row * p.D, width);
+    scale = width > 0 ? p.rstd[row] : 0.0f;
+  }
+};
+
 /** With u = dy * w: dx = rstd * (u - x * rstd^2 * mean(u * x)) (+ dx0) and dw = sum over rows of dy * x * rstd. */
 template <typename S>
-__global__ void __launch_bounds__(S::kBlock, S::kResident) backward_rows(Backward<typename S::T> p) {
-  const int64_t begin = int64_t{blockIdx.x} * p.chunk;
-  const int64_t end = begin + p.chunk < p.rows ? begin + p.chunk : p.rows;
+__global__ void __launch_bounds__(S::kBlock, kFetchesAhead<S> ? 2 : S::kResident)
+    backward_rows(Backward<typename S::T> p) {
+  const int64_t begin = int64_t{blockIdx.x} * p.chunk + static_cast<int>(threadIdx.x) / S::kThreads;
+  const int64_t end = min((int64_t{blockIdx.x} + 1) * p.chunk, p.rows);
   float* partial = p.partial + int64_t{blockIdx.x} * p.D;
   WeightSum<S> dw{};
   RowOf<S> w;
   w.load(p.w, p.D);
-  for_rows<S>(begin, end, p.chunk / S::kGroups, [&](int64_t row, bool exists) {
-    const int width = exists ? p.D : 0;
-    RowOf<S> x, dy;
-    x.load(p.x + row * p.D, width);
-    dy.load(p.dy + row * p.D, width);
-    const float scale = exists ? p.rstd[row] : 0.0f;
+  BackwardRow<S> next(p, begin, kFetchesAhead<S> ? end : begin);
+  for (int round = 0; round < p.chunk / S::kGroups; round++) {
+    if constexpr (!kFetchesAhead<S>) next = BackwardRow<S>(p, begin + round * S::kGroups, end);
+    BackwardRow<S> now = next;
+    RowOf<S> dx0;
+    if constexpr (kFetchesAhead<S>) {
+      next = BackwardRow<S>(p, begin + (round + 1) * S::kGroups, end);
+      if (p.dx0 != nullptr) dx0.load(p.dx0 + now.row * p.D, now.width);
+    }
     float dot = 0.0f;
     w.forget();
-    for_packs<S>(width, [&](int slot, int at) {
-      const RowValues<S> xs = x.get(slot, at), dys = dy.get(slot, at), ws = w.get(slot, at);
+    for_packs<S>(now.width, [&](int slot, int at) {
+      const RowValues<S> xs = now.x.get(slot, at), dys = now.dy.get(slot, at), ws = w.get(slot, at);
 #pragma unroll
       for (int k = 0; k < S::kElements; k++) dot = fmaf(dys.x[k] * ws.x[k], xs.x[k], dot);
     });
-    const float mean = group_sum<S>(dot) / static_cast<float>(p.D) * scale * scale;
-    x.forget();
-    dy.forget();
+    const float mean = group_sum<S>(dot) / static_cast<float>(p.D) * now.scale * now.scale;
+    now.x.forget();
+    now.dy.forget();
     w.forget();
-    for_packs<S>(width, [&](int slot, int at) {
-      const RowValues<S> xs = x.get(slot, at), dys = dy.get(slot, at), ws = w.get(slot, at);
+    for_packs<S>(now.width, [&](int slot, int at) {
+      const RowValues<S> xs = now.x.get(slot, at), dys = now.dy.get(slot, at), ws = w.get(slot, at);
       RowValues<S> terms, dx;
 #pragma unroll
       for (int k = 0; k < S::kElements; k++) {
-        terms.x[k] = dys.x[k] * (xs.x[k] * scale);
-        dx.x[k] = scale * fmaf(-xs.x[k], mean, dys.x[k] * ws.x[k]);
+        terms.x[k] = dys.x[k] * (xs.x[k] * now.scale);
+        dx.x[k] = now.scale * fmaf(-xs.x[k], mean, dys.x[k] * ws.x[k]);
       }
-      dw.add(partial, width, row == begin, slot, at, terms.x);
+      dw.add(partial, now.width, round == 0, slot, at, terms.x);
       if (p.dx0 != nullptr) {
-        const RowValues<S> dx0 = RowWords<S>::load(p.dx0 + row * p.D, width, at).values();
+        const RowValues<S> added = kFetchesAhead<S> ? dx0.get(slot, at)
+                                                    : RowWords<S>::load(p.dx0 + now.row * p.D, now.width, at).values();
 #pragma unroll
-        for (int k = 0; k < S::kElements; k++) dx.x[k] = __fadd_rn(dx.x[k], dx0.x[k]);
+        for (int k = 0; k < S::kElements; k++) dx.x[k] = __fadd_rn(dx.x[k], added.x[k]);
       }
-      RowWords<S>::of(dx).store(p.dx + row * p.D, width, at);
+      RowWords<S>::of(dx).store(p.dx + now.row * p.D, now.width, at);
     });
-  });
+  }
   dw.store(partial, p.D);
 }
 
@@ -239,12 +265,12 @@ __global__ void __launch_bounds__(kSumColumns* kSumSlices)
   sums[column] = sum;
 }
 
-/** Rows whose dw is summed in one run: about 512 blocks, which is what keeps a large GPU busy, and no more than 64
- * rows, as a run is f32; whole rounds of the groups of a block. */
+/** Rows whose dw is summed in one run: about 256 blocks, which a large GPU holds all at once, and no more than 64 rows,
+ * as a run is f32; whole rounds of the groups of a block. */
 template <typename S>
 int chunk_of(int64_t rows) {
   int chunk = 4;
-  while (chunk < 64 && int64_t{chunk} * 512 < rows) chunk *= 2;
+  while (chunk < 64 && int64_t{chunk} * 256 < rows) chunk *= 2;
   return chunk < S::kGroups ? S::kGroups : chunk;
 }
 
