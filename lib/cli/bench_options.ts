@@ -1,5 +1,6 @@
 // The options of `caravan bench`.
 import { type Command, Option } from 'commander'
+import { masterForms, momentTypes } from '../optim/adamw.js'
 import { checkpointings } from '../tensor/index.js'
 import { benchModels } from './bench_shapes.js'
 import { deviceOption, dtypeOption, type Ended, jsonOption, threadsOption } from './command_options.js'
@@ -85,6 +86,8 @@ function addStepCommands(bench: Command, ended: Ended): void {
       oneOf('--checkpointing', checkpointings),
       'none',
     )
+    .option('--master <form>', 'beside bf16 weights: full or split', oneOf('--master', masterForms))
+    .option('--moments <type>', 'of AdamW: f32 or bf16', oneOf('--moments', momentTypes))
     .addOption(modelOption())
     .option('--steps <n>', 'measured steps, after two that are not (default: 20, 8 or 3)', wholeNumber('--steps', 1))
     .option('--batch <n>', 'sequences in a step (default: as suits the model)', wholeNumber('--batch', 1))
@@ -96,8 +99,10 @@ function addStepCommands(bench: Command, ended: Ended): void {
     )
     .option('--peer [script]', 'run PyTorch on the same shapes too (default script: bench/torch_peer.py)')
     .option('--peer-compile', 'let PyTorch compile the model')
+    .option('--peer-pure', 'PyTorch with bf16 weights and moments in place of f32 ones under autocast')
     .option('--peer-timeout <seconds>', 'longest run of PyTorch', wholeNumber('--peer-timeout', 1), 600)
     .option('--rounds <n>', 'times that each side runs, in turns', wholeNumber('--rounds', 1), 1)
+    .option('--profile', 'time the ops of one more step')
     .addOption(dtypeOption().default('fp32'))
     .addOption(deviceOption())
     .addOption(threadsOption())

@@ -3,8 +3,8 @@
 import { CaravanError } from '../base/errors.js'
 import { newModel } from '../models/index.js'
 import { openDevice } from '../ops/index.js'
-import { AdamW } from '../optim/adamw.js'
-import type { Device } from '../runtime/index.js'
+import { AdamW, type MasterForm, type MomentType } from '../optim/adamw.js'
+import type { Device, OpTime } from '../runtime/index.js'
 import type { Checkpointing } from '../tensor/index.js'
 import { trainLoop } from '../train/loop.js'
 import { type BenchMethod, benchMethod } from './bench_methods.js'
@@ -23,6 +23,9 @@ export interface BenchStepFlags {
   /** dpo: the reference's log-probabilities are known beforehand. */
   cachedReference?: boolean
   checkpointing?: Checkpointing
+  /** Form of AdamW's state, as in a recipe. */
+  master?: MasterForm
+  moments?: MomentType
   model: BenchModel
   dtype: DtypeFlag
   device?: DeviceFlag
@@ -36,7 +39,10 @@ export interface BenchStepFlags {
   rounds: number
   peer?: boolean | string
   peerCompile?: boolean
+  peerPure?: boolean
   peerTimeout: number
+  /** Times the ops of one more step. */
+  profile?: boolean
   json?: boolean
 }
 
@@ -51,6 +57,8 @@ export interface StepResult {
   deviceMiB?: number
   stepSeconds: number
   loss: number
+  /** Of one more step, each op waited for, the longest first. */
+  ops?: readonly OpTime[]
 }
 
 /** Untimed steps before the timed ones. */
@@ -70,13 +78,15 @@ export async function benchStep(flags: BenchStepFlags): Promise<number> {
   }
   const result = { ...best(ours), peer: theirs.length > 0 ? bestPeer(theirs) : undefined }
   if (flags.json) {
-    const { method, cachedReference, checkpointing, model, dtype, device, threads } = flags
+    const { method, cachedReference, checkpointing, master, moments, model, dtype, device, threads } = flags
     terminal.line(
       JSON.stringify({
         ...result,
         method,
         cachedReference,
         checkpointing,
+        master,
+        moments,
         model,
         dtype,
         device,
@@ -116,7 +126,7 @@ async function withDevice<T>(flags: BenchStepFlags, body: (device: Device) => T 
 }
 
 async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepFlags): Promise<StepResult> {
-  const { seconds, peakBytes, loss, parameters } = await timedSteps(device, shape, {
+  const { seconds, peakBytes, loss, parameters, ops } = await timedSteps(device, shape, {
     ...flags,
     microBatch: microBatchOf(flags),
   })
@@ -129,6 +139,7 @@ async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepF
     deviceMiB: peakBytes / 2 ** 20,
     stepSeconds,
     loss,
+    ops,
   }
 }
 
@@ -138,25 +149,29 @@ async function measureSteps(device: Device, shape: BenchShape, flags: BenchStepF
 export async function timedSteps(
   device: Device,
   shape: BenchShape,
-  flags: Pick<BenchStepFlags, 'method' | 'dtype' | 'steps' | 'microBatch' | 'cachedReference' | 'checkpointing'> & {
-    totalSteps?: number
-  },
-): Promise<{ seconds: number[]; peakBytes: number; loss: number; parameters: number }> {
+  flags: Pick<
+    BenchStepFlags,
+    'method' | 'dtype' | 'steps' | 'microBatch' | 'cachedReference' | 'checkpointing' | 'master' | 'moments' | 'profile'
+  > & { totalSteps?: number },
+): Promise<{ seconds: number[]; peakBytes: number; loss: number; parameters: number; ops?: readonly OpTime[] }> {
   const dtype = engineDtype(flags.dtype)
+  const { master, moments } = flags
   const steps = flags.totalSteps ?? (flags.steps ?? shape.steps) + WARM_UP_STEPS
   using model = newModel(device, shape.config, { seed: 0, dtype })
   const parameters = model.parameters()
-  const optimizer = new AdamW(parameters, { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 })
+  const options = { beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0, master, moments }
+  const optimizer = new AdamW(parameters, options)
   const seconds: number[] = []
   let [loss, peakBytes, last] = [0, 0, performance.now()]
+  let ops: readonly OpTime[] | undefined
   try {
-    for await (const step of trainLoop({
+    const loop = trainLoop({
       device,
       method: benchMethod(flags.method, {
         ...flags,
         model,
         shape,
-        steps,
+        steps: steps + (flags.profile ? 1 : 0),
         microBatchTokens: flags.microBatch,
         cachedReference: flags.cachedReference ?? false,
       }),
@@ -168,7 +183,10 @@ export async function timedSteps(
       maxSkippedInARow: 1,
       firstStep: 0,
       skippedInARow: 0,
-    })) {
+    })
+    for (let taken = 0; taken < steps; taken++) {
+      const { value: step, done } = await loop.next()
+      if (done) break
       // From step to step, so that what a batch costs beforehand counts.
       const now = performance.now()
       if (step.step > WARM_UP_STEPS) seconds.push((now - last) / 1000)
@@ -176,11 +194,17 @@ export async function timedSteps(
       peakBytes = Math.max(peakBytes, step.peakBytes)
       loss = step.loss
     }
+    if (flags.profile) {
+      ops = await device.profile(async () => {
+        await loop.next()
+      })
+    }
+    await loop.return(undefined)
   } finally {
     optimizer.dispose()
   }
   const count = [...parameters.values()].reduce((sum, tensor) => sum + tensor.count, 0)
-  return { seconds, peakBytes, loss, parameters: count }
+  return { seconds, peakBytes, loss, parameters: count, ops }
 }
 
 function best<T extends StepResult>(results: readonly T[]): T {
@@ -218,5 +242,21 @@ function resultLines(flags: BenchStepFlags, result: StepResult & { peer?: PeerSt
   const what = `${work}${checkpointing === 'none' ? '' : `, ${checkpointing} checkpointing`}`
   const divided = microBatchOf(flags) < B * T ? `, ${microBatchOf(flags)} tokens at a time` : ''
   const title = `${bold(flags.model)}${what}  ${flags.dtype}, ${B} sequences of ${T} tokens${divided}, median step`
-  return [title, ...tableLines(rows, { align: 'lrrrrr', indent: '  ' }), ...notes]
+  return [title, ...tableLines(rows, { align: 'lrrrrr', indent: '  ' }), ...notes, ...profileLines(result.ops, terminal)]
+}
+
+function profileLines(ops: readonly OpTime[] | undefined, terminal: Terminal): string[] {
+  if (!ops) return []
+  const { dim } = terminal.color
+  const called = ops.filter(({ calls }) => calls > 0)
+  const all = called.reduce((sum, { seconds }) => sum + seconds, 0)
+  const cells = called.map(({ op, calls, seconds }) => [
+    op,
+    countText(calls),
+    shortNumber(seconds * 1000),
+    shortNumber((seconds / calls) * 1e6),
+    `${((100 * seconds) / all).toFixed(1)} %`,
+  ])
+  const header = ['op', 'calls', 'ms', 'us each', ''].map((cell) => dim(cell))
+  return ['', ...tableLines([header, ...cells], { align: 'lrrrr', indent: '  ' })]
 }

@@ -15,6 +15,8 @@ interface TorchOptions {
   threads?: number
   /** torch.compile. */
   peerCompile?: boolean
+  /** bf16 weights and moments. */
+  peerPure?: boolean
   peer?: boolean | string
   /** Seconds after which PyTorch is stopped. */
   peerTimeout: number
@@ -78,13 +80,14 @@ interface PeerRow {
 async function runTorch(
   mode: string,
   words: readonly string[],
-  { model, dtype, device, threads, peer, peerCompile, peerTimeout }: TorchOptions,
+  { model, dtype, device, threads, peer, peerCompile, peerPure, peerTimeout }: TorchOptions,
 ): Promise<PeerRow | { absent: string }> {
   const script = typeof peer === 'string' ? peer : benchScript('torch_peer.py')
   if (!existsSync(script)) return { absent: `no PyTorch numbers: ${script} is not there` }
   const all = [script, mode, '--model', model, '--dtype', dtype, ...words]
   if (device === 'cuda') all.push('--device', 'cuda')
   if (peerCompile) all.push('--compile')
+  if (peerPure) all.push('--pure')
   if (threads !== undefined) all.push('--threads', String(threads))
   const { exitCode, stdout, stderr, timedOut } = await runProcess(pythonCommand(), all, peerTimeout)
   if (timedOut) {

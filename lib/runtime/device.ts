@@ -262,7 +262,7 @@ export class Device {
   }
 
   /** Runs `body` with every op timed and returns calls and seconds by op, the longest first. */
-  async profile(body: () => Promise<void>): Promise<{ op: string; calls: number; seconds: number }[]> {
+  async profile(body: () => Promise<void>): Promise<OpTime[]> {
     this.flush()
     this.#addon.profile(this.#index, true)
     await body()
@@ -424,6 +424,13 @@ export interface OpTensor {
   id: number
   dtype: DType
   shape: Shape
+}
+
+/** What the calls of an op took together. */
+export interface OpTime {
+  op: string
+  calls: number
+  seconds: number
 }
 
 const absent: OpTensor = { id: 0, dtype: 'f32', shape: [] }

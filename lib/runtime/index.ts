@@ -6,6 +6,7 @@ export {
   type DeviceOptions,
   type DeviceStats,
   type OpTensor,
+  type OpTime,
   type RecordedCommands,
   tensorBytes,
 } from './device.js'

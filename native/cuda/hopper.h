@@ -134,12 +134,15 @@ __device__ __forceinline__ void take_registers() {
 // ---- products of warpgroups -----------------------------------------------------------------------------------------
 
 /** Of a tile of 64-element rows of 16-bit numbers, 128 bytes each, whose 16-byte chunks are swizzled: the chunk's
- * number is combined by XOR with the row's last three bits. The tile begins at a multiple of 1024 bytes, and
- * descriptors of its parts are this one plus multiples of 16 bytes. */
-__device__ __forceinline__ uint64_t tile_descriptor(const void* tile) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = 8 * 128;
-  return kSwizzle128 | kEightRows >> 4 << 32 | uint64_t{1} << 16 | (shared_address(tile) & 0x3ffff) >> 4;
+ *  number is combined by XOR with the row's last three bits. The tile begins at a multiple of 1024 bytes, and
+ *  descriptors of its parts are this one plus multiples of 16 bytes. This is the lower half of a descriptor; the upper
+ *  one, kTileLayout, is the same for all tiles: arithmetic on all 64 bits takes two instructions each time. */
+__device__ __forceinline__ uint32_t tile_descriptor(const void* tile) {
+  return __shfl_sync(0xffffffffu, 1u << 16 | (shared_address(tile) & 0x3ffff) >> 4, 0);
 }
+/** Swizzles of 128 bytes, eight rows after 1024 bytes. */
+#define CARAVAN_TILE_LAYOUT 0x40000040
+constexpr uint64_t kTileLayout = uint64_t{CARAVAN_TILE_LAYOUT} << 32;
 
 /** Before the first product of a group: orders it after what was done with the registers it uses. */
 __device__ __forceinline__ void products_begin() {
@@ -186,6 +189,8 @@ __device__ __forceinline__ void settle(T& registers) {
 }
 
 #ifndef CARAVAN_SIMT
+#define CARAVAN_QUOTED_TEXT(x) #x
+#define CARAVAN_QUOTED(x) CARAVAN_QUOTED_TEXT(x)
 /** The 32 sums of a thread as operands of an instruction. */
 #define CARAVAN_EIGHT(d, n)                                                                                            \
   "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3]), "+f"(d[n + 1][0]), "+f"(d[n + 1][1]), "+f"(d[n + 1][2]), \
@@ -197,41 +202,44 @@ __device__ __forceinline__ void settle(T& registers) {
  * the fragments of mma_bf16, d[n] its columns 8 n .. 8 n + 8. b is part of a tile: rows are its columns, or, with
  * kAcross, its rows. */
 template <bool kAcross>
-__device__ __forceinline__ void warpgroup_product(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
+__device__ __forceinline__ void warpgroup_product(float (&d)[8][4], const uint32_t (&a)[4], uint32_t b,
                                                   bool accumulate) {
 #ifdef CARAVAN_SIMT
-  simt::wgmma_m64n64k16_bf16(&d[0][0], a, b, accumulate, kAcross);
+  simt::wgmma_m64n64k16_bf16(&d[0][0], a, kTileLayout | b, accumulate, kAcross);
 #else
   // clang-format off
   asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %37, 0; "
+      "{ .reg .pred p; .reg .b64 b; setp.ne.b32 p, %37, 0; mov.b64 b, {%36, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-      "%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, %38; }"
+      "%30,%31}, {%32,%33,%34,%35}, b, p, 1, 1, %38; }"
       : CARAVAN_SQUARE(d)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)), "n"(kAcross ? 1 : 0));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(static_cast<int>(accumulate)), "n"(kAcross ? 1 : 0));
   // clang-format on
 #endif
 }
 
 /** The same with a from a tile, 16 of its columns. */
-__device__ __forceinline__ void warpgroup_product_of_tiles(float (&d)[8][4], uint64_t a, uint64_t b, bool accumulate) {
+__device__ __forceinline__ void warpgroup_product_of_tiles(float (&d)[8][4], uint32_t a, uint32_t b, bool accumulate) {
 #ifdef CARAVAN_SIMT
-  simt::wgmma_m64n64k16_bf16_shared(&d[0][0], a, b, accumulate);
+  simt::wgmma_m64n64k16_bf16_shared(&d[0][0], kTileLayout | a, kTileLayout | b, accumulate);
 #else
   // clang-format off
   asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %34, 0; "
+      "{ .reg .pred p; .reg .b64 a, b; setp.ne.b32 p, %34, 0; "
+      "mov.b64 a, {%32, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; mov.b64 b, {%33, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
-      "%30,%31}, %32, %33, p, 1, 1, 0, 0; }"
+      "%30,%31}, a, b, p, 1, 1, 0, 0; }"
       : CARAVAN_SQUARE(d)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+      : "r"(a), "r"(b), "r"(static_cast<int>(accumulate)));
   // clang-format on
 #endif
 }
 
 #ifndef CARAVAN_SIMT
+#undef CARAVAN_QUOTED
+#undef CARAVAN_QUOTED_TEXT
 #undef CARAVAN_SQUARE
 #undef CARAVAN_EIGHT
 #endif

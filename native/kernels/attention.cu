@@ -10,8 +10,8 @@
 // and those products are added in the order of the keys, by one warp in its registers or, when few warps would be busy,
 // by a second kernel from memory: the same additions of the same numbers.
 //
-// The weights are operands in bf16. The output is divided by the sum of the rounded weights (a product with ones), lse
-// is made of the exact ones.
+// The weights are operands in bf16. The output is divided by the sum of the rounded weights, lse is made of the exact
+// ones.
 #include "core/scratch.h"
 #include "cuda/attention_form.h"
 #include "kernels/attention_general.h"

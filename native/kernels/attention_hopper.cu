@@ -157,15 +157,18 @@ __device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], Totals (&tot
   products_wait<0>();
   weigh(own.first);
   round_weights(weights.weights[0], s[0]);
+  if (own.first + 1 < own.end) shared.ring.wait_filled(own.first + 1 - begin);
   for (int block = own.first; block + 1 < own.end; block++) {
     const int step = block - begin;
     join_weights(kept, totals, weights);
-    shared.ring.wait_filled(step + 1);
     start_scores<C>(s, queries, shared.keys(step + 1));
     start_values<C>(t, weights, shared.values(step));
     add_rounded_sums();
     products_wait<1>();
     weigh(block + 1);
+    settle(s);
+    // Also what keeps the wait for the values behind the exponentials: ptxas moves it up as far as the last branch.
+    if (block + 2 < own.end) shared.ring.wait_filled(step + 2);
     finish_values(step);
     round_weights(weights.weights[0], s[0]);  // only now: the last weights were operands until here
   }

@@ -14,8 +14,9 @@ struct Join {
 __device__ __forceinline__ Join join(float* reference, float block_reference) {
   const float before = *reference, after = fmaxf(before, block_reference);
   *reference = after;
-  return {before == after ? 1.0f : power_of_two(before - after),
-          block_reference == after || block_reference == kMinusInfinity ? 1.0f : power_of_two(block_reference - after)};
+  // No difference where both are -inf. All of it without a branch.
+  const bool alike = block_reference == after || block_reference == kMinusInfinity;
+  return {power_of_two(before == after ? 0.0f : before - after), power_of_two(alike ? 0.0f : block_reference - after)};
 }
 
 // ---- one block of keys ----------------------------------------------------------------------------------------------
@@ -183,17 +184,25 @@ __device__ __forceinline__ void block_product(const BlockWeights<kFragments>& bl
   }
 }
 
-/** Sums of the weights as they were rounded: [0] for the row of lane / 4, [1] for that + 8. */
+/** Sums of the weights as they were rounded: [0] for the row of lane / 4, [1] for that + 8. Not by a product with ones: a
+ *  warp's own product waits for those of warpgroups that are under way. */
 template <int kFragments>
 __device__ __forceinline__ void rounded_sums(const BlockWeights<kFragments>& block, float (&sums)[kFragments][2]) {
-  constexpr uint32_t kOnes = 0x3f803f80u;
 #pragma unroll
   for (int i = 0; i < kFragments; i++) {
-    float t[4] = {};
 #pragma unroll
-    for (int j = 0; j < kBlockKeys / 16; j++) mma_bf16(t, block.weights[i][j], {kOnes, kOnes});
-    sums[i][0] = t[0];
-    sums[i][1] = t[2];
+    for (int h = 0; h < 2; h++) {
+      float even = 0.0f, odd = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kBlockKeys / 8; j++) {
+        const uint32_t pair = block.weights[i][j / 2][j % 2 * 2 + h];
+        even += __uint_as_float(pair << 16);
+        odd += __uint_as_float(pair & 0xffff0000u);
+      }
+      float sum = even + odd;
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sums[i][h] = sum + __shfl_xor_sync(kAllLanes, sum, 2);
+    }
   }
 }
 

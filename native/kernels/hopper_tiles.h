@@ -94,14 +94,14 @@ __device__ __forceinline__ int columns_at(int k) {
 /** Adds to the group of products under way: d = own times the rows of a tile, transposed. */
 template <int C>
 __device__ __forceinline__ void multiply_rows(Square& d, const uint32_t (&own)[C / 16][4], const void* tile) {
-  const uint64_t right = tile_descriptor(tile);
+  const uint32_t right = tile_descriptor(tile);
 #pragma unroll
   for (int k = 0; k < C; k += 16) warpgroup_product<false>(d, own[k / 16], right + columns_at(k), k > 0);
 }
 /** The same for own rows that are a tile themselves. */
 template <int C>
 __device__ __forceinline__ void multiply_rows(Square& d, const void* own, const void* tile) {
-  const uint64_t left = tile_descriptor(own), right = tile_descriptor(tile);
+  const uint32_t left = tile_descriptor(own), right = tile_descriptor(tile);
 #pragma unroll
   for (int k = 0; k < C; k += 16) {
     warpgroup_product_of_tiles(d, left + columns_at(k), right + columns_at(k), k > 0);
@@ -111,7 +111,7 @@ __device__ __forceinline__ void multiply_rows(Square& d, const void* own, const 
 template <int C>
 __device__ __forceinline__ void multiply_across(float (&d)[kPanels<C>][8][4], const uint32_t (&weights)[4][4],
                                                 const void* tile, bool accumulate) {
-  const uint64_t right = tile_descriptor(tile);
+  const uint32_t right = tile_descriptor(tile);
 #pragma unroll
   for (int panel = 0; panel < kPanels<C>; panel++) {
 #pragma unroll

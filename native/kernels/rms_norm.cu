@@ -4,6 +4,7 @@
 // alone. Extra traffic of the partial sums: 4 / chunk bytes an element each way, mostly in L2.
 #include "core/scratch.h"
 #include "cuda/row.h"
+#include "cuda/tensor_core.h"
 #include "kernels/dispatch.h"
 
 namespace caravan::cuda {
@@ -137,7 +138,9 @@ struct WeightSum {
   __device__ __forceinline__ void store(float* partial, int width) {
     if constexpr (!S::kHeld) return;
     if constexpr (S::kGroups > 1) {
-      CARAVAN_SHARED(float, sums);  // [warps][width]
+      CARAVAN_SHARED(unsigned char, memory);
+      float* sums = reinterpret_cast<float*>(memory);  // [warps][width]
+      __syncthreads();
       const int warp = static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
       for (int slot = 0; slot < S::kSlots; slot++) {
@@ -172,75 +175,109 @@ struct WeightSum {
   }
 };
 
-/** Whether a row is fetched while the one before is computed: where a block works on one row at a time, nothing else
- *  would be on its way from memory, and two blocks a multiprocessor have the registers for it. */
-template <typename S>
-constexpr bool kFetchesAhead = S::kHeld && S::kGroups == 1 && S::kPacks <= 2;
+/** Rows that are on their way from memory while one is computed. */
+constexpr int kAhead = 2, kStages = kAhead + 1;
 
-/** What a row of the gradient is made of. */
+/** The rows of x and dy that a thread's packs come from, in turns, by way of shared memory: what is asked for ahead takes
+ *  no registers. A thread reads what it has itself asked for, so nobody waits for another. Packs that cannot be moved
+ *  whole, and rows that do not stay in registers, are loaded when they are needed. */
 template <typename S>
-struct BackwardRow {
-  RowOf<S> x, dy;
-  float scale;
-  int64_t row;
-  int width;  // 0 for a row that does not exist
+class RowsAhead {
+ public:
+  static constexpr bool kCopies = S::kHeld && S::kVector;
+  static constexpr size_t kBytes = kCopies ? size_t{kStages} * 2 * S::kSlots * S::kBlock * 16 : 0;
 
-  __device__ __forceinline__ BackwardRow(const Backward<typename S::T>& p, int64_t at, int64_t end)
-      : row(at < end ? at : 0), width(at < end ? p.D : 0) {
-    x.load(p.x + row * p.D, width);
-    dy.load(p.dy + row * p.D, width);
-    scale = width > 0 ? p.rstd[row] : 0.0f;
+  __device__ __forceinline__ RowsAhead(const Backward<typename S::T>& p, unsigned char* memory, int64_t begin,
+                                       int64_t end)
+      : p_(p), own_(memory + threadIdx.x * 16), begin_(begin), end_(end) {
+#pragma unroll
+    for (int round = 0; round < kAhead; round++) ask(round);
   }
+  /** Gives the rows of a round and asks for those of a later one. */
+  __device__ __forceinline__ void take(int round, int64_t row, int width, RowOf<S>& x, RowOf<S>& dy) {
+    if constexpr (kCopies) {
+      ask(round + kAhead);
+      cp_async_wait<kAhead>();
+      for_packs<S>(width, [&](int slot, int) {
+        x.hold(slot, at(round, 0, slot));
+        dy.hold(slot, at(round, 1, slot));
+      });
+    } else {
+      x.load(p_.x + row * p_.D, width);
+      dy.load(p_.dy + row * p_.D, width);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void ask(int round) const {
+    if constexpr (kCopies) {
+      const int64_t row = begin_ + int64_t{round} * S::kGroups;
+      for_packs<S>(row < end_ ? p_.D : 0, [&](int slot, int column) {
+        cp_async16(at(round, 0, slot), p_.x + row * p_.D + column);
+        cp_async16(at(round, 1, slot), p_.dy + row * p_.D + column);
+      });
+      cp_async_commit();
+    }
+  }
+  __device__ __forceinline__ unsigned char* at(int round, int tensor, int slot) const {
+    return own_ + ((round % kStages * 2 + tensor) * S::kSlots + slot) * (S::kBlock * 16);
+  }
+
+  const Backward<typename S::T>& p_;
+  unsigned char* own_;
+  int64_t begin_, end_;  // of this group's rows
 };
 
 /** With u = dy * w: dx = rstd * (u - x * rstd^2 * mean(u * x)) (+ dx0) and dw = sum over rows of dy * x * rstd. */
 template <typename S>
-__global__ void __launch_bounds__(S::kBlock, kFetchesAhead<S> ? 2 : S::kResident)
-    backward_rows(Backward<typename S::T> p) {
+__global__ void __launch_bounds__(S::kBlock, S::kResident) backward_rows(Backward<typename S::T> p) {
+  CARAVAN_SHARED(unsigned char, memory);
   const int64_t begin = int64_t{blockIdx.x} * p.chunk + static_cast<int>(threadIdx.x) / S::kThreads;
   const int64_t end = min((int64_t{blockIdx.x} + 1) * p.chunk, p.rows);
   float* partial = p.partial + int64_t{blockIdx.x} * p.D;
+  RowsAhead<S> rows(p, memory, begin, end);
   WeightSum<S> dw{};
   RowOf<S> w;
   w.load(p.w, p.D);
-  BackwardRow<S> next(p, begin, kFetchesAhead<S> ? end : begin);
   for (int round = 0; round < p.chunk / S::kGroups; round++) {
-    if constexpr (!kFetchesAhead<S>) next = BackwardRow<S>(p, begin + round * S::kGroups, end);
-    BackwardRow<S> now = next;
-    RowOf<S> dx0;
-    if constexpr (kFetchesAhead<S>) {
-      next = BackwardRow<S>(p, begin + (round + 1) * S::kGroups, end);
-      if (p.dx0 != nullptr) dx0.load(p.dx0 + now.row * p.D, now.width);
-    }
+    const int64_t at_row = begin + int64_t{round} * S::kGroups, row = at_row < end ? at_row : 0;
+    const int width = at_row < end ? p.D : 0;
+    // Asked for before the sum over the row where there are registers for it.
+    constexpr bool kEarly = S::kHeld && S::kSlots <= 2;
+    RowOf<S> x, dy, dx0;
+    if (kEarly && p.dx0 != nullptr) dx0.load(p.dx0 + row * p.D, width);
+    const float scale = width > 0 ? p.rstd[row] : 0.0f;
+    rows.take(round, row, width, x, dy);
     float dot = 0.0f;
     w.forget();
-    for_packs<S>(now.width, [&](int slot, int at) {
-      const RowValues<S> xs = now.x.get(slot, at), dys = now.dy.get(slot, at), ws = w.get(slot, at);
+    for_packs<S>(width, [&](int slot, int at) {
+      const RowValues<S> xs = x.get(slot, at), dys = dy.get(slot, at), ws = w.get(slot, at);
 #pragma unroll
       for (int k = 0; k < S::kElements; k++) dot = fmaf(dys.x[k] * ws.x[k], xs.x[k], dot);
     });
-    const float mean = group_sum<S>(dot) / static_cast<float>(p.D) * now.scale * now.scale;
-    now.x.forget();
-    now.dy.forget();
+    const float mean = group_sum<S>(dot) / static_cast<float>(p.D) * scale * scale;
+    x.forget();
+    dy.forget();
     w.forget();
-    for_packs<S>(now.width, [&](int slot, int at) {
-      const RowValues<S> xs = now.x.get(slot, at), dys = now.dy.get(slot, at), ws = w.get(slot, at);
+    for_packs<S>(width, [&](int slot, int at) {
+      const RowValues<S> xs = x.get(slot, at), dys = dy.get(slot, at), ws = w.get(slot, at);
       RowValues<S> terms, dx;
 #pragma unroll
       for (int k = 0; k < S::kElements; k++) {
-        terms.x[k] = dys.x[k] * (xs.x[k] * now.scale);
-        dx.x[k] = now.scale * fmaf(-xs.x[k], mean, dys.x[k] * ws.x[k]);
+        terms.x[k] = dys.x[k] * (xs.x[k] * scale);
+        dx.x[k] = scale * fmaf(-xs.x[k], mean, dys.x[k] * ws.x[k]);
       }
-      dw.add(partial, now.width, round == 0, slot, at, terms.x);
+      dw.add(partial, width, round == 0, slot, at, terms.x);
       if (p.dx0 != nullptr) {
-        const RowValues<S> added = kFetchesAhead<S> ? dx0.get(slot, at)
-                                                    : RowWords<S>::load(p.dx0 + now.row * p.D, now.width, at).values();
+        const RowValues<S> added =
+            kEarly ? dx0.get(slot, at) : RowWords<S>::load(p.dx0 + row * p.D, width, at).values();
 #pragma unroll
         for (int k = 0; k < S::kElements; k++) dx.x[k] = __fadd_rn(dx.x[k], added.x[k]);
       }
-      RowWords<S>::of(dx).store(p.dx + now.row * p.D, now.width, at);
+      RowWords<S>::of(dx).store(p.dx + row * p.D, width, at);
     });
   }
+  cp_async_wait<0>();
   dw.store(partial, p.D);
 }
 
@@ -265,13 +302,12 @@ __global__ void __launch_bounds__(kSumColumns* kSumSlices)
   sums[column] = sum;
 }
 
-/** Rows whose dw is summed in one run: about 256 blocks, which a large GPU holds all at once, and no more than 64 rows,
- * as a run is f32; whole rounds of the groups of a block. */
+/** Rows whose dw is summed in one run: at most 384 blocks, which a large GPU holds all at once, but no more than 64 rows,
+ *  as a run is f32; whole rounds of the groups of a block. */
 template <typename S>
 int chunk_of(int64_t rows) {
-  int chunk = 4;
-  while (chunk < 64 && int64_t{chunk} * 256 < rows) chunk *= 2;
-  return chunk < S::kGroups ? S::kGroups : chunk;
+  const int64_t even = ceil_div(rows, 384), chunk = even < 4 ? 4 : even < 64 ? even : 64;
+  return static_cast<int>(ceil_div(chunk, S::kGroups) * S::kGroups);
 }
 
 template <typename T>
@@ -286,7 +322,8 @@ void run_backward(const Args& a) {
     const int64_t chunks = ceil_div(p.rows, p.chunk);
     Scratch scratch(a.device, static_cast<size_t>(chunks > 1 ? chunks * D : 0) * sizeof(float));
     p.partial = chunks > 1 ? scratch.as<float>() : dw;
-    const size_t shared_bytes = S::kGroups > 1 ? static_cast<size_t>(S::kBlock / kWarp * D) * sizeof(float) : 0;
+    const size_t sums_bytes = S::kGroups > 1 ? static_cast<size_t>(S::kBlock / kWarp * D) * sizeof(float) : 0;
+    const size_t shared_bytes = sums_bytes > RowsAhead<S>::kBytes ? sums_bytes : RowsAhead<S>::kBytes;
     launch(a, {static_cast<unsigned>(chunks), S::kBlock, shared_bytes}, backward_rows<S>, p);
     if (chunks == 1) return;
     launch(a, {static_cast<unsigned>(ceil_div(D, kSumColumns)), dim3(kSumColumns, kSumSlices)}, sum_partials, p.partial,
