@@ -76,13 +76,18 @@ set(nvcc ${launcher} ${CARAVAN_NVCC} -std=c++20 -O1 -Xfatbin=-compress-all --exp
   -Xcompiler=-fPIC,-fvisibility=hidden,-Wall)
 # One PTX, assembled for every architecture: the front end, most of the time that nvcc takes, runs once a file. As long
 # as no kernel is written for newer GPUs alone, their machine code is the same as from PTX of their own. What is written
-# for compute capability 9.0 alone lies in files of its own, *_hopper.cu, compiled for that and nothing else.
+# for compute capability 9.0 alone lies in files of its own, *_hopper.cu, compiled for that and nothing else. Files whose
+# kernels may be started early there (cuda/chain.h) are compiled for it beside the others.
 list(GET CARAVAN_CUDA_ARCHS 0 oldest)
 list(TRANSFORM CARAVAN_CUDA_ARCHS PREPEND sm_ OUTPUT_VARIABLE codes)
 string(JOIN "," codes ${codes} compute_${oldest})
 set(everywhere -gencode=arch=compute_${oldest},code=[${codes}])
+set(chained ${everywhere})
 if("90a" IN_LIST CARAVAN_CUDA_ARCHS)
   set(hopper -gencode=arch=compute_90a,code=sm_90a)
+  list(REMOVE_ITEM codes sm_90a)
+  string(JOIN "," codes ${codes} compute_${oldest})
+  set(chained -gencode=arch=compute_${oldest},code=[${codes}] ${hopper} -DCARAVAN_CHAINED)
 else()
   message(STATUS "CARAVAN_CUDA_ARCHS has no 90a: the module is without its kernels for compute capability 9.0")
   set(hopper ${everywhere} -DCARAVAN_NO_HOPPER)
@@ -96,6 +101,10 @@ foreach(source ${CARAVAN_CUDA_KERNELS})
   set(architectures ${everywhere})
   if(stem MATCHES "_hopper\\.cu$")
     set(architectures ${hopper})
+  endif()
+  file(STRINGS ${source} includes_chain REGEX "^#include \"cuda/chain.h\"")
+  if(includes_chain)
+    set(architectures ${chained})
   endif()
   add_custom_command(OUTPUT ${object} DEPENDS ${source} DEPFILE ${object}.d COMMENT "nvcc ${stem}" VERBATIM
     COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_CURRENT_BINARY_DIR}/cuda

@@ -242,25 +242,29 @@ bool CublasLt::run(const Args& args, const Product& p) {
 // ---- the choice between the library and the own kernels
 // --------------------------------------------------------------
 
-std::unique_ptr<CublasLt> chosen_cublas_lt() {
-#ifdef CARAVAN_SIMT
-  return nullptr;
-#else
+GemmChoice chosen_gemm() {
   const char* wanted = std::getenv("CARAVAN_CUDA_GEMM");
+#ifdef CARAVAN_SIMT
+  // No library: own products, and for tests the kernel for a few rows.
+  return {nullptr, wanted != nullptr && std::string(wanted) == "auto"};
+#else
   const std::string way = wanted == nullptr ? "auto" : wanted;
-  if (way == "own") return nullptr;
+  if (way == "own") return {};
   if (way != "auto" && way != "fixed") {
     fail("ERR_CONFIG", "CARAVAN_CUDA_GEMM must be auto, fixed or own; got '%s'", way.c_str());
   }
-  return CublasLt::open(way == "fixed");
+  GemmChoice choice = {CublasLt::open(way == "fixed"), way == "auto"};
+  if (choice.library == nullptr) choice.few_rows = false;
+  return choice;
 #endif
 }
 
 void multiply(const Args& a, const Product& p) {
   if (p.M == 0 || p.N == 0 || p.batch == 0) return;
+  const GemmChoice& choice = device_of(a).gemm();
+  if (choice.few_rows && p.M <= kFewRows && multiply_few(a, p)) return;
   // The library refuses empty sums.
-  CublasLt* library = device_of(a).cublas_lt();
-  if (library != nullptr && p.K > 0 && library->run(a, p)) return;
+  if (choice.library != nullptr && p.K > 0 && choice.library->run(a, p)) return;
   own_gemm(a, p);
 }
 

@@ -32,7 +32,12 @@ class CublasLt {
   std::unordered_map<std::string, std::unique_ptr<Plan>> plans_;
 };
 
-/** The library as CARAVAN_CUDA_GEMM wants it; null when the own kernels are to multiply. Throws ERR_CONFIG. */
-std::unique_ptr<CublasLt> chosen_cublas_lt();
+/** By what products are made; see cuda/gemm.h. */
+struct GemmChoice {
+  std::unique_ptr<CublasLt> library;  // null: the own kernels
+  bool few_rows = false;              // products of a few rows by their own kernel
+};
+/** As CARAVAN_CUDA_GEMM wants it. Throws ERR_CONFIG. */
+GemmChoice chosen_gemm();
 
 }  // namespace caravan::cuda

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 
+#include "cuda/chain.h"
 #include "cuda/cublas_lt.h"
 
 extern "C" {
@@ -117,6 +119,7 @@ void copy_out(const Args& a, void* host_memory, const void* device_memory, size_
   a.device.copy_out(host_memory, device_memory, bytes);
 }
 int multiprocessors(const Args& a) { return device_of(a).multiprocessors(); }
+bool chains(const Args& a) { return device_of(a).chains(); }
 FaultReport fault_report(const Args& a, const char* op) { return {device_of(a).fault(), op}; }
 KernelSpan kernel_rows() { return {__start_crv_kernels_cuda, __stop_crv_kernels_cuda}; }
 
@@ -204,6 +207,10 @@ CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
   check(cudaEventCreateWithFlags(&idle_, cudaEventDisableTiming | cudaEventBlockingSync), "event");
   check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, ordinal), "multiprocessors");
+  int capability = 0;
+  check(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, ordinal), "capability");
+  const char* chains = std::getenv("CARAVAN_CUDA_CHAINS");
+  can_chain_ = capability == 9 && (chains == nullptr || std::string(chains) != "off");
   void* fault = nullptr;
   check(cudaHostAlloc(&fault, sizeof(Fault), cudaHostAllocMapped), "pinned memory");
   fault_ = new (fault) Fault{};
@@ -211,7 +218,7 @@ CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
   readback_ = std::make_unique<Readback>();
   const SegmentSource segments = {map_segment, [](void* memory, size_t) { cudaFree(memory); }, kBlockAlignment};
   allocator_ = std::make_unique<CachingAllocator>(segments, usable_bytes(budget_bytes));
-  cublas_lt_ = chosen_cublas_lt();
+  gemm_ = chosen_gemm();
   const KernelSpan rows = kernel_rows();
   for (const KernelRow* row = rows.begin; row != rows.end; row++) kernels_[row->op] = row;
 }
@@ -219,7 +226,7 @@ CudaDevice::CudaDevice(int ordinal, size_t budget_bytes) : ordinal_(ordinal) {
 CudaDevice::~CudaDevice() {
   cudaSetDevice(ordinal_);
   cudaStreamSynchronize(stream_);
-  cublas_lt_.reset();
+  gemm_.library.reset();
   staging_.reset();
   readback_.reset();
   allocator_.reset();

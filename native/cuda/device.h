@@ -8,13 +8,12 @@
 #include <vector>
 
 #include "core/device.h"
+#include "cuda/cublas_lt.h"
 #include "cuda/fault.h"
 #include "cuda/launch.h"
 #include "cuda/ranges.h"
 
 namespace caravan::cuda {
-
-class CublasLt;
 
 /** Pinned memory through which host bytes go to the device, in slots that are used in turns. */
 class Staging {
@@ -88,7 +87,9 @@ class CudaDevice final : public Device {
   /** Throws what a kernel has noted, once all others have run, which may be noting something. */
   void throw_fault();
   /** Null where own kernels multiply. */
-  CublasLt* cublas_lt() const { return cublas_lt_.get(); }
+  const GemmChoice& gemm() const { return gemm_; }
+  /** Whether what runs now is recorded in a graph whose kernels may be started early. */
+  bool chains() const { return capturing_ && can_chain_; }
 
  private:
   void report_fault();
@@ -98,12 +99,13 @@ class CudaDevice final : public Device {
   cudaStream_t stream_ = nullptr;
   cudaEvent_t idle_ = nullptr;
   bool capturing_ = false;
+  bool can_chain_ = false;
   int multiprocessors_ = 1;
   Fault* fault_ = nullptr;
   std::unique_ptr<Staging> staging_;
   std::unique_ptr<Readback> readback_;
   std::unique_ptr<CachingAllocator> allocator_;
-  std::unique_ptr<CublasLt> cublas_lt_;
+  GemmChoice gemm_;
   std::unique_ptr<Ranges> ranges_ = Ranges::wanted();
   std::unordered_map<std::string, const KernelRow*> kernels_;
 };

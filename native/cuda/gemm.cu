@@ -1,32 +1,11 @@
 // The own matrix products. bf16 with rows that 16-byte copies can move: 128 x 128 tiles of mma.m16n8k16 fed by cp.async
 // through three stages of shared memory. Everything else (f32, f64, odd sizes): 64 x 64 tiles of fused multiply-adds.
 // One accumulator per element walks K from the front, whatever M is and whichever tile the row falls into.
-#include "cuda/gemm.h"
-
-#include "cuda/numbers.h"
+#include "cuda/gemm_epilogue.h"
 #include "cuda/tensor_core.h"
 
 namespace caravan::cuda {
 namespace {
-
-/** Where a product goes. */
-struct Epilogue {
-  void* c;
-  int64_t leading, batch_stride;
-  const void* add;
-  DType out;
-};
-
-template <typename Out, typename Sum>
-__device__ __forceinline__ void put(const Epilogue& e, int64_t row, int64_t column, int64_t batch, Sum value) {
-  const int64_t at = batch * e.batch_stride + row * e.leading + column;
-  if (e.add != nullptr) value += widen(static_cast<const Out*>(e.add)[at]);
-  if constexpr (sizeof(Out) == sizeof(double)) {
-    static_cast<Out*>(e.c)[at] = value;
-  } else {
-    static_cast<Out*>(e.c)[at] = narrow<Out>(value);
-  }
-}
 
 // ---- multiply-adds --------------------------------------------------------------------------------------------------
 
@@ -209,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   for (int stage = 0; stage + 1 < kStages; stage++) start(stage);
 
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
   float sum[4][4][4] = {};
   for (int64_t step = 0; step < steps; step++) {
@@ -243,8 +222,6 @@ bool chunks_fit(const Product::Operand& x, int64_t contiguous) {
   return contiguous % 8 == 0 && x.leading % 8 == 0 && x.batch_stride % 8 == 0 &&
          reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
 }
-
-Epilogue epilogue_of(const Product& p) { return {p.c, p.c_leading, p.c_batch_stride, p.add, p.out}; }
 
 template <typename T, typename Out>
 void run_fma(const Args& args, const Product& p) {

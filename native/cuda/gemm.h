@@ -1,6 +1,7 @@
-// Matrix products on the device: cuBLASLt where it is installed, own kernels everywhere else. Every element of a result
-// is summed over K in one order that does not depend on M, so that a row's bits are those of any batch; with cuBLASLt
-// that holds while its algorithm is fixed (CARAVAN_CUDA_GEMM=own forces the own kernels).
+// Matrix products on the device. CARAVAN_CUDA_GEMM says by what: own: the own kernels, in which every element of a result
+// is summed over K in one order that does not depend on M, so that a row's bits are those of any batch; fixed: cuBLASLt
+// by one algorithm, for which that holds too; auto: whatever is fastest, cuBLASLt by its choice and for a few rows a
+// kernel that reads as fast as memory gives. Without cuBLASLt it is own.
 #pragma once
 #include "core/types.h"
 
@@ -24,6 +25,7 @@ struct Product {
   const void* bias = nullptr;  // of type `in`
   int64_t batch = 1;
   int64_t c_batch_stride = 0;
+  bool b_lasts = false;  // weights: no kernel that is recorded in the same graph writes b
 };
 
 /** Computes a product by what the device has: cuBLASLt, or the own kernels. */
@@ -31,5 +33,9 @@ void multiply(const Args& a, const Product& product);
 
 /** The own kernels alone. */
 void own_gemm(const Args& a, const Product& product);
+
+constexpr int64_t kFewRows = 2;
+/** By the kernel for at most kFewRows rows, which sums in an order of its own; false where it does not serve. */
+bool multiply_few(const Args& a, const Product& product);
 
 }  // namespace caravan::cuda

@@ -32,6 +32,18 @@ struct Launch {
 // What follows is the language of kernel files.
 #if defined(__CUDACC__) || defined(CARAVAN_SIMT)
 
+#ifndef CARAVAN_SIMT
+/** Beyond what every kernel may have, dynamic shared memory must be asked for. */
+template <typename... Parameters>
+void allow_shared(void (*kernel)(Parameters...), size_t bytes) {
+  constexpr size_t kWithoutAsking = 40 << 10;  // of the 48 KiB that a block may have; a kernel has some of its own
+  if (bytes <= kWithoutAsking) return;
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "shared memory");
+}
+#endif
+
 /** Runs a __global__ function on a stream. A grid of zero blocks is nothing to do, not an error. */
 template <typename... Parameters, typename... Given>
 void launch(cudaStream_t stream, const Launch& at, void (*kernel)(Parameters...), Given&&... given) {
@@ -41,12 +53,7 @@ void launch(cudaStream_t stream, const Launch& at, void (*kernel)(Parameters...)
                     [kernel, ... values = static_cast<Parameters>(std::forward<Given>(given))] { kernel(values...); }),
         "launch");
 #else
-  constexpr size_t kWithoutAsking = 48 << 10;
-  if (at.shared_bytes > kWithoutAsking) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(at.shared_bytes)),
-          "shared memory");
-  }
+  allow_shared(kernel, at.shared_bytes);
   // clang-format off
   kernel<<<at.grid, at.block, at.shared_bytes, stream>>>(static_cast<Parameters>(std::forward<Given>(given))...);
   // clang-format on

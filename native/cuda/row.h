@@ -160,10 +160,6 @@ class RowOf {
       return RowWords<S>::load(row_, width_, at).values();
     }
   }
-  /** Holds a pack as it lies in shared memory. */
-  __device__ __forceinline__ void hold(int slot, const void* pack) {
-    held_[slot] = *static_cast<const RowWords<S>*>(pack);
-  }
   /** Stores values and holds them as they were stored. */
   __device__ __forceinline__ RowValues<S> put(T* row, int width, int slot, int at, const RowValues<S>& v) {
     row_ = row;

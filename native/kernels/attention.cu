@@ -13,6 +13,7 @@
 // The weights are operands in bf16. The output is divided by the sum of the rounded weights, lse is made of the exact
 // ones.
 #include "core/scratch.h"
+#include "cuda/chain.h"
 #include "cuda/attention_form.h"
 #include "kernels/attention_general.h"
 #include "kernels/attention_hopper.h"
@@ -219,6 +220,7 @@ __device__ void clear_gaps(const Sequences& sequences, const Geometry& g, int C,
 template <int C>
 __global__ void __launch_bounds__(kWarp, 8) attend_narrow(Problem p, int most_rows, int row_tiles, Splits splits) {
   CARAVAN_SHARED(bf16, memory);
+  await_earlier();
   const Geometry& g = p.geometry;
   const int s = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   if (s >= p.sequences.count) {
@@ -261,6 +263,7 @@ __global__ void __launch_bounds__(kGapThreads) clear_all_gaps(Problem p, int C) 
 /** Joins the blocks of split segments: blocks (segment, key/value head, row), a thread per column. */
 template <int C>
 __global__ void __launch_bounds__(C) join_blocks(Problem p, Splits splits) {
+  await_earlier();
   constexpr int kAhead = 8;
   const Geometry& g = p.geometry;
   const int s = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y),
@@ -341,16 +344,16 @@ void attend_narrow_tiles(const Args& a, const Problem& p, bool all) {
                   static_cast<unsigned>(row_tiles * splits.count));
   if (!all) launch(a, {dim3(gaps), dim3(kGapThreads)}, clear_all_gaps, p, C);
   const Launch at = {grid, dim3(kWarp), Shared<C, 1, 1>::kBytes};
-  if (splits.count <= 1) return launch(a, at, attend_narrow<C>, p, most_rows, row_tiles, splits);
+  if (splits.count <= 1) return launch_chained(a, at, attend_narrow<C>, p, most_rows, row_tiles, splits);
   const size_t slot_rows = static_cast<size_t>(splits.slots) * static_cast<size_t>(g.K * splits.row_capacity);
   Scratch products(a.device, slot_rows * C * sizeof(float));
   Scratch totals(a.device, slot_rows * sizeof(float4));
   splits.products = products.as<float>();
   splits.totals = totals.as<float4>();
-  launch(a, at, attend_narrow<C>, p, most_rows, row_tiles, splits);
+  launch_chained(a, at, attend_narrow<C>, p, most_rows, row_tiles, splits);
   const dim3 rows_grid(static_cast<unsigned>(p.sequences.count), static_cast<unsigned>(g.K),
                        static_cast<unsigned>(splits.row_capacity));
-  launch(a, {rows_grid, dim3(C)}, join_blocks<C>, p, splits);
+  launch_chained(a, {rows_grid, dim3(C)}, join_blocks<C>, p, splits);
 }
 
 template <int C>

@@ -104,8 +104,17 @@ __device__ __forceinline__ void add_values(float (&o)[C / 8][4], const float (&t
 }
 
 /** Brings a block into the totals of this thread's two rows and its weights to the scale that their product is added
- *  with; `kept` is the factor of what was summed so far. */
+ *  with; `kept` is the factor of what was summed so far. References seldom change, and then all of it is adding. */
 __device__ __forceinline__ void join_weights(float (&kept)[2], Totals (&totals)[2], BlockWeights<1>& block) {
+  const auto changes = [&](int h) { return block.reference[0][h] != totals[h].reference; };
+  if (!__any_sync(kAllLanes, changes(0) || changes(1))) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      kept[h] = 1.0f;
+      totals[h].sum += block.sum[0][h];
+    }
+    return;
+  }
   float added[1][2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -130,7 +139,7 @@ __device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], Totals (&tot
   for (int k = 0; k < C; k += 16) left_fragment<C>(queries[k / 16], shared.queries + warp_row * C, 0, k);
 
   Scores<1> s;
-  float t[kPanels<C>][8][4], kept[2];
+  float t[kPanels<C>][8][4] = {}, kept[2] = {1.0f, 1.0f};
   BlockWeights<1> weights;
   const int begin = tile.blocks.first;
   const auto weigh = [&](int block) {
@@ -150,7 +159,6 @@ __device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], Totals (&tot
     products_wait<0>();
     settle(t);
     shared.ring.release(step);
-    add_values<C>(o, t, kept);
   };
   shared.ring.wait_filled(own.first - begin);
   start_scores<C>(s, queries, shared.keys(own.first - begin));
@@ -160,8 +168,9 @@ __device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], Totals (&tot
   if (own.first + 1 < own.end) shared.ring.wait_filled(own.first + 1 - begin);
   for (int block = own.first; block + 1 < own.end; block++) {
     const int step = block - begin;
-    join_weights(kept, totals, weights);
     start_scores<C>(s, queries, shared.keys(step + 1));
+    add_values<C>(o, t, kept);  // of the block before, beside the scores
+    join_weights(kept, totals, weights);
     start_values<C>(t, weights, shared.values(step));
     add_rounded_sums();
     products_wait<1>();
@@ -172,6 +181,7 @@ __device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], Totals (&tot
     finish_values(step);
     round_weights(weights.weights[0], s[0]);  // only now: the last weights were operands until here
   }
+  add_values<C>(o, t, kept);
   const int step = own.end - 1 - begin, keys_left = tile.segment.keys - (own.end - 1) * kBlockKeys;
   if (keys_left < kBlockKeys) {
     clear_rows<C>(shared.values(step), keys_left);
@@ -181,6 +191,7 @@ __device__ __forceinline__ void attend_blocks(float (&o)[C / 8][4], Totals (&tot
   start_values<C>(t, weights, shared.values(step));
   add_rounded_sums();
   finish_values(step);
+  add_values<C>(o, t, kept);
 }
 
 template <int C>

@@ -86,26 +86,6 @@ __device__ __forceinline__ void mask_scores(Scores<kFragments>& s, const Range* 
   }
 }
 
-/** Scores of one row, this thread's keys of a block, to weights relative to 2^reference; returns their sum. */
-template <int kEights>
-__device__ __forceinline__ float weigh_row(float (&s)[kEights][4], int h, float scale, float* reference) {
-  float top = kMinusInfinity;
-#pragma unroll
-  for (int n = 0; n < kEights; n++) top = fmaxf(top, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-  top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
-  top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
-  *reference = ceilf(top * (scale * 0.125f)) * 8.0f;
-  const float shift = *reference == kMinusInfinity ? 0.0f : -*reference;
-  float sum = 0.0f;
-#pragma unroll
-  for (int n = 0; n < kEights; n++) {
-    s[n][2 * h] = exp2_fast(fmaf(s[n][2 * h], scale, shift));
-    s[n][2 * h + 1] = exp2_fast(fmaf(s[n][2 * h + 1], scale, shift));
-    sum += s[n][2 * h] + s[n][2 * h + 1];
-  }
-  return sum;
-}
-
 /** How scores become weights: scale is that of base-2 exponents, positive. */
 struct Exponent {
   float scale;
@@ -122,15 +102,63 @@ struct Problem {
   Exponent exponent;
 };
 
-/** Scores of a fragment's rows to weights relative to 2^reference, and their sums. */
+/** op over kCount numbers as a tree: a chain would be one instruction after the other. */
+template <int kCount, typename Op>
+__device__ __forceinline__ float combine(const float (&x)[kCount], const Op& op) {
+  if constexpr (kCount == 1) {
+    return x[0];
+  } else {
+    float half[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; i++) half[i] = op(x[i], x[i + kCount / 2]);
+    return combine(half, op);
+  }
+}
+
+/** op over the four lanes that share a row, of both rows of a thread. */
+template <typename Op>
+__device__ __forceinline__ void combine_lanes(float (&x)[2], const Op& op) {
+#pragma unroll
+  for (int bits = 1; bits <= 2; bits *= 2) {
+    const float other[2] = {__shfl_xor_sync(kAllLanes, x[0], bits), __shfl_xor_sync(kAllLanes, x[1], bits)};
+#pragma unroll
+    for (int h = 0; h < 2; h++) x[h] = op(x[h], other[h]);
+  }
+}
+
+/** Scores of a fragment's rows to weights relative to 2^reference, and their sums. Both rows side by side, as few warps
+ *  have only each other to fill the time that an instruction takes. */
 __device__ __forceinline__ void weigh_fragment(float (&s)[kBlockKeys / 8][4], float scale, float (&reference)[2],
                                                float (&sums)[2]) {
+  constexpr int kEights = kBlockKeys / 8;
+  const auto larger = [](float a, float b) { return fmaxf(a, b); };
+  const auto sum = [](float a, float b) { return a + b; };
+  float top[2], shift[2];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    float sum = weigh_row(s, h, scale, &reference[h]);
-    sum += __shfl_xor_sync(kAllLanes, sum, 1);
-    sums[h] = sum + __shfl_xor_sync(kAllLanes, sum, 2);
+    float pairs[kEights];
+#pragma unroll
+    for (int n = 0; n < kEights; n++) pairs[n] = fmaxf(s[n][2 * h], s[n][2 * h + 1]);
+    top[h] = combine(pairs, larger);
   }
+  combine_lanes(top, larger);
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    reference[h] = ceilf(top[h] * (scale * 0.125f)) * 8.0f;
+    shift[h] = reference[h] == kMinusInfinity ? 0.0f : -reference[h];
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float pairs[kEights];
+#pragma unroll
+    for (int n = 0; n < kEights; n++) {
+#pragma unroll
+      for (int e = 2 * h; e < 2 * h + 2; e++) s[n][e] = exp2_fast(fmaf(s[n][e], scale, shift[h]));
+      pairs[n] = s[n][2 * h] + s[n][2 * h + 1];
+    }
+    sums[h] = combine(pairs, sum);
+  }
+  combine_lanes(sums, sum);
 }
 
 /** The weights of a fragment's rows, rounded, as left operands. */
@@ -192,17 +220,15 @@ __device__ __forceinline__ void rounded_sums(const BlockWeights<kFragments>& blo
   for (int i = 0; i < kFragments; i++) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      float even = 0.0f, odd = 0.0f;
+      float pairs[kBlockKeys / 8];
 #pragma unroll
       for (int j = 0; j < kBlockKeys / 8; j++) {
         const uint32_t pair = block.weights[i][j / 2][j % 2 * 2 + h];
-        even += __uint_as_float(pair << 16);
-        odd += __uint_as_float(pair & 0xffff0000u);
+        pairs[j] = __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
       }
-      float sum = even + odd;
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sums[i][h] = sum + __shfl_xor_sync(kAllLanes, sum, 2);
+      sums[i][h] = combine(pairs, [](float a, float b) { return a + b; });
     }
+    combine_lanes(sums[i], [](float a, float b) { return a + b; });
   }
 }
 

@@ -5,6 +5,7 @@
 // scatter-add dy once and 1 f32 value of dw (2 for the `_add` form), for the rows that occur. An index outside its
 // table is reported at the next wait; its row is read as zeros, or not written.
 #include "core/scratch.h"
+#include "cuda/chain.h"
 #include "cuda/packs.h"
 #include "cuda/sort.h"
 #include "cuda/zero.h"
@@ -55,6 +56,7 @@ struct Rows {
 
 template <typename U>
 __global__ void __launch_bounds__(kThreads) gather(Rows<U> p, FaultReport fault) {
+  await_earlier();
   p.own_piece([&](int64_t row, int64_t first) {
     const int64_t at = p.index[row];
     const bool valid = p.has(at);
@@ -90,6 +92,7 @@ constexpr int64_t kFewRows = 1024;
 
 template <typename U>
 __global__ void __launch_bounds__(kThreads) scatter_few(Rows<U> p, FaultReport fault) {
+  await_earlier();
   p.own_piece([&](int64_t row, int64_t first) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int32_t at = p.index[row];
@@ -308,7 +311,7 @@ CARAVAN_KERNEL(embedding, cuda, "ids[N]:i32 w[V,D] -> y[N,D]") {
   const int64_t row_bytes = w.shape[1] * static_cast<int64_t>(size_of(w.dtype));
   with_unit(row_bytes, w.data, y.data, size_of(w.dtype), [&]<typename U>(U) {
     const Rows<U> p = rows_of<U>(w.data, y.data, a.in[0], row_bytes, w.shape[0]);
-    launch(a, {blocks_of(p), kThreads}, gather<U>, p, fault_report(a, "embedding"));
+    launch_chained(a, {blocks_of(p), kThreads}, gather<U>, p, fault_report(a, "embedding"));
   });
 }
 
@@ -330,7 +333,7 @@ CARAVAN_KERNEL(scatter_rows, cuda, "into[M,W]! rows[N,W] index[N]:i32 ->") {
   if (index.count() <= kFewRows) {
     return with_unit(row_bytes, rows.data, into.data, size_of(into.dtype), [&]<typename U>(U) {
       const Rows<U> p = rows_of<U>(rows.data, into.data, index, row_bytes, M);
-      launch(a, {blocks_of(p), kThreads}, scatter_few<U>, p, fault_report(a, "scatter_rows"));
+      launch_chained(a, {blocks_of(p), kThreads}, scatter_few<U>, p, fault_report(a, "scatter_rows"));
     });
   }
   Scratch scratch(a.device, static_cast<size_t>(M) * sizeof(int32_t));

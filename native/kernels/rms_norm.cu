@@ -3,6 +3,7 @@
 // summed over chunks of rows in registers, then over chunks in a fixed tree; the chunk depends on the number of rows
 // alone. Extra traffic of the partial sums: 4 / chunk bytes an element each way, mostly in L2.
 #include "core/scratch.h"
+#include "cuda/chain.h"
 #include "cuda/row.h"
 #include "cuda/tensor_core.h"
 #include "kernels/dispatch.h"
@@ -31,6 +32,7 @@ struct Forward {
 
 template <typename S>
 __global__ void __launch_bounds__(S::kBlock, S::kResident) forward_rows(Forward<typename S::T> p) {
+  await_earlier();
   const int64_t begin = int64_t{blockIdx.x} * p.rounds * S::kGroups;
   RowOf<S> w;
   w.load(p.w, p.D);
@@ -68,6 +70,7 @@ __global__ void __launch_bounds__(S::kBlock, S::kResident) forward_rows(Forward<
 /** The norm is taken of the sum as stored, so that backward, which reads it, sees the very same function. */
 template <typename S>
 __global__ void __launch_bounds__(S::kBlock, S::kResident) forward_of_sum(Forward<typename S::T> p) {
+  await_earlier();
   const int64_t begin = int64_t{blockIdx.x} * p.rounds * S::kGroups;
   RowOf<S> w;
   w.load(p.w, p.D);
@@ -175,79 +178,109 @@ struct WeightSum {
   }
 };
 
-/** Rows that are on their way from memory while one is computed. */
-constexpr int kAhead = 2, kStages = kAhead + 1;
-
-/** The rows of x and dy that a thread's packs come from, in turns, by way of shared memory: what is asked for ahead takes
- *  no registers. A thread reads what it has itself asked for, so nobody waits for another. Packs that cannot be moved
- *  whole, and rows that do not stay in registers, are loaded when they are needed. */
+/** Where a block works on one row at a time, the rows of x and dy, and of dx0, are asked for ahead, by way of shared
+ *  memory: that takes no registers, of which there are few beside a part of dw, so that more blocks find room. A thread
+ *  reads what it has itself asked for; nobody waits for another. */
 template <typename S>
-class RowsAhead {
- public:
-  static constexpr bool kCopies = S::kHeld && S::kVector;
-  static constexpr size_t kBytes = kCopies ? size_t{kStages} * 2 * S::kSlots * S::kBlock * 16 : 0;
+constexpr bool kStaged = S::kHeld && S::kVector && S::kGroups == 1;
+template <typename S>
+constexpr int kStagedRowBytes = S::kSlots * S::kBlock * 16;
+/** Two rows ahead and the one at hand, of two tensors; or, of three, one and the one at hand. */
+template <typename S>
+constexpr size_t kStagedBytes = kStaged<S> ? size_t{6} * kStagedRowBytes<S> : 0;
+template <typename S>
+constexpr int kBackwardResident = kStaged<S> && S::kSlots <= 2 ? 4 : S::kResident;
 
-  __device__ __forceinline__ RowsAhead(const Backward<typename S::T>& p, unsigned char* memory, int64_t begin,
-                                       int64_t end)
-      : p_(p), own_(memory + threadIdx.x * 16), begin_(begin), end_(end) {
-#pragma unroll
-    for (int round = 0; round < kAhead; round++) ask(round);
+/** A thread's packs of a row that lie in shared memory. */
+template <typename S>
+struct StagedRow {
+  const unsigned char* packs;
+  __device__ __forceinline__ RowValues<S> get(int slot, int) const {
+    return reinterpret_cast<const RowWords<S>*>(packs + slot * (S::kBlock * 16))->values();
+  }
+  __device__ __forceinline__ void forget() {}
+};
+
+/** The rows of a block, in turns. */
+template <typename S>
+class StagedRows {
+ public:
+  using Row = StagedRow<S>;
+  __device__ __forceinline__ StagedRows(const Backward<typename S::T>& p, unsigned char* memory, int64_t begin,
+                                        int64_t end)
+      : p_(p), own_(memory + threadIdx.x * 16), begin_(begin), end_(end), ahead_(p.dx0 != nullptr ? 1 : 2) {
+    ask(0);
+    if (ahead_ == 2) ask(1);
   }
   /** Gives the rows of a round and asks for those of a later one. */
-  __device__ __forceinline__ void take(int round, int64_t row, int width, RowOf<S>& x, RowOf<S>& dy) {
-    if constexpr (kCopies) {
-      ask(round + kAhead);
-      cp_async_wait<kAhead>();
-      for_packs<S>(width, [&](int slot, int) {
-        x.hold(slot, at(round, 0, slot));
-        dy.hold(slot, at(round, 1, slot));
-      });
-    } else {
-      x.load(p_.x + row * p_.D, width);
-      dy.load(p_.dy + row * p_.D, width);
-    }
+  __device__ __forceinline__ void take(int round, int64_t, int, Row& x, Row& dy, Row& dx0) const {
+    ask(round + ahead_);
+    ahead_ == 2 ? cp_async_wait<2>() : cp_async_wait<1>();
+    x.packs = at(round, 0);
+    dy.packs = at(round, 1);
+    dx0.packs = at(round, 2);
   }
+  __device__ __forceinline__ void finish() const { cp_async_wait<0>(); }
 
  private:
   __device__ __forceinline__ void ask(int round) const {
-    if constexpr (kCopies) {
-      const int64_t row = begin_ + int64_t{round} * S::kGroups;
-      for_packs<S>(row < end_ ? p_.D : 0, [&](int slot, int column) {
-        cp_async16(at(round, 0, slot), p_.x + row * p_.D + column);
-        cp_async16(at(round, 1, slot), p_.dy + row * p_.D + column);
-      });
-      cp_async_commit();
-    }
+    const int64_t row = begin_ + round;
+    for_packs<S>(row < end_ ? p_.D : 0, [&](int slot, int column) {
+      const int64_t from = row * p_.D + column;
+      const auto copy = [&](int tensor, const typename S::T* data) {
+        cp_async16(at(round, tensor) + slot * (S::kBlock * 16), data + from);
+      };
+      copy(0, p_.x);
+      copy(1, p_.dy);
+      if (p_.dx0 != nullptr) copy(2, p_.dx0);
+    });
+    cp_async_commit();
   }
-  __device__ __forceinline__ unsigned char* at(int round, int tensor, int slot) const {
-    return own_ + ((round % kStages * 2 + tensor) * S::kSlots + slot) * (S::kBlock * 16);
+  __device__ __forceinline__ unsigned char* at(int round, int tensor) const {
+    const int stage = ahead_ == 2 ? round % 3 * 2 : round % 2 * 3;
+    return own_ + (stage + tensor) * kStagedRowBytes<S>;
   }
 
   const Backward<typename S::T>& p_;
   unsigned char* own_;
-  int64_t begin_, end_;  // of this group's rows
+  int64_t begin_, end_;
+  int ahead_;
+};
+
+/** Rows that are loaded when they are needed. */
+template <typename S>
+class LoadedRows {
+ public:
+  using Row = RowOf<S>;
+  __device__ __forceinline__ LoadedRows(const Backward<typename S::T>& p, unsigned char*, int64_t, int64_t) : p_(p) {}
+  __device__ __forceinline__ void take(int, int64_t row, int width, Row& x, Row& dy, Row&) const {
+    x.load(p_.x + row * p_.D, width);
+    dy.load(p_.dy + row * p_.D, width);
+  }
+  __device__ __forceinline__ void finish() const {}
+
+ private:
+  const Backward<typename S::T>& p_;
 };
 
 /** With u = dy * w: dx = rstd * (u - x * rstd^2 * mean(u * x)) (+ dx0) and dw = sum over rows of dy * x * rstd. */
 template <typename S>
-__global__ void __launch_bounds__(S::kBlock, S::kResident) backward_rows(Backward<typename S::T> p) {
+__global__ void __launch_bounds__(S::kBlock, kBackwardResident<S>) backward_rows(Backward<typename S::T> p) {
   CARAVAN_SHARED(unsigned char, memory);
+  using Rows = std::conditional_t<kStaged<S>, StagedRows<S>, LoadedRows<S>>;
   const int64_t begin = int64_t{blockIdx.x} * p.chunk + static_cast<int>(threadIdx.x) / S::kThreads;
   const int64_t end = min((int64_t{blockIdx.x} + 1) * p.chunk, p.rows);
   float* partial = p.partial + int64_t{blockIdx.x} * p.D;
-  RowsAhead<S> rows(p, memory, begin, end);
+  const Rows rows(p, memory, begin, end);
   WeightSum<S> dw{};
   RowOf<S> w;
   w.load(p.w, p.D);
   for (int round = 0; round < p.chunk / S::kGroups; round++) {
     const int64_t at_row = begin + int64_t{round} * S::kGroups, row = at_row < end ? at_row : 0;
     const int width = at_row < end ? p.D : 0;
-    // Asked for before the sum over the row where there are registers for it.
-    constexpr bool kEarly = S::kHeld && S::kSlots <= 2;
-    RowOf<S> x, dy, dx0;
-    if (kEarly && p.dx0 != nullptr) dx0.load(p.dx0 + row * p.D, width);
+    typename Rows::Row x, dy, dx0;
+    rows.take(round, row, width, x, dy, dx0);
     const float scale = width > 0 ? p.rstd[row] : 0.0f;
-    rows.take(round, row, width, x, dy);
     float dot = 0.0f;
     w.forget();
     for_packs<S>(width, [&](int slot, int at) {
@@ -269,15 +302,16 @@ __global__ void __launch_bounds__(S::kBlock, S::kResident) backward_rows(Backwar
       }
       dw.add(partial, width, round == 0, slot, at, terms.x);
       if (p.dx0 != nullptr) {
+        // Held for nobody else, so one that does not come ahead is loaded only here.
         const RowValues<S> added =
-            kEarly ? dx0.get(slot, at) : RowWords<S>::load(p.dx0 + row * p.D, width, at).values();
+            kStaged<S> ? dx0.get(slot, at) : RowWords<S>::load(p.dx0 + row * p.D, width, at).values();
 #pragma unroll
         for (int k = 0; k < S::kElements; k++) dx.x[k] = __fadd_rn(dx.x[k], added.x[k]);
       }
       RowWords<S>::of(dx).store(p.dx + row * p.D, width, at);
     });
   }
-  cp_async_wait<0>();
+  rows.finish();
   dw.store(partial, p.D);
 }
 
@@ -302,11 +336,11 @@ __global__ void __launch_bounds__(kSumColumns* kSumSlices)
   sums[column] = sum;
 }
 
-/** Rows whose dw is summed in one run: at most 384 blocks, which a large GPU holds all at once, but no more than 64 rows,
- *  as a run is f32; whole rounds of the groups of a block. */
+/** Rows whose dw is summed in one run: about 512 blocks, which a large GPU holds all at once, but no more than 64 rows, as
+ *  a run is f32; whole rounds of the groups of a block. */
 template <typename S>
 int chunk_of(int64_t rows) {
-  const int64_t even = ceil_div(rows, 384), chunk = even < 4 ? 4 : even < 64 ? even : 64;
+  const int64_t even = ceil_div(rows, 512), chunk = even < 4 ? 4 : even < 64 ? even : 64;
   return static_cast<int>(ceil_div(chunk, S::kGroups) * S::kGroups);
 }
 
@@ -323,7 +357,7 @@ void run_backward(const Args& a) {
     Scratch scratch(a.device, static_cast<size_t>(chunks > 1 ? chunks * D : 0) * sizeof(float));
     p.partial = chunks > 1 ? scratch.as<float>() : dw;
     const size_t sums_bytes = S::kGroups > 1 ? static_cast<size_t>(S::kBlock / kWarp * D) * sizeof(float) : 0;
-    const size_t shared_bytes = sums_bytes > RowsAhead<S>::kBytes ? sums_bytes : RowsAhead<S>::kBytes;
+    const size_t shared_bytes = sums_bytes > kStagedBytes<S> ? sums_bytes : kStagedBytes<S>;
     launch(a, {static_cast<unsigned>(chunks), S::kBlock, shared_bytes}, backward_rows<S>, p);
     if (chunks == 1) return;
     launch(a, {static_cast<unsigned>(ceil_div(D, kSumColumns)), dim3(kSumColumns, kSumSlices)}, sum_partials, p.partial,
@@ -350,7 +384,7 @@ CARAVAN_KERNEL(rms_norm, cuda, "x[*,D] w[D] residual[*,D]? -> y[*,D] rstd[*]:f32
     p.y = a.out[0].as<T>();
     p.rstd = a.out[1].as<float>();
     with_row_shape<T>(p.D, packs_fit<T>(p.D, p.x, p.w, p.residual, p.y), [&]<typename S>(S) {
-      launch(a, {row_blocks<S>(p.rows, p.rounds), S::kBlock}, forward_rows<S>, p);
+      launch_chained(a, {row_blocks<S>(p.rows, p.rounds), S::kBlock}, forward_rows<S>, p);
     });
   });
 }
@@ -366,7 +400,7 @@ CARAVAN_KERNEL(add_rms_norm, cuda, "x[*,D] residual[*,D] w[D] -> y[*,D] sum[*,D]
     p.sum = a.out[1].as<T>();
     p.rstd = a.out[2].as<float>();
     with_row_shape<T>(p.D, packs_fit<T>(p.D, p.x, p.w, p.residual, p.y, p.sum), [&]<typename S>(S) {
-      launch(a, {row_blocks<S>(p.rows, p.rounds), S::kBlock}, forward_of_sum<S>, p);
+      launch_chained(a, {row_blocks<S>(p.rows, p.rounds), S::kBlock}, forward_of_sum<S>, p);
     });
   });
 }

@@ -1,5 +1,6 @@
 // Rotary position embedding on the device, as rope.cc. One thread rotates the same pairs of up to four heads, so that
 // cosines and sines are read once for four heads. Traffic per element of rope: 2 values and the table once.
+#include "cuda/chain.h"
 #include "cuda/packs.h"
 #include "cuda/trigonometry.h"
 #include "kernels/dispatch.h"
@@ -12,6 +13,7 @@ constexpr int kHeads = 4;
 
 __global__ void __launch_bounds__(kThreads)
     fill_table(const int32_t* positions, const double* frequencies, float* table, int64_t count, int64_t J) {
+  await_earlier();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= count) return;
   const int64_t row = i / J, j = i - row * J;
@@ -36,6 +38,7 @@ struct Rotation {
 /** A thread reads kWidth elements of the first half of a head and their partners in the second half. */
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads) rotate(Rotation<T> p) {
+  await_earlier();
   const int items = p.spans * p.head_groups;
   const int64_t first = int64_t{blockIdx.x} * p.rows_each;
   const int64_t left = p.rows - first;
@@ -84,7 +87,7 @@ void rotate_by(const Args& a, Rotation<T> p) {
   const int64_t items = int64_t{p.spans} * p.head_groups;
   if (items == 0) return;
   p.rows_each = items >= kThreads ? 1 : static_cast<int>(kThreads / items);
-  launch(a, {static_cast<unsigned>(ceil_div(p.rows, p.rows_each)), kThreads}, rotate<T, kWidth>, p);
+  launch_chained(a, {static_cast<unsigned>(ceil_div(p.rows, p.rows_each)), kThreads}, rotate<T, kWidth>, p);
 }
 
 template <typename T>
@@ -118,8 +121,8 @@ CARAVAN_KERNEL(rope_table, cuda, "positions[N]:i32 frequencies[J]:f64 -> table[N
          static_cast<long long>(table.last()));
   }
   const int64_t count = table.rows() * J;
-  launch(a, {static_cast<unsigned>(ceil_div(count, kThreads)), kThreads}, fill_table, a.in[0].as<int32_t>(),
-         a.in[1].as<double>(), table.as<float>(), count, J);
+  launch_chained(a, {static_cast<unsigned>(ceil_div(count, kThreads)), kThreads}, fill_table, a.in[0].as<int32_t>(),
+                 a.in[1].as<double>(), table.as<float>(), count, J);
 }
 
 CARAVAN_KERNEL(rope, cuda, "x[N,H,C] table[N,C]:f32 -> y[N,H,C] | direction") {

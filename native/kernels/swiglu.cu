@@ -1,6 +1,7 @@
 // swiglu and its gradient on the device, as swiglu.cc: 16 bytes of each operand a thread. Traffic per element: forward
 // 3 values, backward 5. The quotient is the approximate one (2 units in the last place): with the exact one the
 // arithmetic of bf16 would take longer than the memory.
+#include "cuda/chain.h"
 #include "cuda/packs.h"
 #include "kernels/dispatch.h"
 
@@ -9,6 +10,7 @@ namespace {
 
 template <typename T, bool kVector>
 __global__ void __launch_bounds__(kSpanThreads) forward(const T* gate, const T* up, T* y, int64_t count) {
+  await_earlier();
   constexpr int kWidth = 16 / sizeof(T);
   const int64_t at = own_span<kWidth>();
   const int left = span_left<kWidth>(at, count);
@@ -50,8 +52,8 @@ CARAVAN_KERNEL(swiglu, cuda, "gate[*,F] up[*,F] -> y[*,F]") {
   with_f32_or_bf16("swiglu", a.in[0].dtype, [&]<typename T>(T) {
     const T *gate = a.in[0].as<T>(), *up = a.in[1].as<T>();
     T* y = a.out[0].as<T>();
-    launch(a, {span_blocks<16 / sizeof(T)>(count), kSpanThreads},
-           is_aligned(gate, up, y) ? forward<T, true> : forward<T, false>, gate, up, y, count);
+    launch_chained(a, {span_blocks<16 / sizeof(T)>(count), kSpanThreads},
+                   is_aligned(gate, up, y) ? forward<T, true> : forward<T, false>, gate, up, y, count);
   });
 }
 
