@@ -17,6 +17,8 @@ const architectures = ['80', '90a']
 const virtualArchitecture = 'compute_80'
 /** Files for compute capability 9.0 alone, as there. */
 const isHopper = (file) => file.endsWith('_hopper.cu')
+/** Files that are compiled for it beside the others. */
+const isChained = (file) => readFileSync(join(root, file), 'utf8').includes('#include "cuda/chain.h"')
 /** Static shared memory that a block may have anywhere. */
 const MOST_SHARED = 48 << 10
 /** Kernels that use the stack for a reason. */
@@ -79,11 +81,13 @@ function withoutArguments(name) {
 
 function compile(nvcc, file, archs, folder) {
   const target = join(folder, `${basename(file)}.fatbin`)
-  const codes = (isHopper(file) ? ['90a'] : archs).map((arch) => `sm_${arch}`).join(',')
-  const virtual = isHopper(file) ? 'compute_90a' : virtualArchitecture
+  const ownHopper = isHopper(file) || isChained(file)
+  const hopper = ownHopper && archs.includes('90a') ? ['-gencode=arch=compute_90a,code=sm_90a'] : []
+  const others = isHopper(file) ? [] : archs.filter((arch) => !ownHopper || arch !== '90a').map((arch) => `sm_${arch}`)
+  const everywhere = others.length > 0 ? [`-gencode=arch=${virtualArchitecture},code=[${others.join(',')}]`] : []
   const words = ['-std=c++20', '--expt-relaxed-constexpr', '-diag-suppress=177', '-DCARAVAN_CUDA', '-DCARAVAN_ISA=cuda']
-  words.push(`-I${join(root, 'native')}`, '-fatbin', `-gencode=arch=${virtual},code=[${codes}]`)
-  words.push('-Xptxas=-v')
+  if (isChained(file)) words.push('-DCARAVAN_CHAINED')
+  words.push(`-I${join(root, 'native')}`, '-fatbin', ...everywhere, ...hopper, '-Xptxas=-v')
   return new Promise((resolve) => {
     const child = spawn(nvcc, [...words, join(root, file), '-o', target])
     let text = ''

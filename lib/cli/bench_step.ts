@@ -242,7 +242,12 @@ function resultLines(flags: BenchStepFlags, result: StepResult & { peer?: PeerSt
   const what = `${work}${checkpointing === 'none' ? '' : `, ${checkpointing} checkpointing`}`
   const divided = microBatchOf(flags) < B * T ? `, ${microBatchOf(flags)} tokens at a time` : ''
   const title = `${bold(flags.model)}${what}  ${flags.dtype}, ${B} sequences of ${T} tokens${divided}, median step`
-  return [title, ...tableLines(rows, { align: 'lrrrrr', indent: '  ' }), ...notes, ...profileLines(result.ops, terminal)]
+  return [
+    title,
+    ...tableLines(rows, { align: 'lrrrrr', indent: '  ' }),
+    ...notes,
+    ...profileLines(result.ops, terminal),
+  ]
 }
 
 function profileLines(ops: readonly OpTime[] | undefined, terminal: Terminal): string[] {

@@ -1,7 +1,7 @@
-// Kernels that follow each other closely. A step of decoding is some hundred short kernels, each of which takes longer to
-// start and to end than to compute. In a recorded graph such a kernel may be started while the one before it still runs:
-// its blocks find their places, ask for what no kernel of the graph writes (weights), and then wait. On GPUs of compute
-// capability 9.0; files that include this are compiled for it a second time (cmake/Cuda.cmake).
+// Kernels that follow each other closely. A step of decoding is some hundred short kernels, each of which takes longer
+// to start and to end than to compute. In a recorded graph such a kernel may be started while the one before it still
+// runs: its blocks find their places, ask for what no kernel of the graph writes (weights), and then wait. On GPUs of
+// compute capability 9.0; files that include this are compiled for it a second time (cmake/Cuda.cmake).
 #pragma once
 #include "cuda/launch.h"
 

@@ -1,7 +1,7 @@
-// Matrix products on the device. CARAVAN_CUDA_GEMM says by what: own: the own kernels, in which every element of a result
-// is summed over K in one order that does not depend on M, so that a row's bits are those of any batch; fixed: cuBLASLt
-// by one algorithm, for which that holds too; auto: whatever is fastest, cuBLASLt by its choice and for a few rows a
-// kernel that reads as fast as memory gives. Without cuBLASLt it is own.
+// Matrix products on the device. CARAVAN_CUDA_GEMM says by what: own: the own kernels, in which every element of a
+// result is summed over K in one order that does not depend on M, so that a row's bits are those of any batch; fixed:
+// cuBLASLt by one algorithm, for which that holds too; auto: whatever is fastest, cuBLASLt by its choice and for a few
+// rows a kernel that reads as fast as memory gives. Without cuBLASLt it is own.
 #pragma once
 #include "core/types.h"
 

@@ -1,7 +1,7 @@
 // Products of one or two rows with a matrix that is read once, as decoding has them: c[M,N] = a[M,K] b[N,K]^T in bf16.
-// The floor is the time that b takes from memory, so all that matters is that enough of it is always on its way: one, two
-// or four warps walk along a row of b, each lane with kAhead packs of 16 bytes asked for before it needs the first, and
-// asked for before the kernels in front have ended (cuda/chain.h): b is weights. a comes from the caches.
+// The floor is the time that b takes from memory, so all that matters is that enough of it is always on its way: one,
+// two or four warps walk along a row of b, each lane with kAhead packs of 16 bytes asked for before it needs the first,
+// and asked for before the kernels in front have ended (cuda/chain.h): b is weights. a comes from the caches.
 //
 // The sum over K: per lane over its packs, then over lanes in a butterfly, then over the warps in order. It is the same
 // for any M, but not that of the other kernels.
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kWarps = 4, kThreads = kWarps * kWarp;
 constexpr int kPack = 8;  // elements
-constexpr int kAhead = 8;
+constexpr int kAhead = 4;
 using Pack = uint4;
 
 struct FewRows {
@@ -101,13 +101,12 @@ void launch_few_rows(const Args& args, const FewRows& p, const Epilogue& e) {
   launch_chained(args, {dim3(blocks), dim3(kThreads)}, multiply_few_rows<kRows, kSplit>, p, e);
 }
 
-/** As many warps to a row as make its packs about those that a lane asks for at once. */
+/** What was fastest on an H200 of one, two and four warps to a row; very long rows keep one warp busy by themselves. */
 template <int kRows>
 void launch_few_rows(const Args& args, const FewRows& p, const Epilogue& e) {
-  constexpr int kOfWarp = kWarp * kAhead;
-  if (p.packs <= kOfWarp) return launch_few_rows<kRows, 1>(args, p, e);
-  if (p.packs <= 2 * kOfWarp) return launch_few_rows<kRows, 2>(args, p, e);
-  launch_few_rows<kRows, 4>(args, p, e);
+  if (p.packs <= 256) return launch_few_rows<kRows, 2>(args, p, e);
+  if (p.packs <= 1024) return launch_few_rows<kRows, 4>(args, p, e);
+  launch_few_rows<kRows, 1>(args, p, e);
 }
 
 }  // namespace
@@ -115,7 +114,8 @@ void launch_few_rows(const Args& args, const FewRows& p, const Epilogue& e) {
 bool multiply_few(const Args& args, const Product& p) {
   const bool fits = p.in == DType::kBF16 && p.M <= kFewRows && p.batch == 1 && !p.a.transposed && p.b.transposed &&
                     p.K > 0 && p.K % kPack == 0 && p.a.leading % kPack == 0 && p.b.leading % kPack == 0 &&
-                    p.N < 0x7fffffff && is_aligned(static_cast<const bf16*>(p.a.data), static_cast<const bf16*>(p.b.data));
+                    p.N < 0x7fffffff &&
+                    is_aligned(static_cast<const bf16*>(p.a.data), static_cast<const bf16*>(p.b.data));
   if (!fits) return false;
   const FewRows few = {static_cast<const bf16*>(p.a.data),
                        static_cast<const bf16*>(p.b.data),

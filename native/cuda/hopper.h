@@ -227,7 +227,8 @@ __device__ __forceinline__ void warpgroup_product_of_tiles(float (&d)[8][4], uin
   // clang-format off
   asm volatile(
       "{ .reg .pred p; .reg .b64 a, b; setp.ne.b32 p, %34, 0; "
-      "mov.b64 a, {%32, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; mov.b64 b, {%33, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; "
+      "mov.b64 a, {%32, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; "
+      "mov.b64 b, {%33, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
       "%30,%31}, a, b, p, 1, 1, 0, 0; }"

@@ -13,8 +13,8 @@
 // The weights are operands in bf16. The output is divided by the sum of the rounded weights, lse is made of the exact
 // ones.
 #include "core/scratch.h"
-#include "cuda/chain.h"
 #include "cuda/attention_form.h"
+#include "cuda/chain.h"
 #include "kernels/attention_general.h"
 #include "kernels/attention_hopper.h"
 #include "kernels/attention_softmax.h"

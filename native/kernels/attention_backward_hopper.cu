@@ -317,8 +317,8 @@ struct RowsShared {
 };
 
 /** The left operand of a warpgroup's products: rows of a tile. Those of 64 columns lie as the products read them; the
- *  others are taken into registers. (In registers, ptxas 13.0 gives those of 64 columns to ds, too, and the second block
- *  of keys would be multiplied by what the first has left there.) */
+ *  others are taken into registers. (In registers, ptxas 13.0 gives those of 64 columns to ds, too, and the second
+ * block of keys would be multiplied by what the first has left there.) */
 template <int C>
 struct OwnRows {
   uint32_t operand[C / 16][4];

@@ -212,8 +212,8 @@ __device__ __forceinline__ void block_product(const BlockWeights<kFragments>& bl
   }
 }
 
-/** Sums of the weights as they were rounded: [0] for the row of lane / 4, [1] for that + 8. Not by a product with ones: a
- *  warp's own product waits for those of warpgroups that are under way. */
+/** Sums of the weights as they were rounded: [0] for the row of lane / 4, [1] for that + 8. Not by a product with ones:
+ * a warp's own product waits for those of warpgroups that are under way. */
 template <int kFragments>
 __device__ __forceinline__ void rounded_sums(const BlockWeights<kFragments>& block, float (&sums)[kFragments][2]) {
 #pragma unroll

@@ -162,7 +162,8 @@ void binary(const char* name, const Args& args, const Op& op) {
     const T *a = args.in[0].as<T>(), *b = args.in[1].as<T>();
     T* c = args.out[0].as<T>();
     if (same) return launch(args, own_grid<T>(count), zip<T, T, Op>, a, b, c, count, op, is_aligned(a, b, c));
-    launch(args, element_grid(count), zip_broadcast<T, Op>, plan_broadcast<2>(args.out[0], args.in), a, b, c, count, op);
+    launch(args, element_grid(count), zip_broadcast<T, Op>, plan_broadcast<2>(args.out[0], args.in), a, b, c, count,
+           op);
   });
 }
 

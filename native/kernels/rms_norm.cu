@@ -336,11 +336,11 @@ __global__ void __launch_bounds__(kSumColumns* kSumSlices)
   sums[column] = sum;
 }
 
-/** Rows whose dw is summed in one run: about 512 blocks, which a large GPU holds all at once, but no more than 64 rows, as
- *  a run is f32; whole rounds of the groups of a block. */
+/** Rows whose dw is summed in one run: as many blocks as a large GPU holds all at once, 512 or of many rows at a time
+ * 256, but no more than 64 rows, as a run is f32; whole rounds of the groups of a block. */
 template <typename S>
 int chunk_of(int64_t rows) {
-  const int64_t even = ceil_div(rows, 512), chunk = even < 4 ? 4 : even < 64 ? even : 64;
+  const int64_t even = ceil_div(rows, S::kGroups == 1 ? 512 : 256), chunk = even < 4 ? 4 : even < 64 ? even : 64;
   return static_cast<int>(ceil_div(chunk, S::kGroups) * S::kGroups);
 }
 
