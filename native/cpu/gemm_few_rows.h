@@ -9,9 +9,9 @@ namespace {
 
 constexpr int kFewRows = 4;
 // Rows where B lies along K; more of them pay for a panel in L1 where B is widened, and for lanes of their own where
-// not.
+// not: of sixteen, for which pairs of bf16 are multiplied, these rows would fill no more than half.
 template <typename T>
-constexpr int kFewRowsAlongK = sizeof(T) == 4 ? 4 : 2;
+constexpr int kFewRowsAlongK = sizeof(T) == 4 ? 4 : kHasPairs ? 8 : 2;
 // K rows of a strip: sequential streams that the hardware prefetchers follow, beside those of the next strip.
 constexpr int64_t kStripUnits = 4;
 
@@ -60,7 +60,7 @@ inline void sum_transposed_columns(const FewRows& f, int64_t j) {
     for (int line = 0; line < kLanes * kLanes * 4 / 64; line++, ahead += 64) __builtin_prefetch(ahead);
     transposed_block<kPairs>(lanes[v], k, f.K, kPairs ? k / 2 : k,
                              [&](int64_t unit, F32 column) __attribute__((always_inline)) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                                for (int r = 0; r < kRows; r++) {
                                  acc[r][v] = multiply_add<kPairs>(f.a.at(r, unit), column, acc[r][v]);
                                }
@@ -80,8 +80,11 @@ inline void sum_transposed_columns(const FewRows& f, int64_t j) {
 
 template <bool kPairs, typename T, int kRows>
 void sum_transposed(const FewRows& f) {
+  constexpr int kVectors = kRows <= 4 ? 2 : 1;
   int64_t j = 0;
-  for (; j + kLanes < f.columns; j += 2 * kLanes) sum_transposed_columns<kPairs, T, kRows, 2>(f, j);
+  for (; j + (kVectors - 1) * kLanes < f.columns; j += kVectors * kLanes) {
+    sum_transposed_columns<kPairs, T, kRows, kVectors>(f, j);
+  }
   if (j < f.columns) sum_transposed_columns<kPairs, T, kRows, 1>(f, j);
 }
 
@@ -144,7 +147,13 @@ inline void sum_few_rows(const FewRows& f, int64_t rows) {
   if (rows == 2) return sum_transposed<kPairs, T, 2>(f);
   if constexpr (kFewRowsAlongK<T> > 2) {
     if (rows == 3) return sum_transposed<kPairs, T, 3>(f);
-    sum_transposed<kPairs, T, 4>(f);
+    if (rows == 4) return sum_transposed<kPairs, T, 4>(f);
+  }
+  if constexpr (kFewRowsAlongK<T> > 4) {
+    if (rows == 5) return sum_transposed<kPairs, T, 5>(f);
+    if (rows == 6) return sum_transposed<kPairs, T, 6>(f);
+    if (rows == 7) return sum_transposed<kPairs, T, 7>(f);
+    sum_transposed<kPairs, T, 8>(f);
   }
 }
 
