@@ -10,8 +10,9 @@ namespace {
 constexpr int kFewRows = 4;
 // Rows where B lies along K; more of them pay for a panel in L1 where B is widened, and for lanes of their own where
 // not: of sixteen, for which pairs of bf16 are multiplied, these rows would fill no more than half.
+constexpr int kFewHalvesAlongK = kHasPairs ? 8 : 2;
 template <typename T>
-constexpr int kFewRowsAlongK = sizeof(T) == 4 ? 4 : kHasPairs ? 8 : 2;
+constexpr int kFewRowsAlongK = sizeof(T) == 4 ? 4 : kFewHalvesAlongK;
 // K rows of a strip: sequential streams that the hardware prefetchers follow, beside those of the next strip.
 constexpr int64_t kStripUnits = 4;
 
