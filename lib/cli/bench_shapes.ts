@@ -76,7 +76,7 @@ export const benchShapes: { readonly [name in BenchModel]: BenchShape } = {
     T: 2048,
     steps: 8,
   },
-  // A full fine-tune of it takes 145 GB for weights, master, gradients and moments alone.
+  // A full fine-tune of it takes 128 GB for weights with their lower halves, gradients and moments alone.
   llama8b: {
     config: llama3(32, { D: 4096, H: 32, K: 8, C: 128, F: 14_336, tiedHead: false }),
     B: 2,

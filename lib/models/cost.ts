@@ -161,7 +161,7 @@ export function trainingMemory(shape: DecoderShape, options: TrainingCostOptions
 
 /** Bytes of optimizer state a trained parameter. */
 function optimizerBytes({ dtype, adapter, master, moments }: TrainingCostOptions): number {
-  const beside = dtype === 'f32' || adapter ? 0 : master === 'split' ? 2 : 4
+  const beside = dtype === 'f32' || adapter ? 0 : master === 'full' ? 4 : 2
   return beside + 2 * bytesOf(moments ?? 'f32')
 }
 

@@ -19,8 +19,8 @@ export interface AdamWOptions {
   eps: number
   /** Decoupled decay, applied to matrices (two or more dimensions) only. */
   weightDecay: number
-  /** Beside bf16 parameters: f32 copies (full, the default), or the lower halves of the f32 numbers whose upper halves
-   *  the parameters are (split): 2 bytes a parameter less, and the same numbers. */
+  /** Beside bf16 parameters: the lower halves of the f32 numbers whose upper halves the parameters are (split, the
+   *  default), or f32 copies (full): 2 bytes a parameter more, and the same numbers. */
   master?: MasterForm
   /** Type of the two moments: f32 (the default), or bf16 rounded at random: 4 bytes a parameter less. */
   moments?: MomentType
@@ -126,13 +126,14 @@ export class AdamW implements Optimizer {
   }
 }
 
-const isSplit = ({ master }: AdamWOptions) => master === 'split'
+const isSplit = ({ master = 'split' }: AdamWOptions) => master === 'split'
 
-function newState(parameter: Tensor, { master = 'full', moments = 'f32' }: AdamWOptions): ParameterState {
+function newState(parameter: Tensor, options: AdamWOptions): ParameterState {
+  const { moments = 'f32' } = options
   const { device, shape, dtype } = parameter
   const zeros = (type: MomentType) => keep(fill(device, shape, { value: 0, dtype: type }))
   const state = { parameter, master: undefined as Tensor | undefined, m: zeros(moments), v: zeros(moments) }
   // A parameter that is bf16 to begin with has lost nothing yet: its lower half is 0.
-  if (dtype === 'bf16') state.master = master === 'split' ? zeros('bf16') : keep(cast(parameter, 'f32'))
+  if (dtype === 'bf16') state.master = isSplit(options) ? zeros('bf16') : keep(cast(parameter, 'f32'))
   return state
 }

@@ -49,8 +49,8 @@ const optimizerDefaults = {
   beta2: 0.999,
   eps: 1e-8,
   weightDecay: 0,
-  /** Beside bf16 weights: full f32 copies, or the lower halves of the same numbers (split), 2 bytes a weight less. */
-  master: 'full',
+  /** Beside bf16 weights: the lower halves of f32 numbers (split), or full copies of them, 2 bytes a weight more. */
+  master: 'split',
   /** Type of AdamW's two moments: f32, or bf16 rounded at random, 4 bytes a weight less. */
   moments: 'f32',
   /** Largest gradient norm; 0 = no clipping. */

@@ -26,7 +26,9 @@ describe('doctor', () => {
     const isa = found.engine.isa as { name: string; supported: boolean; built: boolean; kernels: number }[]
     const chosen = isa.find(({ name }) => name === found.engine.chosenIsa)!
     expect(chosen).toMatchObject({ supported: true, built: true })
-    expect(chosen.kernels).toBeGreaterThan(40)
+    // One instruction set has products alone and takes everything else from the one below.
+    expect(chosen.kernels).toBeGreaterThan(10)
+    expect(Math.max(...isa.filter(({ supported }) => supported).map(({ kernels }) => kernels))).toBeGreaterThan(40)
     expect(found.engine).toMatchObject({ threads: availableParallelism(), tableFaults: [] })
     const { f32 } = found.engine.peak as { f32: { gflops: number; gbps: number } }
     expect(f32.gflops).toBeGreaterThan(0.5)

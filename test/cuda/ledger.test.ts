@@ -34,7 +34,9 @@ describe('the CUDA ledger', () => {
     for (const folder of ['cuda', 'kernels']) {
       for (const file of readdirSync(join(root, 'native', folder))) {
         const conditions = readFileSync(join(root, 'native', folder, file), 'utf8').match(/.*__CUDA_ARCH\w*.*/g) ?? []
-        for (const line of conditions) expect(line, `${folder}/${file}`).toBe('#if defined(__CUDA_ARCH__)')
+        // Files that include chain.h are compiled for 9.0 apart.
+        const wanted = file === 'chain.h' ? ' && __CUDA_ARCH__ >= 900' : ''
+        for (const line of conditions) expect(line, `${folder}/${file}`).toBe(`#if defined(__CUDA_ARCH__)${wanted}`)
       }
     }
   })
