@@ -19,7 +19,13 @@ import { fileURLToPath } from 'node:url'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 /** What the commands of scripts/gpu_check import, and the headers for a build there. */
-const packages = ['commander', 'picocolors', 'log-update', 'node-addon-api', 'node-api-headers']
+const packages = [
+  ...['commander', 'picocolors', 'log-update', 'yaml'],
+  ...['tokenizers', '@huggingface/jinja', 'hyparquet', 'hyparquet-compressors'],
+  ...['node-addon-api', 'node-api-headers'],
+]
+/** Of a package with a binary for every platform, this one's alone. */
+const isForeign = (path) => path.endsWith('.node') && !path.includes(`${process.platform}-${process.arch}-gnu`)
 const MOST_BYTES = 64 * 2 ** 20
 
 /** Folders of `names` and of all that they depend on, by name. */
@@ -68,7 +74,7 @@ for (const name of ['torch_kernels.py', 'torch_peer.py']) cpSync(join(root, 'ben
 for (const [name, folder] of closure(packages)) {
   cpSync(folder, join(staged, 'node_modules', name), {
     recursive: true,
-    filter: (path) => !/\.d\.[cm]?ts$|\.map$/.test(path),
+    filter: (path) => !/\.d\.[cm]?ts$|\.map$/.test(path) && !isForeign(path),
   })
 }
 run('tar', ['-C', staged, '-cf', join(staged, '..', 'engine.tar'), '.'])

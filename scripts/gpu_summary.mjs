@@ -135,12 +135,38 @@ function trainingLines() {
   })
 }
 
+/** The run of the recipe: its gates, and the losses of the same steps on both devices. */
+function recipeLines() {
+  const lossesOf = (name) =>
+    new Map(records(name).flatMap(({ type, step, loss }) => (type === 'step' ? [[step, loss]] : [])))
+  const [cpu, cuda] = [lossesOf('curve-cpu'), lossesOf('curve-cuda')]
+  const both = [...cpu.keys()].filter((step) => cuda.has(step))
+  const off = both.map((step) => Math.abs(cuda.get(step) / cpu.get(step) - 1))
+  const lines =
+    both.length > 0
+      ? [
+          `losses of ${both.length} steps: CUDA off the CPU by at most ${percent(Math.max(...off))}, in the first by ${off[0].toExponential(1)}`,
+        ]
+      : []
+  const gates = records('recipe-cuda').filter(({ type }) => type === 'gate')
+  const done = records('recipe-cuda').find(({ type }) => type === 'done')
+  if (gates.length > 0) {
+    const missed = gates.filter(({ passed }) => !passed).map(({ stage, name }) => `${stage} ${name}`)
+    const end = done ? `done in ${short(done.seconds)} s` : 'not to its end'
+    lines.push(
+      `recipe on CUDA: ${end}, ${gates.length - missed.length} of ${gates.length} gates passed ${missed.join('; ')}`.trim(),
+    )
+  }
+  return lines
+}
+
 const lines = [
   ...machineLines(),
   `gpu_check ${mode}, ${new Date().toISOString()}`,
   ...partLines(),
   ...checkLines(),
   ...trainingLines(),
+  ...recipeLines(),
 ]
 lines.push(...kernelLines(MOST_LINES - lines.length))
 console.log(lines.slice(0, MOST_LINES).join('\n'))

@@ -20,6 +20,7 @@ describe('gpu_check --dry-run', () => {
     ['quick', /bench kernels linear .*--dtype bf16/],
     ['full', /CARAVAN_CUDA_GEMM=own timeout \d+ .*bench check/],
     ['e2e', /bench step --model llama1b .*--peer/],
+    ['recipe', /train --recipe tulu3 --device cuda --out \S+ --json$/],
   ])('%s prints commands with time limits, and writes nothing', (mode, command) => {
     const out = join(folder, mode)
     const { stdout, stderr, status } = gpuCheck([mode, out, '--dry-run'])
@@ -33,15 +34,16 @@ describe('gpu_check --dry-run', () => {
 
   it('gives the commands options that exist', () => {
     const options = readFileSync(join(root, 'lib/cli/bench_options.ts'), 'utf8') + sharedOptions()
-    const commands = ['quick', 'full', 'e2e'].map((mode) => gpuCheck([mode, '--dry-run']).stdout).join('\n')
+    const commands = ['quick', 'full', 'e2e', 'recipe'].map((mode) => gpuCheck([mode, '--dry-run']).stdout).join('\n')
     const used = new Set(commands.match(/(?<= )--[a-z][a-z-]+/g))
     const ofOthers = ['--tool', '--error-exitcode', '--print-limit']
     for (const option of used) if (!ofOthers.includes(option)) expect(options, option).toContain(`'${option}`)
   })
 })
 
+/** Those of several commands, and of `train`. */
 function sharedOptions(): string {
-  return readFileSync(join(root, 'lib/cli/command_options.ts'), 'utf8')
+  return ['command_options', 'program'].map((name) => readFileSync(join(root, `lib/cli/${name}.ts`), 'utf8')).join('\n')
 }
 
 describe('gpu_check', () => {
