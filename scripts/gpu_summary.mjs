@@ -145,7 +145,7 @@ function recipeLines() {
   const lines =
     both.length > 0
       ? [
-          `losses of ${both.length} steps: CUDA off the CPU by at most ${percent(Math.max(...off))}, in the first by ${off[0].toExponential(1)}`,
+          `losses of ${both.length} steps: CUDA off the CPU by at most ${Math.max(...off).toExponential(1)} of the loss, in the first by ${off[0].toExponential(1)}`,
         ]
       : []
   const gates = records('recipe-cuda').filter(({ type }) => type === 'gate')

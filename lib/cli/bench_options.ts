@@ -86,8 +86,8 @@ function addStepCommands(bench: Command, ended: Ended): void {
       oneOf('--checkpointing', checkpointings),
       'none',
     )
-    .option('--master <form>', 'beside bf16 weights: full or split', oneOf('--master', masterForms))
-    .option('--moments <type>', 'of AdamW: f32 or bf16', oneOf('--moments', momentTypes))
+    .option('--master <form>', 'what is beside bf16 weights: split (default) or full', oneOf('--master', masterForms))
+    .option('--moments <type>', 'of AdamW: f32 (default) or bf16', oneOf('--moments', momentTypes))
     .addOption(modelOption())
     .option('--steps <n>', 'measured steps, after two that are not (default: 20, 8 or 3)', wholeNumber('--steps', 1))
     .option('--batch <n>', 'sequences in a step (default: as suits the model)', wholeNumber('--batch', 1))

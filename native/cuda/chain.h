@@ -1,7 +1,7 @@
 // Kernels that follow each other closely. A step of decoding is some hundred short kernels, each of which takes longer
 // to start and to end than to compute. In a recorded graph such a kernel may be started while the one before it still
-// runs: its blocks find their places, ask for what no kernel of the graph writes (weights), and then wait. On GPUs of
-// compute capability 9.0; files that include this are compiled for it a second time (cmake/Cuda.cmake).
+// runs: its blocks find their places, and then wait. On GPUs of compute capability 9.0; files that include this are
+// compiled for it a second time (cmake/Cuda.cmake).
 #pragma once
 #include "cuda/launch.h"
 
@@ -12,9 +12,9 @@ bool chains(const Args& a);
 
 #if defined(__CUDACC__) || defined(CARAVAN_SIMT)
 
-/** To be called by every thread of a kernel that launch_chained starts, before it touches anything but what no earlier
- *  kernel of the graph writes. Returns when all earlier kernels have ended; only then may the next one be started, so
- *  that whoever is started early knows all kernels but the one before it to have ended. */
+/** To be called by every thread of a kernel that launch_chained starts, before it touches any memory. Returns when all
+ * earlier kernels have ended; only then may the next one be started, so that whoever is started early knows all kernels
+ * but the one before it to have ended. */
 __device__ __forceinline__ void await_earlier() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

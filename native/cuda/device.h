@@ -86,7 +86,6 @@ class CudaDevice final : public Device {
   Fault* fault() const { return fault_; }
   /** Throws what a kernel has noted, once all others have run, which may be noting something. */
   void throw_fault();
-  /** Null where own kernels multiply. */
   const GemmChoice& gemm() const { return gemm_; }
   /** Whether what runs now is recorded in a graph whose kernels may be started early. */
   bool chains() const { return capturing_ && can_chain_; }

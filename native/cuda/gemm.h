@@ -25,7 +25,6 @@ struct Product {
   const void* bias = nullptr;  // of type `in`
   int64_t batch = 1;
   int64_t c_batch_stride = 0;
-  bool b_lasts = false;  // weights: no kernel that is recorded in the same graph writes b
 };
 
 /** Computes a product by what the device has: cuBLASLt, or the own kernels. */

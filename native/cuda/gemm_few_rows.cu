@@ -1,7 +1,8 @@
 // Products of one or two rows with a matrix that is read once, as decoding has them: c[M,N] = a[M,K] b[N,K]^T in bf16.
 // The floor is the time that b takes from memory, so all that matters is that enough of it is always on its way: one,
-// two or four warps walk along a row of b, each lane with kAhead packs of 16 bytes asked for before it needs the first,
-// and asked for before the kernels in front have ended (cuda/chain.h): b is weights. a comes from the caches.
+// two or four warps walk along a row of b, each lane with kAhead packs of 16 bytes asked for before it needs the first.
+// Not before the kernels in front have ended (cuda/chain.h): b need not be weights, but may be what one of them has
+// made of weights, as those of an adapter are. a comes from the caches.
 //
 // The sum over K: per lane over its packs, then over lanes in a butterfly, then over the warps in order. It is the same
 // for any M, but not that of the other kernels.
@@ -25,7 +26,6 @@ struct FewRows {
   int64_t a_leading, b_leading;
   int64_t N;
   int packs;  // of a row
-  bool b_lasts;
 };
 
 /** The two numbers of a word, the lower half first. */
@@ -49,13 +49,12 @@ __global__ void __launch_bounds__(kThreads) multiply_few_rows(FewRows p, Epilogu
   constexpr int kStep = kSplit * kWarp;
   const int packs = column < p.N ? p.packs : 0, own = warp % kSplit * kWarp + lane;
   const Pack* row = reinterpret_cast<const Pack*>(p.b + column * p.b_leading);
-  if (!p.b_lasts) await_earlier();
+  await_earlier();
   Pack ahead[kAhead];
 #pragma unroll
   for (int i = 0; i < kAhead; i++) {
     if (own + i * kStep < packs) ahead[i] = row[own + i * kStep];
   }
-  await_earlier();
   float sums[kRows] = {};
   for (int first = own; first < packs; first += kAhead * kStep) {
 #pragma unroll
@@ -123,8 +122,7 @@ bool multiply_few(const Args& args, const Product& p) {
                        p.a.leading,
                        p.b.leading,
                        p.N,
-                       static_cast<int>(p.K / kPack),
-                       p.b_lasts};
+                       static_cast<int>(p.K / kPack)};
   const Epilogue e = epilogue_of(p);
   p.M == 1 ? launch_few_rows<1>(args, few, e) : launch_few_rows<2>(args, few, e);
   return true;

@@ -136,7 +136,8 @@ __device__ __forceinline__ void take_registers() {
 /** Of a tile of 64-element rows of 16-bit numbers, 128 bytes each, whose 16-byte chunks are swizzled: the chunk's
  *  number is combined by XOR with the row's last three bits. The tile begins at a multiple of 1024 bytes, and
  *  descriptors of its parts are this one plus multiples of 16 bytes. This is the lower half of a descriptor; the upper
- *  one, kTileLayout, is the same for all tiles: arithmetic on all 64 bits takes two instructions each time. */
+ *  one, kTileLayout, is the same for all tiles: arithmetic on all 64 bits takes two instructions each time. Called by
+ *  whole warps: what comes from one lane the compiler knows to be the same in all, and keeps once a warp. */
 __device__ __forceinline__ uint32_t tile_descriptor(const void* tile) {
   return __shfl_sync(0xffffffffu, 1u << 16 | (shared_address(tile) & 0x3ffff) >> 4, 0);
 }
@@ -189,8 +190,6 @@ __device__ __forceinline__ void settle(T& registers) {
 }
 
 #ifndef CARAVAN_SIMT
-#define CARAVAN_QUOTED_TEXT(x) #x
-#define CARAVAN_QUOTED(x) CARAVAN_QUOTED_TEXT(x)
 /** The 32 sums of a thread as operands of an instruction. */
 #define CARAVAN_EIGHT(d, n)                                                                                            \
   "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3]), "+f"(d[n + 1][0]), "+f"(d[n + 1][1]), "+f"(d[n + 1][2]), \
@@ -209,7 +208,7 @@ __device__ __forceinline__ void warpgroup_product(float (&d)[8][4], const uint32
 #else
   // clang-format off
   asm volatile(
-      "{ .reg .pred p; .reg .b64 b; setp.ne.b32 p, %37, 0; mov.b64 b, {%36, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; "
+      "{ .reg .pred p; .reg .b64 b; setp.ne.b32 p, %37, 0; mov.b64 b, {%36, " CARAVAN_TEXT(CARAVAN_TILE_LAYOUT) "}; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
       "%30,%31}, {%32,%33,%34,%35}, b, p, 1, 1, %38; }"
@@ -227,8 +226,8 @@ __device__ __forceinline__ void warpgroup_product_of_tiles(float (&d)[8][4], uin
   // clang-format off
   asm volatile(
       "{ .reg .pred p; .reg .b64 a, b; setp.ne.b32 p, %34, 0; "
-      "mov.b64 a, {%32, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; "
-      "mov.b64 b, {%33, " CARAVAN_QUOTED(CARAVAN_TILE_LAYOUT) "}; "
+      "mov.b64 a, {%32, " CARAVAN_TEXT(CARAVAN_TILE_LAYOUT) "}; "
+      "mov.b64 b, {%33, " CARAVAN_TEXT(CARAVAN_TILE_LAYOUT) "}; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,"
       "%30,%31}, a, b, p, 1, 1, 0, 0; }"
@@ -239,8 +238,6 @@ __device__ __forceinline__ void warpgroup_product_of_tiles(float (&d)[8][4], uin
 }
 
 #ifndef CARAVAN_SIMT
-#undef CARAVAN_QUOTED
-#undef CARAVAN_QUOTED_TEXT
 #undef CARAVAN_SQUARE
 #undef CARAVAN_EIGHT
 #endif

@@ -24,7 +24,6 @@ void multiply(const Args& a, const View& left, bool left_transposed, const View&
   p.out = c.dtype;
   p.add = add.data;
   p.bias = bias.data;
-  p.b_lasts = !left_transposed;
   multiply(a, p);
 }
 

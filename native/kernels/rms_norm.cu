@@ -141,9 +141,7 @@ struct WeightSum {
   __device__ __forceinline__ void store(float* partial, int width) {
     if constexpr (!S::kHeld) return;
     if constexpr (S::kGroups > 1) {
-      CARAVAN_SHARED(unsigned char, memory);
-      float* sums = reinterpret_cast<float*>(memory);  // [warps][width]
-      __syncthreads();
+      CARAVAN_SHARED(float, sums);  // [warps][width]
       const int warp = static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
       for (int slot = 0; slot < S::kSlots; slot++) {
@@ -356,8 +354,8 @@ void run_backward(const Args& a) {
     const int64_t chunks = ceil_div(p.rows, p.chunk);
     Scratch scratch(a.device, static_cast<size_t>(chunks > 1 ? chunks * D : 0) * sizeof(float));
     p.partial = chunks > 1 ? scratch.as<float>() : dw;
-    const size_t sums_bytes = S::kGroups > 1 ? static_cast<size_t>(S::kBlock / kWarp * D) * sizeof(float) : 0;
-    const size_t shared_bytes = sums_bytes > kStagedBytes<S> ? sums_bytes : kStagedBytes<S>;
+    const size_t shared_bytes =
+        S::kGroups > 1 ? static_cast<size_t>(S::kBlock / kWarp * D) * sizeof(float) : kStagedBytes<S>;
     launch(a, {static_cast<unsigned>(chunks), S::kBlock, shared_bytes}, backward_rows<S>, p);
     if (chunks == 1) return;
     launch(a, {static_cast<unsigned>(ceil_div(D, kSumColumns)), dim3(kSumColumns, kSumSlices)}, sum_partials, p.partial,

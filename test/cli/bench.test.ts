@@ -282,6 +282,18 @@ describe.skipIf(!existsSync(chromiumPath))('the page in a browser (skipped where
   }, 240_000)
 })
 
+describe('bench step --profile', () => {
+  it('says how long each op of a step took, the longest first', async () => {
+    const sizes = ['--batch', '2', '--length', '8', '--steps', '1', '--threads', '1']
+    const { stdout, exitCode, stderr } = await caravan(['bench', 'step', '--profile', ...sizes, '--json'])
+    expect(exitCode, stderr).toBe(0)
+    const [{ ops }] = jsonLines(stdout) as unknown as [{ ops: { op: string; calls: number; seconds: number }[] }]
+    // Of four blocks with seven products each.
+    expect(ops.find(({ op }) => op === 'linear')).toMatchObject({ calls: 28 })
+    expect(ops.map(({ seconds }) => seconds)).toEqual(ops.map(({ seconds }) => seconds).sort((a, b) => b - a))
+  }, 60_000)
+})
+
 describe('bench rl', () => {
   it.each(['ppo', 'grpo'])(
     'says where the time of a %s step goes',

@@ -129,8 +129,15 @@ describe('bench check', () => {
     }
   })
 
+  it('takes several ops', async () => {
+    const words = ['bench', 'check', 'rope', 'swiglu', '--dtype', 'bf16', '--extent', 'few', '--threads', '1', '--json']
+    const { stdout, exitCode } = await caravan(words)
+    expect(exitCode).toBe(0)
+    expect(jsonLines(stdout).flatMap(({ type, op }) => (type === 'check' ? [op] : []))).toEqual(['rope', 'swiglu'])
+  })
+
   it('names the op that was meant', async () => {
-    const { stderr, exitCode } = await caravan(['bench', 'check', 'swiglo'])
+    const { stderr, exitCode } = await caravan(['bench', 'check', 'rope', 'swiglo'])
     expect(exitCode).toBe(2)
     expect(stderr).toContain("there is no op 'swiglo'")
     expect(stderr).toContain('did you mean swiglu?')

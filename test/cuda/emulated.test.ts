@@ -127,6 +127,14 @@ describe('the module for GPUs on the emulated device', () => {
     600_000,
   )
 
+  // Beside cuBLASLt alone, or where it is asked for.
+  it('multiplies one and two rows by a kernel of their own', async () => {
+    const words = ['dist/cli/main.js', 'bench', 'check', 'linear', '--device', 'cuda', '--dtype', 'bf16']
+    const { status, output } = await run(process.execPath, words, { ...emulated(), CARAVAN_CUDA_GEMM: 'auto' })
+    expect(status, output).toBe(0)
+    expect(output).toMatch(/ok +linear +bf16/)
+  }, 300_000)
+
   it('is checked and timed by scripts/gpu_check from the first part to the last', async () => {
     const out = mkdtempSync(join(tmpdir(), 'caravan-gpu-check-'))
     const { status, output } = await run('bash', ['scripts/gpu_check', 'quick', out, '--emulated'], emulated())
