@@ -42,13 +42,7 @@ CpuDevice::CpuDevice(int threads, size_t budget_bytes, const std::string& isa)
       pool_(threads) {
   const IsaLevel& level = choose_isa(isa);
   isa_ = level.name;
-  auto add = [&](const KernelSpan& span) {
-    for (const KernelRow* row = span.begin; row != span.end; row++) kernels_[row->op] = row;
-  };
-  for (const IsaLevel& base : isa_levels()) {
-    if (level.base != nullptr && std::strcmp(base.name, level.base) == 0) add(base.kernels);
-  }
-  add(level.kernels);
+  for (const KernelRow* row = level.kernels.begin; row != level.kernels.end; row++) kernels_[row->op] = row;
 }
 
 CpuDevice::~CpuDevice() = default;

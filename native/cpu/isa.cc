@@ -44,11 +44,11 @@ bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf1
 
 const std::vector<IsaLevel>& isa_levels() {
   static const std::vector<IsaLevel> levels = {
-      {"portable", CARAVAN_SPAN(portable), [] { return true; }, nullptr},
+      {"portable", CARAVAN_SPAN(portable), [] { return true; }},
 #if defined(__x86_64__)
-      {"avx2", CARAVAN_SPAN(avx2), has_avx2, nullptr},
-      {"avx512", CARAVAN_SPAN(avx512), has_avx512, nullptr},
-      {"avx512bf16", CARAVAN_SPAN(avx512bf16), has_avx512bf16, "avx512"},
+      {"avx2", CARAVAN_SPAN(avx2), has_avx2},
+      {"avx512", CARAVAN_SPAN(avx512), has_avx512},
+      {"avx512bf16", CARAVAN_SPAN(avx512bf16), has_avx512bf16},
 #endif
   };
   return levels;

@@ -11,7 +11,6 @@ struct IsaLevel {
   const char* name;
   KernelSpan kernels;   // empty: not built
   bool (*supported)();  // asks the processor
-  const char* base;     // level whose kernels serve where this one has none of its own; null for a complete level
 };
 
 const std::vector<IsaLevel>& isa_levels();

@@ -51,7 +51,7 @@ static inline F32 load_first(const bf16* p, int n) {
   __builtin_memcpy(lanes, p, static_cast<size_t>(n) * 2);
   return load(lanes);
 }
-static inline __m256i narrow_bf16(F32 a) {
+static inline __m256i narrow_bf16_by_words(F32 a) {
   __m512i wide = _mm512_castps_si512(a.v);
   __m512i odd = _mm512_and_si512(_mm512_srli_epi32(wide, 16), _mm512_set1_epi32(1));
   __m512i rounded = _mm512_add_epi32(wide, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -59,6 +59,16 @@ static inline __m256i narrow_bf16(F32 a) {
   __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 }
+#if CARAVAN_ISA_LEVEL >= 4
+static inline __m256i narrow_bf16(F32 a) {
+  // The instruction would take denormal numbers for zero.
+  constexpr int kDenormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask(a.v, kDenormal) != 0, 0)) return narrow_bf16_by_words(a);
+  return (__m256i)_mm512_cvtneps_pbh(a.v);
+}
+#else
+static inline __m256i narrow_bf16(F32 a) { return narrow_bf16_by_words(a); }
+#endif
 static inline void store(bf16* p, F32 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(a)); }
 static inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }

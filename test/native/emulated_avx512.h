@@ -172,6 +172,28 @@ static inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
   });
 }
 
+/** Of the classes: whether a lane is a denormal number. */
+static inline __mmask16 fpclass_denormal(__m512 a) {
+  Floats x(a);
+  uint32_t mask = 0;
+  for (int i = 0; i < 16; i++) mask |= static_cast<uint32_t>(x[i] != 0 && flushed(x[i]) == 0) << i;
+  return static_cast<__mmask16>(mask);
+}
+
+/** To nearest even; a NaN becomes quiet, a denormal number zero. */
+static inline __m256i cvtneps_pbh(__m512 a) {
+  Words x(castps_si512(a));
+  uint16_t h[16];
+  for (int i = 0; i < 16; i++) {
+    const uint32_t bits = x[i], rest = bits & 0x7fffffffu;
+    const uint32_t rounded = rest > 0x7f800000u ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1);
+    h[i] = static_cast<uint16_t>((rest < 0x800000u ? bits & 0x80000000u : rounded) >> 16);
+  }
+  __m256i r;
+  __builtin_memcpy(&r, h, 32);
+  return r;
+}
+
 }  // namespace emulated
 
 #define _mm512_setzero_ps emulated::setzero_ps
@@ -209,3 +231,6 @@ static inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
 #define _mm512_dpbf16_ps emulated::dpbf16_ps
+#undef _mm512_fpclass_ps_mask
+#define _mm512_fpclass_ps_mask(a, classes) emulated::fpclass_denormal(a)
+#define _mm512_cvtneps_pbh emulated::cvtneps_pbh
