@@ -22,6 +22,26 @@ typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 constexpr bool kHasPairs = true;
 /** acc + the two products of each lane's bf16 pair, in the order that vdpbf16ps fixes. */
 inline F32 dot_pairs(F32 a, F32 b, F32 acc) { return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)}; }
+
+/** Rounds to bf16 what pairs will be made of: denormal numbers become zero, as for dot_pairs they are. */
+inline void store_for_pairs(bf16* to, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(a.v));
+}
+/** The same for a vector of each of two rows. */
+struct RoundedRows {
+  __m512i v;  // of the first row, then of the second
+  RoundedRows(F32 first, F32 second) : v((__m512i)_mm512_cvtne2ps_pbh(second.v, first.v)) {}
+  void store_to(bf16* first, bf16* second) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(first), _mm512_castsi512_si256(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(second), _mm512_extracti64x4_epi64(v, 1));
+  }
+  /** Units across the rows: lane i holds element i of both. */
+  F32 across() const {
+    alignas(64) static constexpr uint16_t kInTurn[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(kInTurn), v))};
+  }
+};
 #else
 constexpr bool kHasPairs = false;
 inline F32 dot_pairs(F32, F32, F32 acc) { return acc; }

@@ -4,7 +4,8 @@
 // A task is (segment, key/value head, tile of about 192 query rows); rows are positions x the heads of the group, so
 // one packed block of 64 keys serves them all. Scores exist for one strip (6 or 12 rows x 64 keys) at a time, in L1;
 // the softmax is online. Saved for backward: o and lse. Memory traffic: q and o once, k and v once per tile; a decode
-// step (one query) reads k and v once, which is its cost. f32 throughout: bf16 is widened on the way in, o rounded.
+// step (one query) reads k and v once, which is its cost. Scores, softmax and sums are f32; bf16 is widened on the way
+// in, or multiplied by pairs (UnitsOf), and o is rounded.
 //
 // Bits: blocks are counted from the first key of the segment, a masked score becomes an exact zero and a block without
 // keys for a row is not visited, so o and lse of a query are the same in training, chunked prefill and decode.
@@ -30,33 +31,36 @@ constexpr int64_t kTileRows = 192;  // query rows (positions x heads of a group)
 constexpr float kMinusInfinity = -__builtin_inff();
 
 struct Shapes {
-  int64_t H, K, C, group, width, window;
+  int64_t H, K, C, group, window;
+  int64_t width;  // C, in whole vectors
+  int64_t depth;  // units of C, in whole vectors
   float scale;
 };
 
 /** The workspace of one thread, in floats. */
 struct Workspace {
-  float* q;       // [rows][width], scaled
+  float* q;       // [rows][depth]: units
   float* o;       // [rows][width], relative to the running maximum
   float* max;     // [rows]
   float* sum;     // [rows]
-  float* keys;    // [width][kBlockKeys]
-  float* values;  // [kBlockKeys][width]
-  float* scores;  // [kStripRows][kBlockKeys]
+  float* keys;    // [depth][kBlockKeys]: units
+  float* values;  // [units of kBlockKeys][width]
+  float* scores;  // [kStripRows][kBlockKeys], then their weights as units
 
-  static int64_t layout(int64_t rows, int64_t width, float* base, Workspace* out) {
+  static int64_t layout(int64_t rows, const Shapes& s, float* base, Workspace* out) {
     Layout layout;
-    const int64_t q = layout.add(rows * width), o = layout.add(rows * width);
+    const int64_t q = layout.add(rows * s.depth), o = layout.add(rows * s.width);
     const int64_t max = layout.add(rows), sum = layout.add(rows);
-    const int64_t keys = layout.add(width * kBlockKeys), values = layout.add(kBlockKeys * width);
+    const int64_t keys = layout.add(s.depth * kBlockKeys), values = layout.add(kBlockKeys * s.width);
     const int64_t scores = layout.add(kStripRows * kBlockKeys);
     if (out != nullptr) *out = {base + q, base + o, base + max, base + sum, base + keys, base + values, base + scores};
     return layout.size();
   }
 };
 
-/** Scores of `rows` rows -> e^(score - new maximum). keep[r]: the factor by which what row r summed before must shrink.
+/** Scores of `rows` rows -> e^(score - new maximum), as units along a row. keep[r]: the factor by which what row r summed before must shrink.
  *  By phases, so that the folds over lanes of all rows overlap. */
+template <typename U>
 void softmax_strip(float* scores, int64_t rows, int64_t columns, float* max_so_far, float* sum_so_far, float* keep) {
   static_assert(kStripRows <= F32::kLanes);
   float fall[F32::kLanes] = {};
@@ -75,7 +79,7 @@ void softmax_strip(float* scores, int64_t rows, int64_t columns, float* max_so_f
     F32 total = zero();
     for (int64_t j = 0; j < columns; j += F32::kLanes) {
       const F32 e = exp_bounded(load(row + j) - peak);
-      store(row + j, e);
+      U::store_elements(row, j, e);
       total = total + e;
     }
     totals[r] = total;
@@ -110,16 +114,10 @@ struct Tile {
   int64_t rows(const Shapes& s) const { return positions * s.group; }
 };
 
-/** Values of a block: rows of s.width elements. */
-template <typename V>
-struct Values {
-  const V* data;
-  int64_t stride;
-};
-
-/** One strip of query rows [row, row + rows) against the block that starts at key `block`, its keys packed. */
-template <typename V>
-void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const Values<V>& values, int64_t row,
+/** One strip of query rows [row, row + rows) against the block that starts at key `block`, its keys packed.
+ *  values_from(unit): the right operand from that unit of the block's values on. */
+template <typename U, typename ValuesFrom>
+void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const ValuesFrom& values_from, int64_t row,
                   int64_t rows, int64_t block, int64_t keys) {
   const auto columns_of_row = [&](int64_t r) {
     return columns_of(tile.segment, s.window, tile.position + r / s.group, block, keys);
@@ -131,7 +129,17 @@ void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const V
   for (; bottom.empty(); rows--) bottom = columns_of_row(row + rows - 2);
   const int64_t begin = top.first / F32::kLanes * F32::kLanes;
   const int64_t columns = round_up(bottom.end, F32::kLanes) - begin;
-  product({w.q + row * s.width, s.width, 1, w.keys + begin, kBlockKeys, w.scores, kBlockKeys, s.C}, rows, columns);
+  product(Product<U>{w.q + row * s.depth,
+                     s.depth,
+                     1,
+                     {w.keys + begin, kBlockKeys},
+                     w.scores,
+                     kBlockKeys,
+                     units_of<U>(s.C),
+                     Start::kZero,
+                     nullptr,
+                     U::sum_scale(s.scale)},
+          rows, columns);
   // Every row sees what lies in [bottom.first, top.end).
   const int64_t seen = round_up(bottom.first, F32::kLanes) - begin;
   const int64_t unseen = top.end / F32::kLanes * F32::kLanes - begin;
@@ -141,10 +149,13 @@ void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const V
     mask_columns(w.scores + r * kBlockKeys, unseen, columns, valid, set1(kMinusInfinity));
   }
   float keep[F32::kLanes];
-  softmax_strip(w.scores, rows, columns, w.max + row, w.sum + row, keep);
-  product_of(ProductOf<V>{w.scores + top.first - begin, kBlockKeys, 1, values.data + top.first * values.stride,
-                          values.stride, w.o + row * s.width, s.width, bottom.end - top.first, Start::kRescale, keep},
-             rows, s.width);
+  softmax_strip<U>(w.scores, rows, columns, w.max + row, w.sum + row, keep);
+  const int64_t first = top.first / U::kDepth;
+  const auto values = values_from(first);
+  product(Product<U, std::decay_t<decltype(values)>>{w.scores + first - begin / U::kDepth, kBlockKeys, 1, values,
+                                                     w.o + row * s.width, s.width, units_of<U>(bottom.end) - first,
+                                                     Start::kRescale, keep},
+          rows, s.width);
 }
 
 template <typename T>
@@ -153,7 +164,7 @@ void load_queries(const Shapes& s, const Tile& tile, const Workspace& w, const T
     const int64_t n = tile.segment.q_begin + tile.position + p;
     const T* from = q + (n * s.H + tile.kv_head * s.group) * s.C;
     for (int64_t h = 0; h < s.group; h++, row++) {
-      widen_row(from + h * s.C, s.C, s.scale, w.q + row * s.width);
+      pack_row<UnitsOf<T>>(from + h * s.C, s.C, s.scale, w.q + row * s.depth);
       w.max[row] = kMinusInfinity;
       w.sum[row] = 0.0f;
     }
@@ -209,10 +220,24 @@ struct Source {
   }
 };
 
+/** Values as right operand: from the workspace, or from where they lie. */
+auto packed_values(const Shapes& s, const Workspace& w) {
+  return [&](int64_t unit) { return Rows<float>{w.values + unit * s.width, s.width}; };
+}
+template <typename U, typename T>
+auto in_place(const T* values, int64_t stride, int64_t keys, int64_t unit) {
+  if constexpr (U::kDepth == 1) {
+    return Rows<T>{values + unit * stride, stride};
+  } else {
+    return RowPairs{values + 2 * unit * stride, stride, keys - 2 * unit};
+  }
+}
+
 /** A tile of one strip, as in decoding: it waits for memory and for nothing else. `next`: the tile that comes after it,
  *  or null. */
 template <typename T, typename Keys>
 void attend_small_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
+  using U = UnitsOf<T>;
   const Shapes& s = source.s;
   const Args& a = source.a;
   load_queries(s, tile, w, a.in[0].as<T>());
@@ -227,15 +252,16 @@ void attend_small_tile(const Source<T, Keys>& source, const Tile& tile, const Ti
       next_keys.next_part();
       next_values.next_part();
       const T* from = a.in[1].as<T>() + offset + j * stride;
-      transpose_block(from, stride, smaller(F32::kLanes, keys - j), s.C, w.keys + j);
+      transpose_block<U>(from, stride, smaller(F32::kLanes, keys - j), s.C, w.keys + j);
     }
     const T* values = a.in[2].as<T>() + offset;
     // Values that one strip reads once are not worth a copy.
     if (s.C == s.width) {
-      attend_strip(s, tile, w, Values<T>{values, stride}, 0, rows, block, keys);
+      const auto from_unit = [&](int64_t unit) { return in_place<U>(values, stride, keys, unit); };
+      attend_strip<U>(s, tile, w, from_unit, 0, rows, block, keys);
     } else {
-      for (int64_t j = 0; j < keys; j++) widen_row(values + j * stride, s.C, 1.0f, w.values + j * s.width);
-      attend_strip(s, tile, w, Values<float>{w.values, s.width}, 0, rows, block, keys);
+      pack_across<U>(values, stride, keys, s.C, w.values, s.width);
+      attend_strip<U>(s, tile, w, packed_values(s, w), 0, rows, block, keys);
     }
   }
   store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
@@ -244,6 +270,7 @@ void attend_small_tile(const Source<T, Keys>& source, const Tile& tile, const Ti
 /** A tile of several strips: the rows that it and the next one will need are asked for beside them. */
 template <typename T, typename Keys>
 void attend_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* next, const Workspace& w) {
+  using U = UnitsOf<T>;
   const Shapes& s = source.s;
   const Args& a = source.a;
   load_queries(s, tile, w, a.in[0].as<T>());
@@ -256,15 +283,14 @@ void attend_tile(const Source<T, Keys>& source, const Tile& tile, const Tile* ne
     const int64_t keys = smaller(kBlockKeys, end - block), offset = source.block_offset(tile, block);
     Ahead next_keys(source.rows_after(a.in[1], tile, block, next), strips);
     Ahead next_values(source.rows_after(a.in[2], tile, block, next), strips);
-    transpose_block(a.in[1].as<T>() + offset, stride, keys, s.C, w.keys);
-    const T* values = a.in[2].as<T>() + offset;
-    for (int64_t j = 0; j < keys; j++) widen_row(values + j * stride, s.C, 1.0f, w.values + j * s.width);
+    transpose_block<U>(a.in[1].as<T>() + offset, stride, keys, s.C, w.keys);
+    pack_across<U>(a.in[2].as<T>() + offset, stride, keys, s.C, w.values, s.width);
     for (int64_t row = 0; row < rows; row += kStripRows) {
       next_keys.next_part();
       next_values.next_part();
       next_queries.next_part();
       outputs.next_part();
-      attend_strip(s, tile, w, Values<float>{w.values, s.width}, row, smaller(kStripRows, rows - row), block, keys);
+      attend_strip<U>(s, tile, w, packed_values(s, w), row, smaller(kStripRows, rows - row), block, keys);
     }
   }
   store_outputs(s, tile, w, a.out[0].as<T>(), a.out[1].as<float>());
@@ -288,8 +314,9 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
                     K,
                     C,
                     heads_per_group(op, H, K),
-                    round_up(C, F32::kLanes),
                     static_cast<int64_t>(a.attrs[1]),
+                    round_up(C, F32::kLanes),
+                    round_up(units_of<UnitsOf<T>>(C), F32::kLanes),
                     static_cast<float>(a.attrs[0])};
   clear_gaps(a, s);
   if (count == 0 || H == 0) return;
@@ -303,7 +330,7 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
     task_ends[i] = tasks += ceil_div(queries, positions) * s.K;
     most_rows = larger(most_rows, positions * s.group);
   }
-  const int64_t floats = Workspace::layout(most_rows, s.width, nullptr, nullptr);
+  const int64_t floats = Workspace::layout(most_rows, s, nullptr, nullptr);
   ThreadPool& pool = pool_of(a);
   Scratch work_memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
   const auto tile_of = [&](int64_t task) {
@@ -322,7 +349,7 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
   const Source<T, Keys> source = {a, all_keys, s};
   parallel_ranges(pool, tasks, run, [&](int64_t begin, int64_t end, int worker) {
     Workspace w;
-    Workspace::layout(most_rows, s.width, work_memory.as<float>() + floats * worker, &w);
+    Workspace::layout(most_rows, s, work_memory.as<float>() + floats * worker, &w);
     Tile tile = tile_of(begin);
     for (const View* x : {a.in + 1, a.in + 2}) {
       const MemoryRows rows = source.block_rows(*x, tile, source.first_block(tile));

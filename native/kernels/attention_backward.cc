@@ -1,7 +1,8 @@
 // Backward of attention.cc. With s = scale q k^T, p = e^(s - lse) inside the mask and delta = sum_c do o (per query):
 //   dv = p^T do     ds = p (do v^T - delta)     dq = scale ds k     dk = scale ds^T q
-// p is recomputed from the saved lse, 96 query rows x 64 keys at a time in L2; no T x T matrix exists. All f32, bf16 is
-// widened on the way in and rounded at the end.
+// p is recomputed from the saved lse, 96 query rows x 64 keys at a time in L2; no T x T matrix exists. Sums are f32;
+// bf16 is widened on the way in, or multiplied by pairs (UnitsOf), with p and ds rounded; gradients are rounded at the
+// end.
 //
 // Two schedules, one result. Every element of dq is a chain over increasing keys, every element of dk and dv a chain
 // over increasing queries, so the order of the tiles does not change a bit:
@@ -29,7 +30,9 @@ constexpr int64_t kTileRows = 96;  // query rows (positions x heads of a group) 
 constexpr int64_t kTogetherBytes = int64_t{128} << 20;
 
 struct Shapes {
-  int64_t N, H, K, C, group, width, window;
+  int64_t N, H, K, C, group, window;
+  int64_t width;  // C, in whole vectors
+  int64_t depth;  // units of C, in whole vectors
   float scale;
   int64_t positions_per_tile(const Segment& segment) const { return tile_positions(segment.queries, group, kTileRows); }
 };
@@ -50,33 +53,43 @@ struct Tensors {
 
 /** What belongs to a block of keys, in floats. */
 struct BlockMemory {
-  float* keys;      // [kBlockKeys][width]
-  float* keys_t;    // [width][kBlockKeys]
-  float* values_t;  // [width][kBlockKeys]
+  float* keys;      // [units of kBlockKeys][width]
+  float* keys_t;    // [depth][kBlockKeys]: units
+  float* values_t;  // [depth][kBlockKeys]: units
   float* dk;        // [kBlockKeys][width]
   float* dv;        // [kBlockKeys][width]
 };
 
-/** The workspace of one thread, in floats. */
+/** The workspace of one thread, in floats. Rows of p and ds, and of q and d_o as right operands, are units across the
+ *  rows of the tile. */
 struct Workspace {
-  float* q;       // [rows][width], scaled
-  float* d_o;     // [rows][width]
-  float* lse;     // [rows]
-  float* delta;   // [rows]
-  float* p;       // [rows][kBlockKeys]
-  float* ds;      // [rows][kBlockKeys]
-  float* dq;      // [rows][width]
-  float* blocks;  // [blocks] of BlockMemory
+  float* q;           // [rows][depth]: units
+  float* d_o;         // [rows][depth]: units
+  float* q_across;    // [units of rows][width]
+  float* d_o_across;  // [units of rows][width]
+  float* lse;         // [rows]
+  float* delta;       // [rows]
+  float* scores;      // [kStripRows][kBlockKeys], of one strip
+  float* products;    // [kStripRows][kBlockKeys], do v^T of one strip, then ds as units along the keys
+  float* p;           // [units of rows][kBlockKeys]
+  float* ds;          // [units of rows][kBlockKeys]
+  float* dq;          // [rows][width]
+  float* blocks;      // [blocks] of BlockMemory
 
-  static int64_t layout(int64_t rows, int64_t width, int64_t blocks, float* base, Workspace* out) {
+  template <typename U>
+  static int64_t layout(int64_t rows, const Shapes& s, int64_t blocks, float* base, Workspace* out) {
     Layout layout;
-    const int64_t q = layout.add(rows * width), d_o = layout.add(rows * width);
-    const int64_t lse = layout.add(rows), delta = layout.add(rows);
-    const int64_t p = layout.add(rows * kBlockKeys), ds = layout.add(rows * kBlockKeys);
-    const int64_t dq = layout.add(rows * width), all_blocks = layout.add(blocks * block_floats(width));
-    if (out != nullptr) {
-      *out = {base + q, base + d_o, base + lse, base + delta, base + p, base + ds, base + dq, base + all_blocks};
-    }
+    const auto add = [&](int64_t floats) { return base + layout.add(floats); };
+    Workspace w;
+    w.q = add(rows * s.depth), w.d_o = add(rows * s.depth);
+    // Units of one element are the same along and across.
+    w.q_across = U::kDepth == 1 ? w.q : add(units_of<U>(rows) * s.width);
+    w.d_o_across = U::kDepth == 1 ? w.d_o : add(units_of<U>(rows) * s.width);
+    w.lse = add(rows), w.delta = add(rows);
+    w.scores = add(kStripRows * kBlockKeys), w.products = add(kStripRows * kBlockKeys);
+    w.p = add(units_of<U>(rows) * kBlockKeys), w.ds = add(units_of<U>(rows) * kBlockKeys);
+    w.dq = add(rows * s.width), w.blocks = add(blocks * block_floats(s.width));
+    if (out != nullptr) *out = w;
     return layout.size();
   }
   static int64_t block_floats(int64_t width) { return 5 * kBlockKeys * width; }
@@ -128,11 +141,9 @@ void load_block(const Tensors& t, const Shapes& s, const Head& head, const Block
   const int64_t stride = s.K * s.C;
   const int64_t offset = (head.segment.k_begin + block.begin) * stride + head.kv_head * s.C;
   const BlockMemory& m = block.memory;
-  transpose_block(t.k.as<T>() + offset, stride, block.keys, s.C, m.keys_t);
-  transpose_block(t.v.as<T>() + offset, stride, block.keys, s.C, m.values_t);
-  for (int64_t j = 0; j < block.keys; j++) {
-    widen_row(t.k.as<T>() + offset + j * stride, s.C, 1.0f, m.keys + j * s.width);
-  }
+  transpose_block<UnitsOf<T>>(t.k.as<T>() + offset, stride, block.keys, s.C, m.keys_t);
+  transpose_block<UnitsOf<T>>(t.v.as<T>() + offset, stride, block.keys, s.C, m.values_t);
+  pack_across<UnitsOf<T>>(t.k.as<T>() + offset, stride, block.keys, s.C, m.keys, s.width);
   if (!wanted) return;
   __builtin_memset(m.dk, 0, static_cast<size_t>(block.keys * s.width) * sizeof(float));
   __builtin_memset(m.dv, 0, static_cast<size_t>(block.keys * s.width) * sizeof(float));
@@ -143,7 +154,7 @@ void store_block(const Tensors& t, const Shapes& s, const Head& head, const Bloc
   const int64_t stride = s.K * s.C;
   const int64_t offset = (head.segment.k_begin + block.begin) * stride + head.kv_head * s.C;
   for (int64_t j = 0; j < block.keys; j++) {
-    narrow_row(block.memory.dk + j * s.width, s.C, 1.0f, t.dk.as<T>() + offset + j * stride);
+    narrow_row(block.memory.dk + j * s.width, s.C, UnitsOf<T>::sum_scale(s.scale), t.dk.as<T>() + offset + j * stride);
     narrow_row(block.memory.dv + j * s.width, s.C, 1.0f, t.dv.as<T>() + offset + j * stride);
   }
 }
@@ -160,12 +171,18 @@ void for_rows(const Shapes& s, const Head& head, const Tile& tile, const Body& b
 
 template <typename T>
 void load_tile(const Tensors& t, const Shapes& s, const Head& head, const Tile& tile, const Workspace& w) {
+  using U = UnitsOf<T>;
   for_rows(s, head, tile, [&](int64_t row, int64_t index) {
-    widen_row(t.q.as<T>() + index * s.C, s.C, s.scale, w.q + row * s.width);
-    widen_row(t.d_o.as<T>() + index * s.C, s.C, 1.0f, w.d_o + row * s.width);
+    pack_row<U>(t.q.as<T>() + index * s.C, s.C, s.scale, w.q + row * s.depth);
+    pack_row<U>(t.d_o.as<T>() + index * s.C, s.C, 1.0f, w.d_o + row * s.depth);
     w.lse[row] = t.lse.as<float>()[index];
     w.delta[row] = t.delta[index];
   });
+  if constexpr (U::kDepth > 1) {
+    const int64_t stride = s.depth * U::kDepth, rows = tile.positions * s.group;
+    pack_across<U>(reinterpret_cast<const T*>(w.q), stride, rows, s.width, w.q_across, s.width);
+    pack_across<U>(reinterpret_cast<const T*>(w.d_o), stride, rows, s.width, w.d_o_across, s.width);
+  }
 }
 
 template <typename T>
@@ -211,24 +228,72 @@ class TileAhead {
 
 // ---- one tile of queries against one block of keys ------------------------------------------------------------------
 
-/** p and ds of a row in [begin, end) from its scores (in p) and do v^T (in ds), as if it saw all the keys. */
-void softmax_gradient_row(float* p, float* ds, int64_t begin, int64_t end, float lse, float delta) {
-  const F32 shift = set1(lse);
-  const F32 mean = set1(delta);
-  for (int64_t j = begin; j < end; j += F32::kLanes) {
-    const F32 probability = exp_bounded(load(p + j) - shift);
-    store(p + j, probability);
-    store(ds + j, probability * (load(ds + j) - mean));
+/** Scores and do v^T of a row -> p and ds, a vector at a time. */
+struct SoftmaxGradient {
+  const float *scores, *products;
+  F32 lse, delta;
+  void at(int64_t j, F32* p, F32* ds) const {
+    *p = exp_bounded(load(scores + j) - lse);
+    *ds = *p * (load(products + j) - delta);
+  }
+};
+
+/** A strip of rows [row, row + rows), which lie in w.scores and w.products from the row `first` on. */
+struct Strip {
+  int64_t first, row, rows;
+  SoftmaxGradient gradient_of(const Workspace& w, int64_t r) const {
+    const int64_t offset = (r - first) * kBlockKeys;
+    return {w.scores + offset, w.products + offset, set1(w.lse[r]), set1(w.delta[r])};
+  }
+};
+
+/** The columns [begin, end) of p and ds; the others become zero. */
+template <typename U>
+void strip_weights(const Workspace& w, const Strip& strip, int64_t begin, int64_t end) {
+  for (int64_t unit = strip.row / U::kDepth; unit < units_of<U>(strip.row + strip.rows); unit++) {
+    float* p = w.p + unit * kBlockKeys;
+    float* ds = w.ds + unit * kBlockKeys;
+    const auto clear = [&](int64_t from, int64_t to) {
+      for (int64_t j = from; j < to; j += F32::kLanes) store(p + j, zero()), store(ds + j, zero());
+    };
+    clear(0, begin);
+    clear(end, kBlockKeys);
+    if constexpr (U::kDepth == 1) {
+      const SoftmaxGradient row = strip.gradient_of(w, unit);
+      for (int64_t j = begin; j < end; j += F32::kLanes) {
+        F32 weight, gradient;
+        row.at(j, &weight, &gradient);
+        store(p + j, weight);
+        store(ds + j, gradient);
+      }
+    } else {
+      // A row outside the strip has the numbers of its neighbour and no weight.
+      const int64_t pair = unit * 2, last = strip.row + strip.rows - 1;
+      SoftmaxGradient even = strip.gradient_of(w, larger(pair, strip.row));
+      SoftmaxGradient odd = strip.gradient_of(w, smaller(pair + 1, last));
+      if (pair < strip.row) even.lse = set1(__builtin_inff());
+      if (pair + 1 > last) odd.lse = set1(__builtin_inff());
+      float* along = w.products + (pair - strip.first) * kBlockKeys;
+      for (int64_t j = begin; j < end; j += F32::kLanes) {
+        F32 weights[2], gradients[2];
+        even.at(j, &weights[0], &gradients[0]);
+        odd.at(j, &weights[1], &gradients[1]);
+        U::store_across(p + j, weights[0], weights[1]);
+        U::store_both_ways(ds + j, along, along + kBlockKeys, j, gradients[0], gradients[1]);
+      }
+    }
   }
 }
 
 /** p, ds and dq of the strip of rows [row, row + rows). Rows that see none of the keys are left alone: the products
  *  over queries leave them out. */
+template <typename U>
 void strip_gradient(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w,
                     int64_t row, int64_t rows, bool want_dq) {
   const auto columns_of_row = [&](int64_t r) {
     return columns_of(head.segment, s.window, tile.position + r / s.group, block.begin, block.keys);
   };
+  const int64_t strip = row;
   Columns top = columns_of_row(row), bottom = columns_of_row(row + rows - 1);
   if (Columns{top.first, bottom.end}.empty()) return;
   for (; top.empty(); rows--) top = columns_of_row(++row);
@@ -236,33 +301,52 @@ void strip_gradient(const Shapes& s, const Head& head, const Tile& tile, const B
   const int64_t begin = top.first / F32::kLanes * F32::kLanes, end = round_up(bottom.end, F32::kLanes);
   // Every row sees what lies in [bottom.first, top.end).
   const int64_t seen = round_up(bottom.first, F32::kLanes), unseen = top.end / F32::kLanes * F32::kLanes;
-  const bool whole = bottom.first == 0 && top.end == kBlockKeys;
-  float* p = w.p + row * kBlockKeys;
-  float* ds = w.ds + row * kBlockKeys;
+  static_assert(kStripRows % U::kDepth == 0, "a unit across rows belongs to one strip");
+  float* scores = w.scores + (row - strip) * kBlockKeys;
+  float* products = w.products + (row - strip) * kBlockKeys;
   const BlockMemory& m = block.memory;
-  product({w.q + row * s.width, s.width, 1, m.keys_t + begin, kBlockKeys, p + begin, kBlockKeys, s.C}, rows,
-          end - begin);
-  product({w.d_o + row * s.width, s.width, 1, m.values_t + begin, kBlockKeys, ds + begin, kBlockKeys, s.C}, rows,
-          end - begin);
-  for (int64_t r = 0; r < rows; r++) {
-    softmax_gradient_row(p + r * kBlockKeys, ds + r * kBlockKeys, begin, end, w.lse[row + r], w.delta[row + r]);
+  const int64_t depth = units_of<U>(s.C);
+  product(Product<U>{w.q + row * s.depth,
+                     s.depth,
+                     1,
+                     {m.keys_t + begin, kBlockKeys},
+                     scores + begin,
+                     kBlockKeys,
+                     depth,
+                     Start::kZero,
+                     nullptr,
+                     U::sum_scale(s.scale)},
+          rows, end - begin);
+  product(Product<U>{w.d_o + row * s.depth,
+                     s.depth,
+                     1,
+                     {m.values_t + begin, kBlockKeys},
+                     products + begin,
+                     kBlockKeys,
+                     depth},
+          rows, end - begin);
+  for (int64_t r = 0; r < rows && (bottom.first > begin || top.end < end); r++) {
+    mask_columns(scores + r * kBlockKeys, begin, seen, columns_of_row(row + r), set1(-__builtin_inff()));
+    mask_columns(scores + r * kBlockKeys, larger(begin, unseen), end, columns_of_row(row + r),
+                 set1(-__builtin_inff()));
   }
-  const auto clear_unseen = [&](float* of_row, Columns valid) {
-    mask_columns(of_row, 0, seen, valid, zero());
-    mask_columns(of_row, unseen, kBlockKeys, valid, zero());
-  };
-  for (int64_t r = 0; r < rows && !whole; r++) {
-    const Columns valid = columns_of_row(row + r);
-    clear_unseen(p + r * kBlockKeys, valid);
-    clear_unseen(ds + r * kBlockKeys, valid);
-  }
+  strip_weights<U>(w, {strip, row, rows}, begin, end);
   if (!want_dq) return;
-  product({ds + top.first, kBlockKeys, 1, m.keys + top.first * s.width, s.width, w.dq + row * s.width, s.width,
-           bottom.end - top.first, Start::kContinue},
+  const int64_t first = top.first / U::kDepth;
+  const float* ds = U::kDepth == 1 ? w.ds + row * kBlockKeys : products;
+  product(Product<U>{ds + first,
+                     kBlockKeys,
+                     1,
+                     {m.keys + first * s.width, s.width},
+                     w.dq + row * s.width,
+                     s.width,
+                     units_of<U>(bottom.end) - first,
+                     Start::kContinue},
           rows, s.width);
 }
 
 /** Adds the tile's part to dk and dv of the block, keys in strips, each over the queries that see one of its keys. */
+template <typename U>
 void add_key_gradient(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w) {
   const Segment& segment = head.segment;
   const BlockMemory& m = block.memory;
@@ -274,13 +358,20 @@ void add_key_gradient(const Shapes& s, const Head& head, const Tile& tile, const
     const int64_t to =
         s.window > 0 ? smaller(tile.positions, last_key - shift + s.window - tile.position) : tile.positions;
     if (from >= to) continue;
-    const int64_t row = from * s.group, rows = (to - from) * s.group;
-    product({w.p + row * kBlockKeys + j, 1, kBlockKeys, w.d_o + row * s.width, s.width, m.dv + j * s.width, s.width,
-             rows, Start::kContinue},
-            keys, s.width);
-    product({w.ds + row * kBlockKeys + j, 1, kBlockKeys, w.q + row * s.width, s.width, m.dk + j * s.width, s.width,
-             rows, Start::kContinue},
-            keys, s.width);
+    const int64_t unit = from * s.group / U::kDepth, units = units_of<U>(to * s.group) - unit;
+    const auto add = [&](const float* left, const float* right, float* sums) {
+      product(Product<U>{left + unit * kBlockKeys + j,
+                         1,
+                         kBlockKeys,
+                         {right + unit * s.width, s.width},
+                         sums + j * s.width,
+                         s.width,
+                         units,
+                         Start::kContinue},
+              keys, s.width);
+    };
+    add(w.p, w.d_o_across, m.dv);
+    add(w.ds, w.q_across, m.dk);
   }
 }
 
@@ -292,15 +383,15 @@ bool apart_from(const Shapes& s, const Segment& segment, const Tile& tile, const
 }
 
 /** Adds the part of the tile and the block to dq (wanted.queries), and to dk and dv (wanted.keys). */
-template <typename MemoryAhead>
+template <typename U, typename MemoryAhead>
 void visit(const Shapes& s, const Head& head, const Tile& tile, const Block& block, const Workspace& w, Wanted wanted,
            MemoryAhead& ahead) {
   const int64_t rows = tile.positions * s.group;
   for (int64_t row = 0; row < rows; row += kStripRows) {
     ahead.next_part();
-    strip_gradient(s, head, tile, block, w, row, smaller(kStripRows, rows - row), wanted.queries);
+    strip_gradient<U>(s, head, tile, block, w, row, smaller(kStripRows, rows - row), wanted.queries);
   }
-  if (wanted.keys) add_key_gradient(s, head, tile, block, w);
+  if (wanted.keys) add_key_gradient<U>(s, head, tile, block, w);
 }
 
 /** The tile that starts at `position`, which may be the end of the segment: an empty tile. */
@@ -329,7 +420,7 @@ void key_block(const Tensors& t, const Shapes& s, const Head& head, int64_t key,
     load_tile<T>(t, s, head, tile, w);
     const Tile next = tile_at(s, head.segment, position + tile.positions);
     TileAhead<T> ahead(t, s, head, {position, 0}, next, strips_of(s, tile));
-    visit(s, head, tile, block, w, {false, true}, ahead);
+    visit<UnitsOf<T>>(s, head, tile, block, w, {false, true}, ahead);
   }
   store_block<T>(t, s, head, block);
 }
@@ -348,7 +439,7 @@ void query_tile(const Tensors& t, const Shapes& s, const Head& head, const Tile&
     const Block block = block_at(s, segment, w, key, wanted.keys ? key / kBlockKeys : 0);
     if (apart_from(s, segment, tile, block)) continue;
     if (!wanted.keys) load_block<T>(t, s, head, block, false);
-    visit(s, head, tile, block, w, wanted, ahead);
+    visit<UnitsOf<T>>(s, head, tile, block, w, wanted, ahead);
   }
   store_queries<T>(t, s, head, tile, w.dq);
 }
@@ -402,11 +493,11 @@ bool apart_is_faster(const Tensors& t, const Shapes& s, int threads, double* loa
 template <typename T>
 void run_together(const Args& a, const Tensors& t, const Shapes& s, int64_t rows, int64_t blocks) {
   ThreadPool& pool = pool_of(a);
-  const int64_t floats = Workspace::layout(rows, s.width, blocks, nullptr, nullptr);
+  const int64_t floats = Workspace::layout<UnitsOf<T>>(rows, s, blocks, nullptr, nullptr);
   Scratch memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
   parallel_for(pool, t.segments.shape[0] * s.K, [&](int64_t task, int worker) {
     Workspace w;
-    Workspace::layout(rows, s.width, blocks, memory.as<float>() + floats * worker, &w);
+    Workspace::layout<UnitsOf<T>>(rows, s, blocks, memory.as<float>() + floats * worker, &w);
     whole_head<T>(t, s, {segment_at(t.segments, task / s.K), task % s.K}, w);
   });
 }
@@ -424,11 +515,11 @@ void run_pass(const Args& a, const Tensors& t, const Shapes& s, int64_t rows, bo
     const Segment segment = segment_at(t.segments, i);
     task_ends[i] = tasks += ceil_div(keys ? segment.keys : segment.queries, step_of(segment)) * s.K;
   }
-  const int64_t floats = Workspace::layout(rows, s.width, 1, nullptr, nullptr);
+  const int64_t floats = Workspace::layout<UnitsOf<T>>(rows, s, 1, nullptr, nullptr);
   Scratch memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
   parallel_for(pool, tasks, [&](int64_t task, int worker) {
     Workspace w;
-    Workspace::layout(rows, s.width, 1, memory.as<float>() + floats * worker, &w);
+    Workspace::layout<UnitsOf<T>>(rows, s, 1, memory.as<float>() + floats * worker, &w);
     const int64_t index = segment_of_task(task_ends, count, task);
     const Segment segment = segment_at(t.segments, index);
     const int64_t begin = index == 0 ? 0 : task_ends[index - 1];
@@ -466,8 +557,9 @@ void attention_backward(const Args& a) {
                     K,
                     C,
                     heads_per_group("attention_backward", H, K),
-                    round_up(C, F32::kLanes),
                     static_cast<int64_t>(a.attrs[1]),
+                    round_up(C, F32::kLanes),
+                    round_up(units_of<UnitsOf<T>>(C), F32::kLanes),
                     static_cast<float>(a.attrs[0])};
   check_segments("attention_backward", a.in[6], N, a.in[2].shape[0], true);
   Scratch delta_memory(a.device, static_cast<size_t>(N * H) * sizeof(float));

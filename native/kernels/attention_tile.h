@@ -1,9 +1,15 @@
-// What attention.cc and attention_backward.cc share: segments, the key range of a query, and small products in f32.
+// What attention.cc and attention_backward.cc share: segments, the key range of a query, and small products.
 // These products are not gemm_serial because a block of keys is packed once for a hundred query rows and strips on the
 // causal diagonal are cut to the keys that exist; a call of six rows by 64 keys must cost its arithmetic and no more.
 // Every sum is one chain of fused multiply-adds in increasing order of the summed index, so a masked or padded entry
 // (an exact zero) changes nothing and the bits of a row do not depend on the rows beside it.
+//
+// Operands are made of units of four bytes along the summed index: one f32, or, for bf16 on a processor that multiplies
+// it, two neighbours in bf16 (UnitsOf). Then the weights of the softmax and the gradients of the scores are rounded to
+// bf16 before they are multiplied; sums are f32 either way.
 #pragma once
+#include <type_traits>
+
 #include "core/fail.h"
 #include "core/scratch.h"
 #include "cpu/gemm_vector.h"
@@ -144,7 +150,7 @@ class Layout {
   int64_t size_ = 0;
 };
 
-/** to[r][0..width) = scale * from[r][0..C), zero beyond C; width is a multiple of kLanes. */
+/** to[0..width) = scale * from[0..C), zero beyond C; width is a multiple of kLanes. */
 template <typename T>
 static inline void widen_row(const T* from, int64_t C, float scale, float* to) {
   const F32 factor = set1(scale);
@@ -161,30 +167,131 @@ static inline void narrow_row(const float* from, int64_t C, float scale, T* to) 
       [&](int64_t i, int n) { store_first(to + i, load(from + i) * factor, n); });
 }
 
-/** to[c][j] = from[j][c] for j < keys, c < C, rows of `to` being kBlockKeys wide; zero up to the next vector of keys.
- *  `to` has room for round_up(C, kLanes) rows. */
+/** Units of one f32. */
+struct Singles {
+  static constexpr int kDepth = 1;
+  /** Where a factor of a product belongs: to the rows when they are packed, or to the sums. */
+  static float row_scale(float scale) { return scale; }
+  static float sum_scale(float) { return 1.0f; }
+  static F32 multiply_add(F32 a, F32 b, F32 sum) { return fma(a, b, sum); }
+
+  /** The units of kLanes elements, or of the first n. */
+  template <typename T>
+  static F32 units(const T* row) {
+    return load(row);
+  }
+  template <typename T>
+  static F32 first_units(const T* row, int64_t n) {
+    return load_first(row, static_cast<int>(n));
+  }
+  /** The units across two rows of 16 columns, the second of which is zero without `both`. */
+  template <typename T>
+  static F32 units_across(const T* row, int64_t, bool) {
+    return load(row);
+  }
+  template <typename T>
+  static F32 first_units_across(const T* row, int64_t, bool, int n) {
+    return load_first(row, n);
+  }
+  /** Elements j.. of a row of units. */
+  static void store_elements(float* row, int64_t j, F32 x) { store(row + j, x); }
+};
+
+#if CARAVAN_ISA_LEVEL >= 4
+/** Units of two bf16. */
+struct Pairs {
+  static constexpr int kDepth = 2;
+  static float row_scale(float) { return 1.0f; }
+  static float sum_scale(float scale) { return scale; }
+  static F32 multiply_add(F32 a, F32 b, F32 sum) { return packed::dot_pairs(a, b, sum); }
+  static F32 units(const bf16* row) { return load(reinterpret_cast<const float*>(row)); }
+  static F32 first_units(const bf16* row, int64_t n) {
+    alignas(64) float lanes[F32::kLanes] = {};
+    __builtin_memcpy(lanes, row, static_cast<size_t>(n) * sizeof(bf16));
+    return load(lanes);
+  }
+  static F32 units_across(const bf16* row, int64_t stride, bool both) {
+    return both ? packed::zip(row, row + stride) : packed::zip_first(row, nullptr, F32::kLanes);
+  }
+  static F32 first_units_across(const bf16* row, int64_t stride, bool both, int n) {
+    return packed::zip_first(row, both ? row + stride : nullptr, n);
+  }
+  static void store_elements(float* row, int64_t j, F32 x) {
+    packed::store_for_pairs(reinterpret_cast<bf16*>(row) + j, x);
+  }
+  /** Elements of two rows as units across them. */
+  static void store_across(float* to, F32 first, F32 second) {
+    store(to, packed::RoundedRows(first, second).across());
+  }
+  /** The same, and as elements j.. of each row. */
+  static void store_both_ways(float* across, float* first_row, float* second_row, int64_t j, F32 first, F32 second) {
+    const packed::RoundedRows rounded(first, second);
+    store(across, rounded.across());
+    rounded.store_to(reinterpret_cast<bf16*>(first_row) + j, reinterpret_cast<bf16*>(second_row) + j);
+  }
+};
 template <typename T>
+using UnitsOf = std::conditional_t<std::is_same_v<T, bf16>, Pairs, Singles>;
+#else
+template <typename T>
+using UnitsOf = Singles;
+#endif
+
+/** Units that `elements` neighbours along the summed index take. */
+template <typename U>
+static inline int64_t units_of(int64_t elements) {
+  return ceil_div(elements, U::kDepth);
+}
+
+/** One row, times row_scale(scale), as units along it, zero up to a whole vector. */
+template <typename U, typename T>
+static inline void pack_row(const T* from, int64_t C, float scale, float* to) {
+  if constexpr (U::kDepth == 1) {
+    widen_row(from, C, U::row_scale(scale), to);
+  } else {
+    constexpr int64_t kStep = F32::kLanes * U::kDepth;
+    for (int64_t c = 0; c < C; c += kStep) {
+      store(to + c / U::kDepth, c + kStep <= C ? U::units(from + c) : U::first_units(from + c, C - c));
+    }
+  }
+}
+
+/** to[j / kDepth][c] = the units across `rows` rows of C elements; rows of `to` are `width` wide. */
+template <typename U, typename T>
+static inline void pack_across(const T* from, int64_t stride, int64_t rows, int64_t C, float* to, int64_t width) {
+  for (int64_t j = 0; j < rows; j += U::kDepth, to += width) {
+    const T* row = from + j * stride;
+    const bool both = j + 1 < rows;
+    for_lanes(
+        C, [&](int64_t c) { store(to + c, U::units_across(row + c, stride, both)); },
+        [&](int64_t c, int n) { store(to + c, U::first_units_across(row + c, stride, both, n)); });
+  }
+}
+
+/** to[u][j] = unit u along row j of `from`, for j < keys, rows of `to` being kBlockKeys wide; zero up to the next vector
+ *  of keys. `to` has room for round_up(units, kLanes) rows. */
+template <typename U, typename T>
 static inline void transpose_block(const T* from, int64_t row_stride, int64_t keys, int64_t C, float* to) {
-  constexpr int64_t kLanes = F32::kLanes;
+  constexpr int64_t kLanes = F32::kLanes, kStep = kLanes * U::kDepth;
   for (int64_t j = 0; j < keys; j += kLanes) {
-    for (int64_t c = 0; c < C; c += kLanes) {
+    for (int64_t c = 0; c < C; c += kStep) {
       packed::Floats rows[kLanes];
-      const int valid = static_cast<int>(smaller(kLanes, C - c));
+      const int64_t valid = smaller(kStep, C - c);
+      const bool whole = valid == kStep && j + kLanes <= keys;
       const T* corner = from + j * row_stride + c;
-      if (sizeof(T) == 4 && valid == kLanes && j + kLanes <= keys) {
+      if (sizeof(T) == 4 && whole) {
         packed::load_transposed([&](int r) { return reinterpret_cast<const float*>(corner + r * row_stride); }, rows);
       } else {
-        const bool whole = valid == kLanes && j + kLanes <= keys;
         for (int r = 0; r < kLanes; r++) {
-          rows[r] = (packed::Floats)(whole          ? load(corner + r * row_stride)
-                                     : j + r < keys ? load_first(corner + r * row_stride, valid)
+          rows[r] = (packed::Floats)(whole          ? U::units(corner + r * row_stride)
+                                     : j + r < keys ? U::first_units(corner + r * row_stride, valid)
                                                     : zero())
                         .v;
         }
         packed::transpose(rows);
       }
 #pragma GCC unroll 16
-      for (int r = 0; r < kLanes; r++) store(to + (c + r) * kBlockKeys + j, F32{rows[r]});
+      for (int r = 0; r < kLanes; r++) store(to + (c / U::kDepth + r) * kBlockKeys + j, F32{rows[r]});
     }
   }
 }
@@ -223,23 +330,39 @@ class Ahead {
 
 enum class Start { kZero, kContinue, kRescale };
 
-/** out[r][j] = start + sum over k of a[r][k] b[k][j]; the start is 0, out[r][j], or keep[r] * out[r][j]. */
-template <typename B>
-struct ProductOf {
+/** The right operand of a product, row by row: units as they lie in memory, or elements that become units. */
+template <typename T>
+struct Rows {
+  const T* at;
+  int64_t stride;
+  F32 units(int64_t column) const { return load(at + column); }
+  void next() { at += stride; }
+};
+/** Two rows of bf16 at a time; the last of an odd number stands for its missing neighbour, whose factor is zero. */
+struct RowPairs {
+  const bf16* at;
+  int64_t stride, count;
+  F32 units(int64_t column) const { return packed::zip(at + column, (count > 1 ? at + stride : at) + column); }
+  void next() { at += 2 * stride, count -= 2; }
+};
+
+/** out[r][j] = start + scale * sum over units k of a[r][k] b[k][j]; the start is 0, out[r][j], or keep[r] * out[r][j],
+ *  and a scale other than 1 needs the start 0. */
+template <typename U, typename B = Rows<float>>
+struct Product {
   const float* a;
   int64_t a_row_stride, a_k_stride;
-  const B* b;
-  int64_t b_k_stride;
+  B b;
   float* out;
   int64_t out_stride;
-  int64_t K;
+  int64_t K;  // units
   Start start = Start::kZero;
   const float* keep = nullptr;
+  float scale = 1.0f;
 };
-using Product = ProductOf<float>;
 
-template <int kRows, int kVectors, typename B>
-static void product_tile(const ProductOf<B>& p, int64_t column) {
+template <int kRows, int kVectors, typename U, typename B>
+static void product_tile(const Product<U, B>& p, int64_t column) {
   constexpr int64_t kLanes = F32::kLanes;
   float* out = p.out + column;
   const int64_t out_row = p.out_stride;
@@ -260,26 +383,31 @@ static void product_tile(const ProductOf<B>& p, int64_t column) {
     for_sums([keep](int r, F32& s, const float* from) { s = load(from) * set1(keep[r]); });
   }
   const float* a = p.a;
-  const B* b = p.b + column;
-  const int64_t a_row = p.a_row_stride, a_k = p.a_k_stride, b_k = p.b_k_stride, K = p.K;
-  for (int64_t k = 0; k < K; k++, a += a_k, b += b_k) {
+  B b = p.b;
+  b.at += column;
+  const int64_t a_row = p.a_row_stride, a_k = p.a_k_stride, K = p.K;
+  for (int64_t k = 0; k < K; k++, a += a_k, b.next()) {
     F32 lanes[kVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; v++) lanes[v] = load(b + v * kLanes);
+    for (int v = 0; v < kVectors; v++) lanes[v] = b.units(v * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; r++) {
       const F32 factor = set1(a[r * a_row]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors; v++) sum[r][v] = fma(factor, lanes[v], sum[r][v]);
+      for (int v = 0; v < kVectors; v++) sum[r][v] = U::multiply_add(factor, lanes[v], sum[r][v]);
     }
+  }
+  if (U::kDepth > 1 && p.scale != 1.0f) {
+    const F32 scale = set1(p.scale);
+    for_sums([scale](int, F32& s, float*) { s = s * scale; });
   }
   for_sums([](int, F32& s, float* to) { store(to, s); });
 }
 
 /** The columns [0, columns) of a product of kRows rows; `columns` is a multiple of kLanes. One or two rows take many
  *  vectors at a time: few chains alone would wait for the latency of the multiply-add. */
-template <int kRows, typename B>
-static void product_rows(const ProductOf<B>& p, int64_t columns) {
+template <int kRows, typename U, typename B>
+static void product_rows(const Product<U, B>& p, int64_t columns) {
   constexpr int64_t kLanes = F32::kLanes;
   constexpr int kVectors = kRows == 1 ? 8 : kRows == 2 ? 4 : CARAVAN_ISA_LEVEL == 1 ? 1 : 2;
   int64_t column = 0;
@@ -298,15 +426,13 @@ static void product_rows(const ProductOf<B>& p, int64_t columns) {
   for (; column < columns; column += kLanes) product_tile<kRows, 1>(p, column);
 }
 
-template <typename B, int kRows = kStripRows>
-static inline void product_of(const ProductOf<B>& p, int64_t rows, int64_t columns) {
+template <int kRows = kStripRows, typename U, typename B>
+static inline void product(const Product<U, B>& p, int64_t rows, int64_t columns) {
   if constexpr (kRows > 0) {
     if (rows == kRows) return product_rows<kRows>(p, columns);
-    return product_of<B, kRows - 1>(p, rows, columns);
+    return product<kRows - 1>(p, rows, columns);
   }
 }
-
-static inline void product(const Product& p, int64_t rows, int64_t columns) { product_of(p, rows, columns); }
 
 }  // namespace attention_detail
 }  // namespace caravan::CARAVAN_ISA

@@ -194,6 +194,30 @@ static inline __m256i cvtneps_pbh(__m512 a) {
   return r;
 }
 
+static inline __m512bh cvtne2ps_pbh(__m512 high, __m512 low) {
+  const __m256i halves[2] = {cvtneps_pbh(low), cvtneps_pbh(high)};
+  __m512bh r;
+  __builtin_memcpy(&r, halves, 64);
+  return r;
+}
+static inline __m512i load_si512(const void* p) {
+  __m512i r;
+  __builtin_memcpy(&r, p, 64);
+  return r;
+}
+static inline __m512i permutexvar_epi16(__m512i index, __m512i a) {
+  uint16_t from[32], at[32], to[32];
+  __builtin_memcpy(from, &a, 64);
+  __builtin_memcpy(at, &index, 64);
+  for (int i = 0; i < 32; i++) to[i] = from[at[i] & 31];
+  return load_si512(to);
+}
+static inline __m256i half_of(__m512i a, int half) {
+  __m256i halves[2];
+  __builtin_memcpy(halves, &a, 64);
+  return halves[half];
+}
+
 }  // namespace emulated
 
 #define _mm512_setzero_ps emulated::setzero_ps
@@ -234,3 +258,9 @@ static inline __m256i cvtneps_pbh(__m512 a) {
 #undef _mm512_fpclass_ps_mask
 #define _mm512_fpclass_ps_mask(a, classes) emulated::fpclass_denormal(a)
 #define _mm512_cvtneps_pbh emulated::cvtneps_pbh
+#define _mm512_cvtne2ps_pbh emulated::cvtne2ps_pbh
+#define _mm512_load_si512 emulated::load_si512
+#define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
+#define _mm512_castsi512_si256(a) emulated::half_of(a, 0)
+#undef _mm512_extracti64x4_epi64
+#define _mm512_extracti64x4_epi64(a, half) emulated::half_of(a, half)
