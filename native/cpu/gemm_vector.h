@@ -63,11 +63,10 @@ inline F32 zip(const bf16* first, const bf16* second) {
   return from_words(__builtin_convertvector(low, Words) | (__builtin_convertvector(high, Words) << 16));
 }
 
+/** The same for the first n lanes; the others, and the second row where it is null, are zero. */
 inline F32 zip_first(const bf16* first, const bf16* second, int n) {
-  alignas(32) bf16 low[kLanes] = {}, high[kLanes] = {};
-  for (int i = 0; i < n; i++) low[i] = first[i];
-  for (int i = 0; second != nullptr && i < n; i++) high[i] = second[i];
-  return zip(low, high);
+  const Words low = to_words(load_first(first, n)) >> 16;
+  return from_words(second == nullptr ? low : low | to_words(load_first(second, n)));
 }
 
 /** One unit in every lane; `p` need not be aligned. */

@@ -47,9 +47,7 @@ static inline F32 widen_bf16(__m256i h) {
 }
 static inline F32 load(const bf16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 static inline F32 load_first(const bf16* p, int n) {
-  alignas(32) bf16 lanes[16] = {};
-  __builtin_memcpy(lanes, p, static_cast<size_t>(n) * 2);
-  return load(lanes);
+  return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
 static inline __m256i narrow_bf16_by_words(F32 a) {
   __m512i wide = _mm512_castps_si512(a.v);
@@ -212,9 +210,13 @@ static inline F32 keep_nan(F32 x, F32 y) { return {x.v == x.v ? y.v : x.v}; }
 #endif
 
 static inline void store_first(bf16* p, F32 a, int n) {
+#if CARAVAN_ISA_LEVEL >= 3
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow_bf16(a));
+#else
   bf16 lanes[F32::kLanes];
   store(lanes, a);
   __builtin_memcpy(p, lanes, static_cast<size_t>(n) * 2);
+#endif
 }
 
 // ---- the same for every instruction set -----------------------------------------------------------------------------

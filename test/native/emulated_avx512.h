@@ -194,6 +194,20 @@ static inline __m256i cvtneps_pbh(__m512 a) {
   return r;
 }
 
+static inline __m256i maskz_loadu_epi16(__mmask16 k, const void* p) {
+  uint16_t h[16];
+  for (int i = 0; i < 16; i++) h[i] = (k >> i) & 1 ? static_cast<const uint16_t*>(p)[i] : uint16_t{0};
+  __m256i r;
+  __builtin_memcpy(&r, h, 32);
+  return r;
+}
+static inline void mask_storeu_epi16(void* p, __mmask16 k, __m256i a) {
+  uint16_t h[16];
+  __builtin_memcpy(h, &a, 32);
+  for (int i = 0; i < 16; i++) {
+    if ((k >> i) & 1) static_cast<uint16_t*>(p)[i] = h[i];
+  }
+}
 static inline __m512bh cvtne2ps_pbh(__m512 high, __m512 low) {
   const __m256i halves[2] = {cvtneps_pbh(low), cvtneps_pbh(high)};
   __m512bh r;
@@ -264,3 +278,5 @@ static inline __m256i half_of(__m512i a, int half) {
 #define _mm512_castsi512_si256(a) emulated::half_of(a, 0)
 #undef _mm512_extracti64x4_epi64
 #define _mm512_extracti64x4_epi64(a, half) emulated::half_of(a, half)
+#define _mm256_maskz_loadu_epi16 emulated::maskz_loadu_epi16
+#define _mm256_mask_storeu_epi16 emulated::mask_storeu_epi16
