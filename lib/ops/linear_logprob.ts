@@ -10,7 +10,7 @@ import { put, take } from './movement.js'
 import { max, sum } from './reduce.js'
 
 /** Bytes for a tile of logits: large enough for a full-speed product, small beside any model of the device. */
-export const logitsChunkBytes = { cpu: 32 * 2 ** 20, cuda: 2 ** 30 } as const
+export const logitsChunkBytes = { cpu: 60 * 2 ** 20, cuda: 2 ** 30 } as const
 
 /** Every third row is without a target; not so in the benchmark, whose operations count every row. */
 function someTargets(sample: Sample, draw: SampleDraw): { target: Int32Array } {
