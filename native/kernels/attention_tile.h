@@ -206,9 +206,7 @@ struct Pairs {
   static F32 multiply_add(F32 a, F32 b, F32 sum) { return packed::dot_pairs(a, b, sum); }
   static F32 units(const bf16* row) { return load(reinterpret_cast<const float*>(row)); }
   static F32 first_units(const bf16* row, int64_t n) {
-    alignas(64) float lanes[F32::kLanes] = {};
-    __builtin_memcpy(lanes, row, static_cast<size_t>(n) * sizeof(bf16));
-    return load(lanes);
+    return packed::load_first_units(row, static_cast<int>(n));
   }
   static F32 units_across(const bf16* row, int64_t stride, bool both) {
     return both ? packed::zip(row, row + stride) : packed::zip_first(row, nullptr, F32::kLanes);
@@ -268,30 +266,27 @@ static inline void pack_across(const T* from, int64_t stride, int64_t rows, int6
   }
 }
 
-/** to[u][j] = unit u along row j of `from`, for j < keys, rows of `to` being kBlockKeys wide; zero up to the next vector
- *  of keys. `to` has room for round_up(units, kLanes) rows. */
+/** to[u][j] = unit u along row j of `from`, for j < keys, rows of `to` being kBlockKeys wide; up to the next vector of
+ *  keys the last one again. `to` has room for round_up(units, kLanes) rows. */
 template <typename U, typename T>
 static inline void transpose_block(const T* from, int64_t row_stride, int64_t keys, int64_t C, float* to) {
   constexpr int64_t kLanes = F32::kLanes, kStep = kLanes * U::kDepth;
   for (int64_t j = 0; j < keys; j += kLanes) {
+    const T* row[kLanes];
+    for (int r = 0; r < kLanes; r++) row[r] = from + smaller(j + r, keys - 1) * row_stride;
     for (int64_t c = 0; c < C; c += kStep) {
-      packed::Floats rows[kLanes];
+      packed::Floats units[kLanes];
       const int64_t valid = smaller(kStep, C - c);
-      const bool whole = valid == kStep && j + kLanes <= keys;
-      const T* corner = from + j * row_stride + c;
-      if (sizeof(T) == 4 && whole) {
-        packed::load_transposed([&](int r) { return reinterpret_cast<const float*>(corner + r * row_stride); }, rows);
+      if (U::kDepth * sizeof(T) == 4 && valid == kStep) {
+        packed::load_transposed([&](int r) { return reinterpret_cast<const float*>(row[r] + c); }, units);
       } else {
         for (int r = 0; r < kLanes; r++) {
-          rows[r] = (packed::Floats)(whole          ? U::units(corner + r * row_stride)
-                                     : j + r < keys ? U::first_units(corner + r * row_stride, valid)
-                                                    : zero())
-                        .v;
+          units[r] = (packed::Floats)(valid == kStep ? U::units(row[r] + c) : U::first_units(row[r] + c, valid)).v;
         }
-        packed::transpose(rows);
+        packed::transpose(units);
       }
 #pragma GCC unroll 16
-      for (int r = 0; r < kLanes; r++) store(to + (c / U::kDepth + r) * kBlockKeys + j, F32{rows[r]});
+      for (int u = 0; u < kLanes; u++) store(to + (c / U::kDepth + u) * kBlockKeys + j, F32{units[u]});
     }
   }
 }
