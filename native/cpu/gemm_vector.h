@@ -27,11 +27,10 @@ inline F32 dot_pairs(F32 a, F32 b, F32 acc) { return {_mm512_dpbf16_ps(acc.v, (_
 inline F32 load_first_units(const bf16* row, int n) {
   return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, row))};
 }
-/** Rounds to bf16 what pairs will be made of: denormal numbers become zero, as for dot_pairs they are. */
-inline void store_for_pairs(bf16* to, F32 a) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(a.v));
-}
-/** The same for a vector of each of two rows. */
+/** (1, 1) in every lane. */
+inline F32 unit_of_ones() { return {_mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80))}; }
+/** Vectors of two rows, or neighbours in one, rounded to bf16 for products of pairs: denormal numbers become zero, as
+ *  for dot_pairs they are. */
 struct RoundedRows {
   __m512i v;  // of the first row, then of the second
   RoundedRows(F32 first, F32 second) : v((__m512i)_mm512_cvtne2ps_pbh(second.v, first.v)) {}
@@ -39,6 +38,8 @@ struct RoundedRows {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(first), _mm512_castsi512_si256(v));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(second), _mm512_extracti64x4_epi64(v, 1));
   }
+  /** Units along one row that the two are neighbours in. */
+  F32 side_by_side() const { return {_mm512_castsi512_ps(v)}; }
   /** Units across the rows: lane i holds element i of both. */
   F32 across() const {
     alignas(64) static constexpr uint16_t kInTurn[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,

@@ -43,49 +43,68 @@ struct Workspace {
   float* o;       // [rows][width], relative to the running maximum
   float* max;     // [rows]
   float* sum;     // [rows]
+  float* weight;  // [rows]: sum of the weights as they were rounded to be multiplied; `sum` where they are not
   float* keys;    // [depth][kBlockKeys]: units
   float* values;  // [units of kBlockKeys][width]
   float* scores;  // [kStripRows][kBlockKeys], then their weights as units
 
+  template <typename U>
   static int64_t layout(int64_t rows, const Shapes& s, float* base, Workspace* out) {
     Layout layout;
     const int64_t q = layout.add(rows * s.depth), o = layout.add(rows * s.width);
-    const int64_t max = layout.add(rows), sum = layout.add(rows);
+    const int64_t max = layout.add(rows), sum = layout.add(rows), weight = U::kDepth == 1 ? sum : layout.add(rows);
     const int64_t keys = layout.add(s.depth * kBlockKeys), values = layout.add(kBlockKeys * s.width);
     const int64_t scores = layout.add(kStripRows * kBlockKeys);
-    if (out != nullptr) *out = {base + q, base + o, base + max, base + sum, base + keys, base + values, base + scores};
+    if (out != nullptr) {
+      *out = {base + q,      base + o,    base + max,    base + sum,
+              base + weight, base + keys, base + values, base + scores};
+    }
     return layout.size();
   }
 };
 
-/** Scores of `rows` rows -> e^(score - new maximum), as units along a row. keep[r]: the factor by which what row r summed before must shrink.
- *  By phases, so that the folds over lanes of all rows overlap. */
+/** Scores of the strip of `rows` rows that begins at row `first` -> e^(score - new maximum), as units along a row.
+ *  keep[r]: the factor by which what row r summed before must shrink. By phases, so that the folds over lanes of all
+ *  rows overlap. */
 template <typename U>
-void softmax_strip(float* scores, int64_t rows, int64_t columns, float* max_so_far, float* sum_so_far, float* keep) {
+void softmax_strip(const Workspace& w, int64_t first, int64_t rows, int64_t columns, float* keep) {
   static_assert(kStripRows <= F32::kLanes);
   float fall[F32::kLanes] = {};
   for (int64_t r = 0; r < rows; r++) {
     F32 top = set1(kMinusInfinity);
-    for (int64_t j = 0; j < columns; j += F32::kLanes) top = max(load(scores + r * kBlockKeys + j), top);
-    const float block_max = reduce_max(top);
-    const float peak = block_max > max_so_far[r] ? block_max : max_so_far[r];
-    fall[r] = max_so_far[r] - peak;
-    max_so_far[r] = peak;
+    for (int64_t j = 0; j < columns; j += F32::kLanes) top = max(load(w.scores + r * kBlockKeys + j), top);
+    const float block_max = reduce_max(top), max_so_far = w.max[first + r];
+    const float peak = block_max > max_so_far ? block_max : max_so_far;
+    fall[r] = max_so_far - peak;
+    w.max[first + r] = peak;
   }
-  F32 totals[kStripRows];
+  F32 totals[kStripRows], rounded_totals[kStripRows];
   for (int64_t r = 0; r < rows; r++) {
-    float* row = scores + r * kBlockKeys;
-    const F32 peak = set1(max_so_far[r]);
-    F32 total = zero();
-    for (int64_t j = 0; j < columns; j += F32::kLanes) {
+    float* row = w.scores + r * kBlockKeys;
+    const F32 peak = set1(w.max[first + r]);
+    F32 total = zero(), rounded_total = zero();
+    const auto weight = [&](int64_t j) {
       const F32 e = exp_bounded(load(row + j) - peak);
-      U::store_elements(row, j, e);
       total = total + e;
+      return e;
+    };
+    for (int64_t j = 0; j < columns; j += U::kDepth * F32::kLanes) {
+      const F32 e = weight(j);
+      if constexpr (U::kDepth == 1) {
+        store(row + j, e);
+      } else {
+        const F32 next = j + F32::kLanes < columns ? weight(j + F32::kLanes) : zero();
+        U::store_along(row + j / U::kDepth, e, next, &rounded_total);
+      }
     }
     totals[r] = total;
+    rounded_totals[r] = rounded_total;
   }
   store(keep, exp_bounded(load(fall)));
-  for (int64_t r = 0; r < rows; r++) sum_so_far[r] = sum_so_far[r] * keep[r] + reduce_sum(totals[r]);
+  for (int64_t r = 0; r < rows; r++) {
+    w.sum[first + r] = w.sum[first + r] * keep[r] + reduce_sum(totals[r]);
+    if constexpr (U::kDepth > 1) w.weight[first + r] = w.weight[first + r] * keep[r] + reduce_sum(rounded_totals[r]);
+  }
 }
 
 /** Sequences whose keys lie side by side. */
@@ -127,7 +146,9 @@ void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const V
   // Rows that see none of the keys stand at either end of the strip.
   for (; top.empty(); rows--) top = columns_of_row(++row);
   for (; bottom.empty(); rows--) bottom = columns_of_row(row + rows - 2);
-  const int64_t begin = top.first / F32::kLanes * F32::kLanes;
+  // Whole vectors of units, whose lanes are summed: the same columns go together wherever the strip begins.
+  constexpr int64_t kSpan = U::kDepth * F32::kLanes;
+  const int64_t begin = top.first / kSpan * kSpan;
   const int64_t columns = round_up(bottom.end, F32::kLanes) - begin;
   product(Product<U>{w.q + row * s.depth,
                      s.depth,
@@ -149,7 +170,7 @@ void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const V
     mask_columns(w.scores + r * kBlockKeys, unseen, columns, valid, set1(kMinusInfinity));
   }
   float keep[F32::kLanes];
-  softmax_strip<U>(w.scores, rows, columns, w.max + row, w.sum + row, keep);
+  softmax_strip<U>(w, row, rows, columns, keep);
   const int64_t first = top.first / U::kDepth;
   const auto values = values_from(first);
   product(Product<U, std::decay_t<decltype(values)>>{w.scores + first - begin / U::kDepth, kBlockKeys, 1, values,
@@ -166,7 +187,7 @@ void load_queries(const Shapes& s, const Tile& tile, const Workspace& w, const T
     for (int64_t h = 0; h < s.group; h++, row++) {
       pack_row<UnitsOf<T>>(from + h * s.C, s.C, s.scale, w.q + row * s.depth);
       w.max[row] = kMinusInfinity;
-      w.sum[row] = 0.0f;
+      w.sum[row] = w.weight[row] = 0.0f;
     }
   }
   __builtin_memset(w.o, 0, static_cast<size_t>(tile.rows(s) * s.width) * sizeof(float));
@@ -179,7 +200,7 @@ void store_outputs(const Shapes& s, const Tile& tile, const Workspace& w, T* o, 
     const int64_t first_head = n * s.H + tile.kv_head * s.group;
     for (int64_t h = 0; h < s.group; h++, row++) {
       const bool any = w.max[row] != kMinusInfinity || w.sum[row] != 0.0f;
-      narrow_row(w.o + row * s.width, s.C, any ? 1.0f / w.sum[row] : 0.0f, o + (first_head + h) * s.C);
+      narrow_row(w.o + row * s.width, s.C, any ? 1.0f / w.weight[row] : 0.0f, o + (first_head + h) * s.C);
       lse[first_head + h] = any ? w.max[row] + logf(w.sum[row]) : kMinusInfinity;
     }
   }
@@ -330,7 +351,7 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
     task_ends[i] = tasks += ceil_div(queries, positions) * s.K;
     most_rows = larger(most_rows, positions * s.group);
   }
-  const int64_t floats = Workspace::layout(most_rows, s, nullptr, nullptr);
+  const int64_t floats = Workspace::layout<UnitsOf<T>>(most_rows, s, nullptr, nullptr);
   ThreadPool& pool = pool_of(a);
   Scratch work_memory(a.device, static_cast<size_t>(floats * pool.threads()) * sizeof(float));
   const auto tile_of = [&](int64_t task) {
@@ -349,7 +370,7 @@ void attend(const char* op, const Args& a, const Keys& all_keys) {
   const Source<T, Keys> source = {a, all_keys, s};
   parallel_ranges(pool, tasks, run, [&](int64_t begin, int64_t end, int worker) {
     Workspace w;
-    Workspace::layout(most_rows, s, work_memory.as<float>() + floats * worker, &w);
+    Workspace::layout<UnitsOf<T>>(most_rows, s, work_memory.as<float>() + floats * worker, &w);
     Tile tile = tile_of(begin);
     for (const View* x : {a.in + 1, a.in + 2}) {
       const MemoryRows rows = source.block_rows(*x, tile, source.first_block(tile));

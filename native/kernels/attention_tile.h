@@ -193,8 +193,6 @@ struct Singles {
   static F32 first_units_across(const T* row, int64_t, bool, int n) {
     return load_first(row, n);
   }
-  /** Elements j.. of a row of units. */
-  static void store_elements(float* row, int64_t j, F32 x) { store(row + j, x); }
 };
 
 #if CARAVAN_ISA_LEVEL >= 4
@@ -214,8 +212,11 @@ struct Pairs {
   static F32 first_units_across(const bf16* row, int64_t stride, bool both, int n) {
     return packed::zip_first(row, both ? row + stride : nullptr, n);
   }
-  static void store_elements(float* row, int64_t j, F32 x) {
-    packed::store_for_pairs(reinterpret_cast<bf16*>(row) + j, x);
+  /** 32 elements as units along a row; adds them, as they were rounded, to the pairs of lanes of `sum`. */
+  static void store_along(float* to, F32 first, F32 second, F32* sum) {
+    const F32 units = packed::RoundedRows(first, second).side_by_side();
+    store(to, units);
+    *sum = packed::dot_pairs(units, packed::unit_of_ones(), *sum);
   }
   /** Elements of two rows as units across them. */
   static void store_across(float* to, F32 first, F32 second) {
