@@ -2,7 +2,7 @@
 // brings the drawn tokens back, while the step behind it runs. Rows are computed by the very kernels of training and on
 // its own weights, so log-probabilities are those of training, bit for bit.
 import { CaravanError, throwIfAborted } from '../base/errors.js'
-import type { CausalLm } from '../models/index.js'
+import { type CausalLm, readRows } from '../models/index.js'
 import { embedding, PAGE_KEYS, sample } from '../ops/index.js'
 import { readTogether, scope, Tensor, withoutTape } from '../tensor/index.js'
 import { DecodePlans, type DrawnTensors } from './decode_plan.js'
@@ -356,10 +356,13 @@ class Session {
   #lastHidden({ ids, positions, cacheRows, segments, pages, lastRows }: Step): Tensor | undefined {
     const { model } = this
     this.#cache!.place({ rows: this.#vector(cacheRows), pages: this.#vector(pages) })
+    const last = new Set(lastRows)
     const rows = {
       ids: this.#vector(ids),
       positions: this.#vector(positions),
       segments: Tensor.from(model.device, segments, [segments.length / 4, 4]),
+      // Of prompts the last block needs keys and values alone.
+      read: readRows(model.device, segments, (row) => last.has(row)),
     }
     const hidden = model.hidden(rows, { store: this.#cache! })
     if (lastRows.length === 0) return undefined
