@@ -130,9 +130,9 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
   const bool first = c.units.begin == 0;
   const bool last = c.units.end >= p.units;
   const int vectors = c.n > kLanes ? kTileVectors : 1;
-  // Straight into C where nothing is left to do to the sums but to add them.
-  const bool plain = g.c_dtype == DType::kF32 && g.alpha == 1.0f && g.residual == nullptr && g.bias == nullptr &&
-                     c.n == vectors * kLanes;
+  // Straight into C where nothing is left to do to the sums.
+  const bool plain = g.c_dtype == DType::kF32 && g.alpha == 1.0f && !g.accumulate && g.residual == nullptr &&
+                     g.bias == nullptr && c.n == vectors * kLanes;
   alignas(64) float tile_sums[kTileFloats];
   TileFunction run = nullptr;
   int height = 0;
@@ -157,7 +157,6 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
     t.sums = first ? nullptr : spilled;
     t.out = last && plain ? static_cast<float*>(g.c) + row * g.c_row_stride + c.column : spilled;
     t.out_stride = last && plain ? g.c_row_stride : kColumns;
-    t.add = last && plain && g.accumulate;
     if (c.ahead != nullptr) {
       const int64_t count = block.last_panel - block.first_panel;
       t.ahead_step = c.ahead_bytes / (count * max_of(t.units, 1));

@@ -20,7 +20,6 @@ struct TileArgs {
   const float* sums;      // continue from these (row stride kColumns); null: from zero
   float* out;
   int64_t out_stride;
-  bool add;  // to what `out` holds, once all is summed
   // kAhead only: memory to be asked for while the tile works, so many bytes for each unit.
   const char* ahead;
   int64_t ahead_step;
@@ -74,13 +73,6 @@ void tile(const TileArgs& t) {
       }
     }
     a += a_unit;
-  }
-  if (t.add) {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; r++) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; v++) acc[r][v] = acc[r][v] + load(t.out + r * t.out_stride + v * kLanes);
-    }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; r++) {
