@@ -130,8 +130,9 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
   const bool first = c.units.begin == 0;
   const bool last = c.units.end >= p.units;
   const int vectors = c.n > kLanes ? kTileVectors : 1;
-  // Straight into C where nothing is left to do to the sums.
-  const bool plain = g.c_dtype == DType::kF32 && g.alpha == 1.0f && !g.accumulate && g.residual == nullptr &&
+  // Straight into C where nothing is left to do to the sums, but for rounding those of pairs.
+  const bool rounds = g.c_dtype == DType::kBF16;
+  const bool plain = (!rounds || p.pairs) && g.alpha == 1.0f && !g.accumulate && g.residual == nullptr &&
                      g.bias == nullptr && c.n == vectors * kLanes;
   alignas(64) float tile_sums[kTileFloats];
   TileFunction run = nullptr;
@@ -155,7 +156,9 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
     t.b = c.b;
     t.b_unit_stride = c.unit_stride;
     t.sums = first ? nullptr : spilled;
-    t.out = last && plain ? static_cast<float*>(g.c) + row * g.c_row_stride + c.column : spilled;
+    char* in_place = static_cast<char*>(g.c) + (row * g.c_row_stride + c.column) * c_bytes;
+    t.out = last && plain ? static_cast<void*>(in_place) : spilled;
+    t.rounds = last && plain && rounds;
     t.out_stride = last && plain ? g.c_row_stride : kColumns;
     if (c.ahead != nullptr) {
       const int64_t count = block.last_panel - block.first_panel;
@@ -164,10 +167,7 @@ void run_column_panel(const Plan& p, const RowPanels& rows, const Block& block, 
     }
     // The next rows begin streams of their own, which the hardware would notice late.
     if (p.a_source == ASource::kRows) prefetch_rows(t.a + height * t.a_row_bytes, t.a_row_bytes, kTileRows, 128);
-    if (last) {
-      const char* out = static_cast<const char*>(g.c) + (row * g.c_row_stride + c.column) * c_bytes;
-      prefetch_rows(out, g.c_row_stride * c_bytes, height, c.n * c_bytes);
-    }
+    if (last) prefetch_rows(in_place, g.c_row_stride * c_bytes, height, c.n * c_bytes);
     if (c.coming != nullptr) c.coming->ask();
     run(t);
     if (last && !plain) finish(g, {spilled, kColumns}, {row, height, c.column, c.n});

@@ -18,8 +18,9 @@ struct TileArgs {
   const void* b;
   int64_t b_unit_stride;  // elements between two units (between two K rows when in place)
   const float* sums;      // continue from these (row stride kColumns); null: from zero
-  float* out;
+  void* out;
   int64_t out_stride;
+  bool rounds;  // kPairs only: `out` is bf16
   // kAhead only: memory to be asked for while the tile works, so many bytes for each unit.
   const char* ahead;
   int64_t ahead_step;
@@ -74,10 +75,18 @@ void tile(const TileArgs& t) {
     }
     a += a_unit;
   }
+  const bool rounds = t.rounds;
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; r++) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; v++) store(t.out + r * t.out_stride + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kVectors; v++) {
+      const int64_t at = r * t.out_stride + v * kLanes;
+      if (kPairs && rounds) {
+        store_sum(static_cast<bf16*>(t.out) + at, acc[r][v]);
+      } else {
+        store(static_cast<float*>(t.out) + at, acc[r][v]);
+      }
+    }
   }
 }
 

@@ -23,6 +23,10 @@ constexpr bool kHasPairs = true;
 /** acc + the two products of each lane's bf16 pair, in the order that vdpbf16ps fixes. */
 inline F32 dot_pairs(F32 a, F32 b, F32 acc) { return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)}; }
 
+/** Stores a sum of dot_pairs, which is no denormal number, rounded. */
+inline void store_sum(bf16* to, F32 sum) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(sum.v));
+}
 /** Units of the first n bf16 of a row, n < 2 kLanes; what is beyond is zero. */
 inline F32 load_first_units(const bf16* row, int n) {
   return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, row))};
@@ -50,6 +54,7 @@ struct RoundedRows {
 #else
 constexpr bool kHasPairs = false;
 inline F32 dot_pairs(F32, F32, F32 acc) { return acc; }
+inline void store_sum(bf16* to, F32 sum) { store(to, sum); }
 #endif
 #endif
 
