@@ -46,9 +46,7 @@ static inline F32 widen_bf16(__m256i h) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
 }
 static inline F32 load(const bf16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-static inline F32 load_first(const bf16* p, int n) {
-  return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
-}
+static inline F32 load_first(const bf16* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p)); }
 static inline __m256i narrow_bf16_by_words(F32 a) {
   __m512i wide = _mm512_castps_si512(a.v);
   __m512i odd = _mm512_and_si512(_mm512_srli_epi32(wide, 16), _mm512_set1_epi32(1));

@@ -56,8 +56,7 @@ struct Workspace {
     const int64_t keys = layout.add(s.depth * kBlockKeys), values = layout.add(kBlockKeys * s.width);
     const int64_t scores = layout.add(kStripRows * kBlockKeys);
     if (out != nullptr) {
-      *out = {base + q,      base + o,    base + max,    base + sum,
-              base + weight, base + keys, base + values, base + scores};
+      *out = {base + q, base + o, base + max, base + sum, base + weight, base + keys, base + values, base + scores};
     }
     return layout.size();
   }
@@ -150,17 +149,9 @@ void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const V
   constexpr int64_t kSpan = U::kDepth * F32::kLanes;
   const int64_t begin = top.first / kSpan * kSpan;
   const int64_t columns = round_up(bottom.end, F32::kLanes) - begin;
-  product(Product<U>{w.q + row * s.depth,
-                     s.depth,
-                     1,
-                     {w.keys + begin, kBlockKeys},
-                     w.scores,
-                     kBlockKeys,
-                     units_of<U>(s.C),
-                     Start::kZero,
-                     nullptr,
-                     U::sum_scale(s.scale)},
-          rows, columns);
+  product(
+      block_product<U>(w.q + row * s.depth, s.depth, w.keys + begin, w.scores, units_of<U>(s.C), U::sum_scale(s.scale)),
+      rows, columns);
   // Every row sees what lies in [bottom.first, top.end).
   const int64_t seen = round_up(bottom.first, F32::kLanes) - begin;
   const int64_t unseen = top.end / F32::kLanes * F32::kLanes - begin;

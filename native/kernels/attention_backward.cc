@@ -305,30 +305,16 @@ void strip_gradient(const Shapes& s, const Head& head, const Tile& tile, const B
   float* scores = w.scores + (row - strip) * kBlockKeys;
   float* products = w.products + (row - strip) * kBlockKeys;
   const BlockMemory& m = block.memory;
-  const int64_t depth = units_of<U>(s.C);
-  product(Product<U>{w.q + row * s.depth,
-                     s.depth,
-                     1,
-                     {m.keys_t + begin, kBlockKeys},
-                     scores + begin,
-                     kBlockKeys,
-                     depth,
-                     Start::kZero,
-                     nullptr,
-                     U::sum_scale(s.scale)},
-          rows, end - begin);
-  product(Product<U>{w.d_o + row * s.depth,
-                     s.depth,
-                     1,
-                     {m.values_t + begin, kBlockKeys},
-                     products + begin,
-                     kBlockKeys,
-                     depth},
-          rows, end - begin);
+  const int64_t units = units_of<U>(s.C);
+  product(
+      block_product<U>(w.q + row * s.depth, s.depth, m.keys_t + begin, scores + begin, units, U::sum_scale(s.scale)),
+      rows, end - begin);
+  product(block_product<U>(w.d_o + row * s.depth, s.depth, m.values_t + begin, products + begin, units, 1.0f), rows,
+          end - begin);
   for (int64_t r = 0; r < rows && (bottom.first > begin || top.end < end); r++) {
-    mask_columns(scores + r * kBlockKeys, begin, seen, columns_of_row(row + r), set1(-__builtin_inff()));
-    mask_columns(scores + r * kBlockKeys, larger(begin, unseen), end, columns_of_row(row + r),
-                 set1(-__builtin_inff()));
+    const Columns valid = columns_of_row(row + r);
+    mask_columns(scores + r * kBlockKeys, begin, seen, valid, set1(-__builtin_inff()));
+    mask_columns(scores + r * kBlockKeys, larger(begin, unseen), end, valid, set1(-__builtin_inff()));
   }
   strip_weights<U>(w, {strip, row, rows}, begin, end);
   if (!want_dq) return;

@@ -203,9 +203,7 @@ struct Pairs {
   static float sum_scale(float scale) { return scale; }
   static F32 multiply_add(F32 a, F32 b, F32 sum) { return packed::dot_pairs(a, b, sum); }
   static F32 units(const bf16* row) { return load(reinterpret_cast<const float*>(row)); }
-  static F32 first_units(const bf16* row, int64_t n) {
-    return packed::load_first_units(row, static_cast<int>(n));
-  }
+  static F32 first_units(const bf16* row, int64_t n) { return packed::load_first_units(row, static_cast<int>(n)); }
   static F32 units_across(const bf16* row, int64_t stride, bool both) {
     return both ? packed::zip(row, row + stride) : packed::zip_first(row, nullptr, F32::kLanes);
   }
@@ -219,9 +217,7 @@ struct Pairs {
     *sum = packed::dot_pairs(units, packed::unit_of_ones(), *sum);
   }
   /** Elements of two rows as units across them. */
-  static void store_across(float* to, F32 first, F32 second) {
-    store(to, packed::RoundedRows(first, second).across());
-  }
+  static void store_across(float* to, F32 first, F32 second) { store(to, packed::RoundedRows(first, second).across()); }
   /** The same, and as elements j.. of each row. */
   static void store_both_ways(float* across, float* first_row, float* second_row, int64_t j, F32 first, F32 second) {
     const packed::RoundedRows rounded(first, second);
@@ -356,6 +352,14 @@ struct Product {
   const float* keep = nullptr;
   float scale = 1.0f;
 };
+
+/** out[r][j] = scale * sum over `units` units of rows[r], `depth` apart, times a block of keys or values that was
+ *  turned round. */
+template <typename U>
+static inline Product<U> block_product(const float* rows, int64_t depth, const float* block, float* out, int64_t units,
+                                       float scale) {
+  return {rows, depth, 1, {block, kBlockKeys}, out, kBlockKeys, units, Start::kZero, nullptr, scale};
+}
 
 template <int kRows, int kVectors, typename U, typename B>
 static void product_tile(const Product<U, B>& p, int64_t column) {

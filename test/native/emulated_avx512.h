@@ -172,11 +172,13 @@ static inline __m512 dpbf16_ps(__m512 acc, __m512bh a, __m512bh b) {
   });
 }
 
-/** Of the classes: whether a lane is a denormal number. */
-static inline __mmask16 fpclass_denormal(__m512 a) {
+/** Of the classes denormal numbers alone. */
+static inline __mmask16 fpclass_ps_mask(__m512 a, int classes) {
   Floats x(a);
   uint32_t mask = 0;
-  for (int i = 0; i < 16; i++) mask |= static_cast<uint32_t>(x[i] != 0 && flushed(x[i]) == 0) << i;
+  if (classes == 0x20) {
+    for (int i = 0; i < 16; i++) mask |= static_cast<uint32_t>(x[i] != 0 && flushed(x[i]) == 0) << i;
+  }
   return static_cast<__mmask16>(mask);
 }
 
@@ -277,7 +279,7 @@ static inline __m256i half_of(__m512i a, int half) {
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
 #define _mm512_dpbf16_ps emulated::dpbf16_ps
 #undef _mm512_fpclass_ps_mask
-#define _mm512_fpclass_ps_mask(a, classes) emulated::fpclass_denormal(a)
+#define _mm512_fpclass_ps_mask(a, classes) emulated::fpclass_ps_mask(a, classes)
 #define _mm512_cvtneps_pbh emulated::cvtneps_pbh
 #define _mm512_cvtne2ps_pbh emulated::cvtne2ps_pbh
 #define _mm512_load_si512 emulated::load_si512

@@ -75,5 +75,6 @@ static inline F32 dot_pairs(F32 a, F32 b, F32 acc) {
   F32 upper = fma({(Emulated)(x & 0xffff0000u)}, {(Emulated)(y & 0xffff0000u)}, acc);
   return fma({(Emulated)(x << 16)}, {(Emulated)(y << 16)}, upper);
 }
+static inline void store_sum(bf16* to, F32 sum) { store(to, sum); }
 
 }  // namespace caravan::CARAVAN_ISA
