@@ -188,6 +188,8 @@ std::vector<Case> cases() {
       {5, 7, 2, 1, 8, {{0, 0, 0, 7}}, 0, 1.0},
       {100, 100, 4, 2, 32, {{0, 60, 0, 60}, {60, 100, 60, 100}}, 0, 0.2, DType::kBF16},
       {129, 129, 7, 1, 31, {{0, 129, 0, 129}}, 20, 0.2, DType::kBF16},
+      {150, 153, 3, 3, 20, {{0, 150, 0, 153}}, 0, 0.2, DType::kBF16},  // the first row that sees a block is odd
+      {150, 153, 3, 1, 33, {{0, 150, 0, 153}}, 37, 0.2, DType::kBF16},
       {100, 100, 2, 1, 16, {{0, 100, 0, 100}}, 0, 1.0, DType::kF32, 8.0},  // scores of some hundreds
   };
 }
@@ -324,7 +326,7 @@ int main() {
   for (const std::string& isa : check::usable_isas()) {
     for (const Case& c : cases()) check_case(isa, c);
     for (DType dtype : {DType::kF32, DType::kBF16}) {
-      for (int window : {0, 70}) {
+      for (int window : {0, 19, 45, 70}) {
         check_chunks(isa, dtype, window, 1);
         check_chunks(isa, dtype, window, 37);
         check_pages(isa, dtype, window);
