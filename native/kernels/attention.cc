@@ -145,9 +145,8 @@ void attend_strip(const Shapes& s, const Tile& tile, const Workspace& w, const V
   // Rows that see none of the keys stand at either end of the strip.
   for (; top.empty(); rows--) top = columns_of_row(++row);
   for (; bottom.empty(); rows--) bottom = columns_of_row(row + rows - 2);
-  // Whole vectors of units, whose lanes are summed: the same columns go together wherever the strip begins.
-  constexpr int64_t kSpan = U::kDepth * F32::kLanes;
-  const int64_t begin = top.first / kSpan * kSpan;
+  // In pairs a start that is off by 16 columns swaps the halves of the lanes that are summed, which meet first.
+  const int64_t begin = top.first / F32::kLanes * F32::kLanes;
   const int64_t columns = round_up(bottom.end, F32::kLanes) - begin;
   product(
       block_product<U>(w.q + row * s.depth, s.depth, w.keys + begin, w.scores, units_of<U>(s.C), U::sum_scale(s.scale)),
