@@ -233,7 +233,7 @@ struct Source {
 
 /** Values as right operand: from the workspace, or from where they lie. */
 auto packed_values(const Shapes& s, const Workspace& w) {
-  return [&](int64_t unit) { return Rows<float>{w.values + unit * s.width, s.width}; };
+  return [values = w.values, width = s.width](int64_t unit) { return Rows<float>{values + unit * width, width}; };
 }
 template <typename U, typename T>
 auto in_place(const T* values, int64_t stride, int64_t keys, int64_t unit) {

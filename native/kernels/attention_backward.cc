@@ -79,7 +79,10 @@ struct Workspace {
   template <typename U>
   static int64_t layout(int64_t rows, const Shapes& s, int64_t blocks, float* base, Workspace* out) {
     Layout layout;
-    const auto add = [&](int64_t floats) { return base + layout.add(floats); };
+    const auto add = [&](int64_t floats) {
+      const int64_t at = layout.add(floats);
+      return base == nullptr ? nullptr : base + at;
+    };
     Workspace w;
     w.q = add(rows * s.depth), w.d_o = add(rows * s.depth);
     // Units of one element are the same along and across.
