@@ -65,18 +65,31 @@ inline Words to_words(F32 a) { return (Words)a.v; }
 inline F32 widen_first(F32 units) { return from_words(to_words(units) << 16); }
 inline F32 widen_second(F32 units) { return from_words(to_words(units) & 0xffff0000u); }
 
-/** Units from two rows of bf16: lane i holds (first[i], second[i]). */
-inline F32 zip(const bf16* first, const bf16* second) {
-  Halves low, high;
-  __builtin_memcpy(&low, first, sizeof(low));
-  __builtin_memcpy(&high, second, sizeof(high));
-  return from_words(__builtin_convertvector(low, Words) | (__builtin_convertvector(high, Words) << 16));
+/** The bits of kLanes bf16, or of the first n and zeros, as words. */
+#if !defined(CARAVAN_SIMD_HEADER) && CARAVAN_ISA_LEVEL >= 3
+// What the compiler makes of __builtin_convertvector takes a vector of this size apart.
+inline Words bits_of(const bf16* p) {
+  return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline Words bits_of_first(const bf16* p, int n) {
+  return (Words)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+#else
+inline Words bits_of(const bf16* p) {
+  Halves halves;
+  __builtin_memcpy(&halves, p, sizeof(halves));
+  return __builtin_convertvector(halves, Words);
+}
+inline Words bits_of_first(const bf16* p, int n) { return to_words(load_first(p, n)) >> 16; }
+#endif
+
+/** Units from two rows of bf16: lane i holds (first[i], second[i]). */
+inline F32 zip(const bf16* first, const bf16* second) { return from_words(bits_of(first) | bits_of(second) << 16); }
 
 /** The same for the first n lanes; the others, and the second row where it is null, are zero. */
 inline F32 zip_first(const bf16* first, const bf16* second, int n) {
-  const Words low = to_words(load_first(first, n)) >> 16;
-  return from_words(second == nullptr ? low : low | to_words(load_first(second, n)));
+  const Words low = bits_of_first(first, n);
+  return from_words(second == nullptr ? low : low | bits_of_first(second, n) << 16);
 }
 
 /** One unit in every lane; `p` need not be aligned. */
