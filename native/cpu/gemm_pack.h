@@ -70,29 +70,38 @@ struct RowsAlongK {
 template <typename T>
 inline constexpr int64_t kBlockElements = kLanes * 4 / static_cast<int64_t>(sizeof(T));
 
-/** emit(unit, vector) for the units of the block of K that starts at element k and ends before `end`: lane r holds the
- *  unit of row r. The first is number `unit`. */
-template <bool kPairs, typename T, typename Emit>
-inline void transposed_block(const RowsAlongK<T>& rows, int64_t k, int64_t end, int64_t unit, const Emit& emit) {
+/** emit(unit, vector) for the units of a block of K of kLanes words, of which `left` elements exist (all where kWhole);
+ *  v[w] holds word w of the rows. The first unit is number `unit`. */
+template <bool kPairs, bool kWhole, typename T, typename Emit>
+__attribute__((always_inline)) inline void emit_units(const Floats (&v)[kLanes], int64_t left, int64_t unit,
+                                                      const Emit& emit) {
   constexpr int64_t kPerWord = 4 / sizeof(T);
-  Floats v[kLanes];
-  const int64_t left = end - k;
-  const bool whole = left >= kBlockElements<T>;
-  if (whole) {
-    load_transposed([&](int r) { return reinterpret_cast<const float*>(rows.row[r] + k); }, v);
-  } else {
-    for (int r = 0; r < kLanes; r++) v[r] = (Floats)load_words(rows.row[r] + k, left).v;
-    transpose(v);
-  }
 #pragma GCC unroll 16
   for (int w = 0; w < kLanes; w++) {
     F32 word = {v[w]};
     if constexpr (kPairs || kPerWord == 1) {
-      if (whole || w * kPerWord < left) emit(unit + w, word);
+      if (kWhole || w * kPerWord < left) emit(unit + w, word);
     } else {
-      if (whole || 2 * w < left) emit(unit + 2 * w, widen_first(word));
-      if (whole || 2 * w + 1 < left) emit(unit + 2 * w + 1, widen_second(word));
+      if (kWhole || 2 * w < left) emit(unit + 2 * w, widen_first(word));
+      if (kWhole || 2 * w + 1 < left) emit(unit + 2 * w + 1, widen_second(word));
     }
+  }
+}
+
+/** emit(unit, vector) for the units of the block of K that starts at element k and ends before `end`: lane r holds the
+ *  unit of row r. The first is number `unit`. */
+template <bool kPairs, typename T, typename Emit>
+__attribute__((always_inline)) inline void transposed_block(const RowsAlongK<T>& rows, int64_t k, int64_t end,
+                                                            int64_t unit, const Emit& emit) {
+  Floats v[kLanes];
+  const int64_t left = end - k;
+  if (left >= kBlockElements<T>) {
+    load_transposed([&](int r) { return reinterpret_cast<const float*>(rows.row[r] + k); }, v);
+    emit_units<kPairs, true, T>(v, left, unit, emit);
+  } else {
+    for (int r = 0; r < kLanes; r++) v[r] = (Floats)load_words(rows.row[r] + k, left).v;
+    transpose(v);
+    emit_units<kPairs, false, T>(v, left, unit, emit);
   }
 }
 

@@ -115,7 +115,7 @@ inline Floats shuffle(Floats x, Floats y) {
 #if CARAVAN_GEMM_LANES == 16 || (!defined(CARAVAN_SIMD_HEADER) && CARAVAN_ISA_LEVEL >= 3)
 
 // Four-by-four blocks inside 128-bit lanes (unpack), then a transpose of the 128-bit lanes themselves.
-inline void transpose(Floats (&v)[16]) {
+__attribute__((always_inline)) inline void transpose(Floats (&v)[16]) {
   Floats t[16], u[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i += 2) {
