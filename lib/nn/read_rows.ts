@@ -1,5 +1,5 @@
-// Which hidden rows a loss reads. The last block of a decoder computes them alone: prompts take part in its keys and
-// values only.
+// Which hidden rows are read, by a loss or to draw tokens. The last block of a decoder computes them alone: prompts
+// take part in its keys and values only.
 import type { Device } from '../runtime/index.js'
 import { Tensor } from '../tensor/index.js'
 import type { ReadRows } from './attention.js'

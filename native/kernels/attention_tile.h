@@ -184,7 +184,8 @@ struct Singles {
   static F32 first_units(const T* row, int64_t n) {
     return load_first(row, static_cast<int>(n));
   }
-  /** The units across two rows of 16 columns, the second of which is zero without `both`. */
+  /** The units across one row for each element of a unit, of kLanes columns or the first n. Without `both` there is
+   *  no second row, which stands for zeros. */
   template <typename T>
   static F32 units_across(const T* row, int64_t, bool) {
     return load(row);

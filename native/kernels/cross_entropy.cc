@@ -8,7 +8,7 @@
 // for the tile (written by the first sweep, read by the second), or none where the whole tile stays in L3.
 // rows_per_chunk takes whichever is less: a tile of 8 MiB when D / R is small there (small vocabularies), else the
 // largest allowed. A tile along V would move fewer bytes (linear_logprob.cc) but costs 2 N D V flops more: at V = 152k,
-// D = 896, R = 110 the head traffic is 130 bytes beside 5376 flops a logit, which is still cheaper.
+// D = 896, R = 102 the head traffic is 140 bytes beside 5376 flops a logit, which is still cheaper.
 //
 // e^(logit - part maximum) is kept in the tile when a row is summarised, so the gradient is one multiplication a logit.
 // Sums are f32; the loss is summed in f64 in row order. dhead depends on N, V, D and chunk_bytes (the cut into chunks),

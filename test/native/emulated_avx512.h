@@ -196,18 +196,12 @@ static inline __m256i cvtneps_pbh(__m512 a) {
   return r;
 }
 
-static inline __m256i maskz_loadu_epi16_256(__mmask16 k, const void* p) {
-  uint16_t h[16];
-  for (int i = 0; i < 16; i++) h[i] = (k >> i) & 1 ? static_cast<const uint16_t*>(p)[i] : uint16_t{0};
-  __m256i r;
-  __builtin_memcpy(&r, h, 32);
-  return r;
-}
-static inline __m512i maskz_loadu_epi16(__mmask32 k, const void* p) {
-  uint16_t h[32];
-  for (int i = 0; i < 32; i++) h[i] = (k >> i) & 1 ? static_cast<const uint16_t*>(p)[i] : uint16_t{0};
-  __m512i r;
-  __builtin_memcpy(&r, h, 64);
+template <typename Vector, typename Mask>
+static inline Vector maskz_loadu_epi16(Mask k, const void* p) {
+  uint16_t h[sizeof(Vector) / 2];
+  for (size_t i = 0; i < sizeof(h) / 2; i++) h[i] = (k >> i) & 1 ? static_cast<const uint16_t*>(p)[i] : uint16_t{0};
+  Vector r;
+  __builtin_memcpy(&r, h, sizeof(r));
   return r;
 }
 static inline void mask_storeu_epi16(void* p, __mmask16 k, __m256i a) {
@@ -287,6 +281,6 @@ static inline __m256i half_of(__m512i a, int half) {
 #define _mm512_castsi512_si256(a) emulated::half_of(a, 0)
 #undef _mm512_extracti64x4_epi64
 #define _mm512_extracti64x4_epi64(a, half) emulated::half_of(a, half)
-#define _mm256_maskz_loadu_epi16 emulated::maskz_loadu_epi16_256
+#define _mm256_maskz_loadu_epi16 emulated::maskz_loadu_epi16<__m256i, __mmask16>
 #define _mm256_mask_storeu_epi16 emulated::mask_storeu_epi16
-#define _mm512_maskz_loadu_epi16 emulated::maskz_loadu_epi16
+#define _mm512_maskz_loadu_epi16 emulated::maskz_loadu_epi16<__m512i, __mmask32>
